@@ -1,0 +1,69 @@
+# Palimpsest: `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+HOST   ?= 127.0.0.1
+PORT   ?= 8080
+MODELS ?= auto
+STORE  ?= model-store
+PYTHON ?= python3
+
+VENV := .venv
+BIN  := $(VENV)/bin
+export PALIMPSEST_HOST := $(HOST)
+export PALIMPSEST_PORT := $(PORT)
+export PALIMPSEST_MODELS := $(MODELS)
+export PALIMPSEST_STORE := $(STORE)
+
+.PHONY: help serve stop test test-full check format bench archives lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo "Variables: HOST=$(HOST) PORT=$(PORT) MODELS=$(MODELS) (auto|full|demo) STORE=$(STORE)"
+
+serve: $(VENV)/.serve ## set up what is missing, then serve in the foreground (Ctrl-C stops everything)
+	@exec $(BIN)/palimpsest serve
+
+stop: ## stop the server that `make serve` started on PORT
+	@test ! -x $(BIN)/palimpsest || $(BIN)/palimpsest stop
+
+test: $(VENV)/.dev ## all tests, a real TorchServe included
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(VENV)/.dev ## full-size networks with random weights through TorchServe (minutes, ~20 GB of disk)
+	$(BIN)/python -m pytest -m full -s --timeout=3600
+
+check: $(VENV)/.dev ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+archives: $(VENV)/.serve ## build the archives that MODELS names into STORE
+	$(BIN)/palimpsest archives build
+
+lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
+	deploy/lock.sh $(BIN)
+
+clean: ## remove the virtual environment and the caches; STORE stays
+	rm -rf $(VENV) .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
+
+# pip shows its own progress; a stamp makes later starts skip it.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 serve"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing what requirements.lock names into $(VENV) (about 5 GB; two minutes on a fast line)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
