@@ -1,0 +1,289 @@
+"""Builds archives: directories in TorchServe's no-archive layout, each put into the store in one step.
+
+STORE/<name>/        full-size        MAR-INF/MANIFEST.json  handler.py  model-config.yaml
+STORE/demo/<name>/   tiny             handlers/ (only what this model runs)  checkpoint files
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.archives import convert
+from serve.archives.download import Progress, copy
+from serve.archives.store import Report, replace_directory, staging_folder
+from serve.archives.weights import File, Places, Weights, obtain, read_weights
+
+HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
+SHARED_CODE = ("__init__.py", "base.py", "payload.py", "imaging.py")
+CHECKPOINT_SUFFIXES = {".yaml", ".json", ".txt", ".safetensors"}
+MODEL_CONFIG = "model-config.yaml"
+RECORD = "MAR-INF/palimpsest.json"
+MODEL_VERSION = "1.0"
+# Raise it when a converter writes something else than before: archives in stores are then converted anew.
+CHECKPOINT_FORMAT = 1
+RANDOM_WEIGHTS_SEED = 0
+TOOL_TIMEOUT = 600.0  # seconds for the archiver (tiny files) or for drawing the demo weights
+
+
+class BuildError(Exception):
+    """An archive that can't be built; what was in the store is as it was."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What to build. code_key, checkpoint_key: hashes of what the two halves of the archive are made from."""
+
+    name: str
+    store: Path
+    target: Path
+    code: Mapping[str, Path]  # path in the archive -> source file
+    code_key: str
+    checkpoint_key: str
+
+
+def build_full(
+    weights: Weights, store: Path, places: Places, progress: Progress, report: Report, handlers: Path = HANDLERS
+) -> bool:
+    """Builds STORE/<name>; False where it is up to date. Raises BuildError and what obtain and converters raise."""
+    folder = handlers / weights.handler
+    configs = {path: folder / source for path, source in weights.configs.items()}
+    code = _code(weights.handler, folder / MODEL_CONFIG, handlers)
+    archive = Archive(
+        name=weights.name,
+        store=store,
+        target=store / weights.name,
+        code=code,
+        code_key=_key(code.items()),
+        checkpoint_key=_key(configs.items(), repr((CHECKPOINT_FORMAT, weights.sources))),
+    )
+    record = _read_record(archive.target)
+    if _is_current(archive, record):
+        return False
+    if _has_checkpoint(archive, record):
+        # Only code changed: no need for the published files, which may be long gone from this machine.
+        _build(archive, lambda out: _link(archive.target, record["checkpoint"], out, progress), report)
+    else:
+        files = obtain(weights, places, progress)
+        _build(archive, lambda out: _convert(weights, files, configs, out, progress), report)
+    return True
+
+
+def build_demo(name: str, store: Path, report: Report, handlers: Path = HANDLERS) -> bool:
+    """Builds STORE/demo/<name> from handlers/<name>/demo; False where it is up to date. Raises BuildError."""
+    demo = handlers / name / "demo"
+    config = demo / MODEL_CONFIG if (demo / MODEL_CONFIG).exists() else handlers / name / MODEL_CONFIG
+    checkpoint = _demo_checkpoint(demo)
+    trained = any(path.endswith(".safetensors") for path in checkpoint)
+    code = _code(name, config, handlers)
+    # Random weights also depend on the code that draws them.
+    drawn_by = {} if trained else {f"{name}/{path.name}": path for path in _random_weights_code(name, handlers)}
+    archive = Archive(
+        name=name,
+        store=store,
+        target=store / "demo" / name,
+        code=code,
+        code_key=_key(code.items()),
+        checkpoint_key=_key([*checkpoint.items(), *drawn_by.items()]),
+    )
+    if _is_current(archive, _read_record(archive.target)):
+        return False
+
+    def fill(out: Path) -> None:
+        for path, source in checkpoint.items():
+            _copy_small(source, out / path)
+        if not trained:
+            _draw_weights(name, demo, out, handlers)
+
+    _build(archive, fill, report)
+    return True
+
+
+def ensure_demo(store: Path, report: Report) -> None:
+    """Builds the demo archives that are missing or out of date; milliseconds where there is none. Raises BuildError."""
+    for name in demo_names():
+        build_demo(name, store, report)
+
+
+def demo_names(handlers: Path = HANDLERS) -> list[str]:
+    """The default archives of weights.toml that have a tiny version in handlers/<name>/demo."""
+    return [name for name, weights in read_weights().items() if weights.default and (handlers / name / "demo").is_dir()]
+
+
+def _build(archive: Archive, fill: Callable[[Path], None], report: Report) -> None:
+    """Fills an empty folder with the checkpoint files, adds the code, and swaps the result in."""
+    with staging_folder(archive.store, archive.name, report) as staging:
+        if _is_current(archive, _read_record(archive.target)):
+            return  # built by the one whose lock we waited for
+        report(f"{archive.name}: building {archive.target}")
+        checkpoint = staging / "checkpoint"
+        checkpoint.mkdir()
+        fill(checkpoint)
+        built = _package(archive, staging)
+        sizes = _move_in(checkpoint, built)
+        record = {"code": archive.code_key, "weights": archive.checkpoint_key, "checkpoint": sizes}
+        (built / RECORD).write_text(json.dumps(record, indent=2))
+        replace_directory(built, archive.target, staging, archive.store)
+        report(f"{archive.name}: ready in {archive.target}")
+
+
+def _code(handler: str, config: Path, handlers: Path) -> dict[str, Path]:
+    """What the archive runs: no other model's code, no caches."""
+    folder = handlers / handler
+    package = [*(handlers / name for name in SHARED_CODE), *sorted(folder.glob("*.py"))]
+    code = {f"handlers/{path.relative_to(handlers)}": path for path in package}
+    return code | {"handler.py": folder / "handler.py", MODEL_CONFIG: config}
+
+
+def _key(files: Iterable[tuple[str, Path]], extra: str = "") -> str:
+    digest = hashlib.sha256(extra.encode())
+    for path, source in files:
+        digest.update(f"{path}\0{source.stat().st_size}\0".encode())
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_record(target: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((target / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
+def _is_current(archive: Archive, record: Mapping[str, Any]) -> bool:
+    return record.get("code") == archive.code_key and _has_checkpoint(archive, record)
+
+
+def _has_checkpoint(archive: Archive, record: Mapping[str, Any]) -> bool:
+    files = record.get("checkpoint", {}).items()
+    return record.get("weights") == archive.checkpoint_key and all(
+        (archive.target / path).is_file() and (archive.target / path).stat().st_size == size for path, size in files
+    )
+
+
+def _package(archive: Archive, staging: Path) -> Path:
+    """Has torch-model-archiver lay out the code and the manifest; it gets relative paths, as it splits at commas."""
+    source, temporary, result = staging / "code", staging / "tmp", staging / "archive"
+    for path, file in archive.code.items():
+        _copy_small(file, source / ("extra" if path.startswith("handlers/") else "") / path)
+    temporary.mkdir()
+    result.mkdir()
+    command = [sys.executable, "-P", "-m", "model_archiver.model_packaging", "--model-name", archive.name]
+    command += ["--version", MODEL_VERSION, "--handler", "handler.py", "--config-file", MODEL_CONFIG]
+    command += ["--extra-files", "extra", "--archive-format", "no-archive", "--export-path", str(result.absolute())]
+    # It removes $TMPDIR/<model name> before it starts: give it one where nothing is lost.
+    _run(command, source, {"TMPDIR": str(temporary.absolute())})
+    return result / archive.name
+
+
+def _move_in(checkpoint: Path, built: Path) -> dict[str, int]:
+    """Moves the checkpoint files by rename, so that gigabytes are not copied again; their sizes by path."""
+    sizes = {}
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        path = file.relative_to(checkpoint)
+        sizes[path.as_posix()] = file.stat().st_size
+        (built / path).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(file, built / path)
+    return sizes
+
+
+def _link(old: Path, checkpoint: Iterable[str], out: Path, progress: Progress) -> None:
+    """The checkpoint files of an archive once more, without a second copy on disk where hard links exist."""
+    for path in checkpoint:
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(old / path, out / path)
+        except OSError:
+            copy(old / path, out / path, progress)
+
+
+def _demo_checkpoint(demo: Path) -> dict[str, Path]:
+    files = sorted(path for path in demo.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES)
+    return {path.relative_to(demo).as_posix(): path for path in files if path != demo / MODEL_CONFIG}
+
+
+def _random_weights_code(name: str, handlers: Path) -> list[Path]:
+    return [handlers / "random_weights.py", *sorted((handlers / name).glob("*.py"))]
+
+
+def _draw_weights(name: str, demo: Path, out: Path, handlers: Path) -> None:
+    command = [sys.executable, "-m", f"{handlers.name}.random_weights", name, str(demo), str(out.absolute())]
+    _run([*command, "--seed", str(RANDOM_WEIGHTS_SEED)], handlers.parent, {})
+
+
+def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=TOOL_TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{' '.join(command)} took longer than {TOOL_TIMEOUT:.0f} s") from None
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+
+
+def _copy_small(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _convert(
+    weights: Weights, files: Mapping[File, Path], configs: Mapping[str, Path], out: Path, progress: Progress
+) -> None:
+    for path, source in configs.items():
+        _copy_small(source, out / path)
+    CONVERTERS[weights.convert](files, out, progress)
+
+
+def _convert_sam(files: Mapping[File, Path], out: Path, progress: Progress) -> None:
+    (checkpoint,) = files.values()
+    with _fractions(progress, checkpoint) as update:
+        convert.convert_sam(checkpoint, out, update)
+
+
+def _convert_lama(files: Mapping[File, Path], out: Path, progress: Progress) -> None:
+    """The zip brings its own config; an unpacked checkpoint has it as second file; TorchScript takes the one in out."""
+    (source, *rest) = files.values()
+    config = rest[0] if rest else None if source.suffix == ".zip" else out / convert.CONFIG
+    with _fractions(progress, source) as update:
+        convert.convert_lama(source, config, out, update)
+
+
+def _copy_diffusers(files: Mapping[File, Path], out: Path, progress: Progress) -> None:
+    """Copies a pipeline as it is and checks that every component it names is there."""
+    for file, source in files.items():
+        copy(source, out / file.save_as, progress)
+    (index,) = out.glob("*/model_index.json")
+    for component, value in json.loads(index.read_text()).items():
+        if isinstance(value, list) and value[0] is not None and not (index.parent / component).is_dir():
+            raise BuildError(f"model_index.json names {component}, but no file of it was found")
+
+
+@contextmanager
+def _fractions(progress: Progress, source: Path) -> Iterator[Callable[[float], None]]:
+    """Progress from 0 to 1, as the converters tell it, shown in bytes."""
+    total, done = source.stat().st_size, 0
+    with progress(f"convert {source.name}", total) as advance:
+
+        def update(fraction: float) -> None:
+            nonlocal done
+            reached = round(fraction * total)
+            advance(reached - done)
+            done = reached
+
+        yield update
+
+
+CONVERTERS: dict[str, Callable[[Mapping[File, Path], Path, Progress], None]] = {
+    "sam": _convert_sam,
+    "lama": _convert_lama,
+    "diffusers": _copy_diffusers,
+}

@@ -1,0 +1,149 @@
+"""`palimpsest archives`: build, list, export."""
+
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+
+from serve.archives import export as exporting
+from serve.archives.build import BuildError, build_demo, build_full, demo_names
+from serve.archives.convert import CheckpointError
+from serve.archives.weights import NotAvailable, Places, WeightsError, missing_report, read_weights
+
+SMALL = 16 << 20  # bytes; less than this needs no bar
+
+
+class Models(StrEnum):
+    AUTO = "auto"
+    FULL = "full"
+    DEMO = "demo"
+
+
+StoreOption = Annotated[Path, typer.Option(envvar="PALIMPSEST_STORE", help="Folder that holds the archives.")]
+STORE = Path("model-store")
+
+archives_app = typer.Typer(no_args_is_help=True, help="Build archives into the store, list them, export them.")
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+@archives_app.command()
+def build(
+    names: Annotated[list[str] | None, typer.Argument(help="Archives to build; all default ones if none.")] = None,
+    models: Annotated[
+        Models, typer.Option(envvar="PALIMPSEST_MODELS", help="auto is full where --from is given, else demo.")
+    ] = Models.AUTO,
+    given: Annotated[
+        Path | None,
+        typer.Option("--from", exists=True, file_okay=False, help="A folder with the published checkpoint files."),
+    ] = None,
+    store: StoreOption = STORE,
+    state: Annotated[
+        Path, typer.Option(envvar="PALIMPSEST_STATE", help="Folder for downloads, which are kept.")
+    ] = Path(".palimpsest"),
+) -> None:
+    """Build archives from the published checkpoints (full) or from what the repository carries (demo)."""
+    with _one_message_per_error(store):
+        if models is Models.FULL or (models is Models.AUTO and given):
+            _build_full(names or [], Places(state / "downloads", given), store)
+        else:
+            _build_demo(names or [], store)
+
+
+@archives_app.command("list")
+def list_archives(store: StoreOption = STORE) -> None:
+    """Show what can be built and what the store holds."""
+    full = [(name, store / name, weights.licence) for name, weights in read_weights().items()]
+    demo = [(f"demo/{name}", store / "demo" / name, "part of this repository") for name in demo_names()]
+    for name, folder, licence in full + demo:
+        built = (folder / "MAR-INF" / "MANIFEST.json").is_file()
+        size = f"{_size(folder) / 1e6:10,.1f} MB" if built else "    not built"
+        print(f"{name:12} {size}  {licence}")
+
+
+@archives_app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="An archive in the store, such as sam or demo/sam.")],
+    file_format: Annotated[exporting.Format, typer.Option("--format", help="mar or tar.gz; both run unchanged.")],
+    store: StoreOption = STORE,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.FORMAT here.")] = None,
+) -> None:
+    """Write an archive as one file that a stock TorchServe or SageMaker serves."""
+    with _one_message_per_error(store):
+        target = out or Path(f"{Path(name).name}.{file_format}")
+        exporting.export(store / name, file_format, target, _show)
+        console.print(f"wrote {target} ({target.stat().st_size:,} bytes)")
+
+
+def _build_full(names: Sequence[str], places: Places, store: Path) -> None:
+    """Builds what can be built; what is not to be had is reported together at the end."""
+    known = read_weights()
+    _require_known(names, known, "full")
+    unavailable: list[NotAvailable] = []
+    for name in names or [name for name, weights in known.items() if weights.default]:
+        try:
+            if not build_full(known[name], store, places, _show, console.print):
+                console.print(f"{name}: up to date in {store / name}")
+        except NotAvailable as error:
+            unavailable.append(error)
+    if unavailable:
+        command = ["palimpsest", "archives", "build", "--models", "full", "--store", str(store)]
+        _fail(missing_report(unavailable, places.given or Path("checkpoints"), command))
+
+
+def _build_demo(names: Sequence[str], store: Path) -> None:
+    _require_known(names, demo_names(), "demo")
+    for name in names or demo_names():
+        if not build_demo(name, store, console.print):
+            console.print(f"{name}: up to date in {store / 'demo' / name}")
+
+
+def _require_known(names: Sequence[str], known: Iterable[str], models: str) -> None:
+    for name in names:
+        if name not in known:
+            _fail(f"There is no {models} archive {name}; with --models {models} there are {', '.join(known)}.")
+
+
+@contextmanager
+def _one_message_per_error(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except (WeightsError, CheckpointError, BuildError, exporting.ExportError) as error:
+        _fail(str(error))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(f"The disk is full: nothing in {store} was changed." if full else str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(message)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _show(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, one line in a log, nothing for what takes no time."""
+    if total is not None and total < SMALL:
+        yield lambda done: None
+        return
+    if not console.is_terminal:
+        console.print(what if total is None else f"{what} ({total:,} bytes)")
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+        task = display.add_task(what, total=total)
+        yield lambda done: display.advance(task, done)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

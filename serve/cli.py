@@ -1,0 +1,195 @@
+"""The `palimpsest` command."""
+
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import pydantic
+import typer
+import uvicorn
+from rich.console import Console
+
+from serve.archives import build
+from serve.archives.commands import archives_app
+from serve.engine.supervisor import Supervisor
+from serve.errors import PalimpsestError
+from serve.gateway.app import create_app
+from serve.residency.catalog import DEMO, Catalog
+from serve.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
+app.add_typer(archives_app, name="archives")
+console = Console(highlight=False, soft_wrap=True)
+
+FULL = ("sam", "lama", "sd")
+
+
+@app.callback()
+def main() -> None:
+    """A callback keeps `serve` and `stop` named commands."""
+
+
+@app.command()
+def serve() -> None:
+    """Serve in the foreground until Ctrl-C; the settings are PALIMPSEST_* variables."""
+    settings = _settings()
+    _require_free_port(settings)
+    demo, reason = _choose_models(settings)
+    console.print(f"Models: {DEMO if demo else 'full'} ({reason})")
+    if demo:
+        build.ensure_demo(settings.store, console.print)
+    _serve(settings, Catalog(settings.store, demo))
+
+
+@app.command()
+def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for running requests.")] = 60) -> None:
+    """Stop the server that runs on PALIMPSEST_PORT."""
+    settings = _settings()
+    process = _running(_pid_file(settings))
+    if process is None:
+        console.print(f"Nothing runs on port {settings.port}.")
+        return
+    process.terminate()
+    try:
+        process.wait(timeout)
+    except psutil.TimeoutExpired:
+        _fail(f"process {process.pid} still runs after {timeout:g} s; its requests may take longer, try again")
+    console.print("Stopped.")
+
+
+def _serve(settings: Settings, catalog: Catalog) -> None:
+    application = create_app(settings, catalog, Supervisor(settings))
+    config = uvicorn.Config(
+        application,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=round(settings.stop_timeout),
+    )
+    server = _AnnouncingServer(config, settings)
+    with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(1)
+    console.print("Stopped.")
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """uvicorn, saying where it serves once it does."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings, self._began = settings, time.monotonic()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        with console.status("Starting TorchServe"):
+            await super().startup(sockets)
+        if self.started:
+            _announce(self._settings, time.monotonic() - self._began)
+
+
+def _announce(settings: Settings, seconds: float) -> None:
+    url = f"http://{settings.host}:{settings.port}"
+    console.print(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
+    console.print(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
+    sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
+    picture = os.path.relpath(sample) if sample.exists() else "picture.png"
+    console.print("Try a click:")
+    console.print(
+        f"""  curl -s {url}/predictions/sam -H 'Accept: image/png' -F image=@{picture} \\
+    -F 'gen_args={{"point_coords": [750, 500], "dilate_kernel_size": 15}}' -o mask.png"""
+    )
+    console.print("Ctrl-C stops everything.")
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except pydantic.ValidationError as error:
+        lines = [f"PALIMPSEST_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise _fail("; ".join(lines)) from None
+
+
+def _require_free_port(settings: Settings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise _fail(
+                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}). Set another one,"
+                f" e.g. `make serve PORT={settings.port + 1}`, or end what listens there (`make stop` if it is ours)."
+            ) from None
+
+
+def _choose_models(settings: Settings) -> tuple[bool, str]:
+    """Returns (whether to serve the demo set, the reason in words)."""
+    if settings.models != "auto":
+        return settings.models == DEMO, f"MODELS={settings.models}"
+    catalog = Catalog(settings.store, demo=False)
+    missing = [name for name in FULL if name not in catalog.names()]
+    if not missing:
+        return False, f"{', '.join(FULL)} are built in {settings.store}"
+    if _has_cuda_gpu():
+        built = "palimpsest archives build --models full"
+        raise _fail(
+            f"there is a CUDA GPU, but the full-size archives {', '.join(missing)} are not built: run"
+            f" `{built}`, or serve the tiny demo models with `make serve MODELS=demo`"
+        )
+    return True, "no CUDA GPU and no full-size archives here; MODELS=full would need them"
+
+
+def _has_cuda_gpu() -> bool:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    try:
+        return bool(pynvml.nvmlDeviceGetCount() > 0)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _pid_file(settings: Settings) -> Path:
+    return settings.state / f"serve-{settings.port}.pid"
+
+
+@contextlib.contextmanager
+def _pid_file_held(settings: Settings):  # type: ignore[no-untyped-def]
+    file = _pid_file(settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _running(pid_file: Path) -> psutil.Process | None:
+    """The process that wrote the file, unless it is gone and its number was given to another."""
+    try:
+        pid, created = pid_file.read_text().split()
+        process = psutil.Process(int(pid))
+        return process if process.create_time() == float(created) else None
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+
+
+def _fail(message: str) -> typer.Exit:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]palimpsest:[/red] {message}")
+    return typer.Exit(1)
+
+
+def run() -> None:
+    """Entry point: errors of ours become one line, not a traceback."""
+    try:
+        app()
+    except PalimpsestError as error:
+        raise SystemExit(f"palimpsest: {error.message}") from None

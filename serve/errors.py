@@ -1,0 +1,56 @@
+"""The one exception tree and its one translation to HTTP.
+
+PalimpsestError            500
+├── BadRequest             400  the client must change the request
+│   ├── ModelNotFound      404  no archive of that name in the store
+│   └── RequestTooLarge    413
+├── ModelLoadFailed        500  the archive's handler failed while loading
+├── OutOfMemory            507  the device has no room for this model or request
+├── EngineUnavailable      503  TorchServe is starting, restarting or gone
+└── DeadlineExceeded       504  TorchServe did not answer in time
+"""
+
+from typing import Any
+
+
+class PalimpsestError(Exception):
+    """Becomes {"error": {"code", "message", "field"?}} with `status`; the message says what to do."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.field = message, field
+
+    def body(self) -> dict[str, Any]:
+        error = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
+        return {"error": error}
+
+
+class BadRequest(PalimpsestError):
+    status, code = 400, "bad_request"
+
+
+class ModelNotFound(BadRequest):
+    status, code = 404, "model_not_found"
+
+
+class RequestTooLarge(BadRequest):
+    status, code = 413, "too_large"
+
+
+class ModelLoadFailed(PalimpsestError):
+    status, code = 500, "load_failed"
+
+
+class OutOfMemory(PalimpsestError):
+    status, code = 507, "out_of_memory"
+
+
+class EngineUnavailable(PalimpsestError):
+    status, code = 503, "unavailable"
+
+
+class DeadlineExceeded(PalimpsestError):
+    status, code = 504, "deadline_exceeded"

@@ -1,0 +1,104 @@
+"""The door: one FastAPI application in front of one TorchServe."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from serve.engine.torchserve import TorchServe
+from serve.errors import BadRequest, EngineUnavailable, PalimpsestError
+from serve.gateway import predictions
+from serve.residency.catalog import Catalog
+from serve.residency.scheduler import Scheduler
+from serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """Segment Anything (click → mask), LaMa (mask → erased) and Stable Diffusion inpainting
+(mask + prompt → replaced) on one GPU. Models are loaded when a request names them."""
+
+
+class EngineHost(Protocol):
+    """Starts and ends the engine: the supervisor, or a stand-in in tests."""
+
+    engine: TorchServe
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with; `app.state.services` while the application runs."""
+
+    settings: Settings
+    catalog: Catalog
+    scheduler: Scheduler
+    engine: TorchServe
+
+
+def create_app(settings: Settings, catalog: Catalog, host: EngineHost) -> FastAPI:
+    """The application; entering its lifespan starts the engine, leaving it stops the engine."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await host.start()
+            app.state.services = Services(settings, catalog, Scheduler(host.engine), host.engine)
+            yield
+        finally:
+            await host.stop()
+
+    app = FastAPI(
+        title="Palimpsest",
+        description=DESCRIPTION,
+        version="0.1.0",
+        lifespan=lifespan,
+        exception_handlers={
+            PalimpsestError: _on_palimpsest_error,
+            HTTPException: _on_http_exception,
+            RequestValidationError: _on_validation_error,
+            Exception: _on_unexpected,
+        },
+    )
+    app.include_router(predictions.router)
+    app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)
+    return app
+
+
+async def _ping(request: Request) -> dict[str, str]:
+    services: Services = request.app.state.services
+    if not await services.engine.alive():
+        raise EngineUnavailable("TorchServe does not answer; logs are in the state folder")
+    return {"status": "ready"}
+
+
+async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PalimpsestError)
+    return JSONResponse(error.body(), error.status)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
+    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers=error.headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:])
+    return await _on_palimpsest_error(request, BadRequest(f"{field}: {first['msg']}", field))
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    # Starlette's server-error layer raises it again for uvicorn, which logs the traceback.
+    return JSONResponse(PalimpsestError("an unexpected error; the server's log says where").body(), 500)

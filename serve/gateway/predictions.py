@@ -1,0 +1,113 @@
+"""TorchServe's own prediction routes, which load the model first where need be."""
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request, Response
+
+from serve.errors import RequestTooLarge
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Services
+
+router = APIRouter(tags=["predictions"])
+
+_FIELDS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "image": {"type": "string", "description": "The picture: base64 in JSON, a file in multipart."},
+        "mask_image": {
+            "type": "string",
+            "description": "lama, sd: the mask, as large as the picture; 128 or more of 255 marks what to change.",
+        },
+        "prompt": {"type": "string", "description": "sd: what to paint."},
+        "negative_prompt": {"type": "string", "description": "sd: what to avoid."},
+        "gen_args": {
+            "description": "A JSON object, or the text of one. sam: point_coords, point_labels, box, mask_input, "
+            "multimask_output, masks (best|all), return_logits, dilate_kernel_size. sd: num_inference_steps, "
+            "guidance_scale, strength, seed, scheduler.",
+            "anyOf": [{"type": "object"}, {"type": "string"}],
+        },
+    },
+    "required": ["image"],
+}
+_CLICK = {
+    "image": "<base64>",
+    "gen_args": '{"point_coords": [750, 500], "point_labels": 1, "dilate_kernel_size": 15}',
+}
+_ERROR: dict[str, Any] = {
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "properties": {name: {"type": "string"} for name in ("code", "message", "field")},
+                        "required": ["code", "message"],
+                    }
+                },
+                "required": ["error"],
+            }
+        }
+    }
+}
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_OPENAPI: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _FIELDS, "example": _CLICK},
+            "multipart/form-data": {"schema": _FIELDS},
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "JSON with the picture as base64 PNG, or the picture itself where Accept asks for one.",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {"generated_image": {"type": "string"}},
+                        "required": ["generated_image"],
+                    }
+                },
+                "image/png": _PICTURE,
+                "image/jpeg": _PICTURE,
+                "image/webp": _PICTURE,
+            },
+        },
+        "400": {"description": "Something in the request is wrong; `field` names it.", **_ERROR},
+        "404": {"description": "The store holds no such model.", **_ERROR},
+        "413": {"description": "The request or its picture is too large.", **_ERROR},
+        "500": {"description": "The model failed.", **_ERROR},
+        "503": {"description": "The engine is starting or restarting: try again.", **_ERROR},
+        "504": {"description": "The model did not answer in time.", **_ERROR},
+        "507": {"description": "Not enough memory.", **_ERROR},
+    },
+}
+
+
+@router.post("/predictions/{model:path}", summary="Ask a model", openapi_extra=_OPENAPI)
+@router.post("/models/{model:path}/invoke", summary="Ask a model (the container API's name)", openapi_extra=_OPENAPI)
+async def predict(model: str, request: Request) -> Response:
+    services: Services = request.app.state.services
+    archive = services.catalog.find(model)
+    body = await _read_body(request, services.settings.max_request_mib)
+    async with services.scheduler.lease(archive):
+        answer = await services.engine.predict(archive.engine_name, dict(request.headers), body)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+async def _read_body(request: Request, max_mib: int) -> bytes:
+    """The whole body, cut off as soon as it is known to be too large."""
+    limit = max_mib * 2**20
+    error = RequestTooLarge(f"the request is larger than {max_mib} MiB: send a smaller picture, or binary multipart")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise error
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise error
+    return bytes(body)

@@ -1,0 +1,34 @@
+"""All settings of the server: typed, read once, PALIMPSEST_* in the environment or in the file `palimpsest.env`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+ModelSet = Literal["auto", "full", "demo"]
+
+
+class Settings(BaseSettings):
+    """Raises pydantic.ValidationError, which names the setting, when a value is unusable."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PALIMPSEST_", env_file="palimpsest.env", extra="forbid", validate_default=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
+    models: ModelSet = Field(
+        "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."
+    )
+    store: AbsolutePath = Field(Path("model-store"), description="Folder that holds the archives.")
+    state: AbsolutePath = Field(Path(".palimpsest"), description="Folder for logs, downloads and the process id.")
+    config: AbsolutePath = Field(
+        Path(__file__).parent.parent / "config.properties", description="TorchServe's own settings file."
+    )
+    max_request_mib: int = Field(128, ge=1, le=128, description="Largest request body; above it the answer is 413.")
+    load_timeout: float = Field(360, gt=0, description="Seconds that loading a model may take.")
+    predict_timeout: float = Field(330, gt=0, description="Seconds that a prediction may take.")
+    start_timeout: float = Field(60, gt=0, description="Seconds that TorchServe may take to start.")
+    stop_timeout: float = Field(30, gt=0, description="Seconds that running requests get to finish at shutdown.")

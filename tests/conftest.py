@@ -1,0 +1,118 @@
+"""What several test files share: the sample picture, a store of demo archives, a handler outside TorchServe."""
+
+import os
+
+# As in the server: before torch is imported, or a busy machine makes its threads spin against each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import base64
+import importlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from ts.context import RequestProcessor
+
+from serve.archives import build
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def dog() -> bytes:
+    """The sample photograph: a 1499x1041 PNG of a dog on a bench."""
+    return (DATA / "dog-on-bench.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def dog_mask() -> bytes:
+    """Its mask as the original client sends it: a JPEG with 93 grey levels."""
+    return (DATA / "dog-on-bench-mask.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the demo archives, built once per run."""
+    store = tmp_path_factory.mktemp("store")
+    build.ensure_demo(store, lambda message: None)
+    return store
+
+
+class HandlerClient:
+    """Speaks to a handler as TorchServe's worker does."""
+
+    def __init__(self, name: str, model_dir: Path) -> None:
+        module = importlib.import_module(f"handlers.{name}.handler")
+        self.handler = getattr(module, f"{name.capitalize()}Handler")()
+        config = yaml.safe_load((model_dir / "model-config.yaml").read_text())
+        self.handler.initialize(
+            SimpleNamespace(system_properties={"model_dir": str(model_dir), "gpu_id": None}, model_yaml_config=config)
+        )
+
+    def send(self, data: dict[str, Any], accept: str = "") -> "HandlerReply":
+        """data: a request as it reaches a handler: {"body": ...}, or multipart fields by name."""
+        processor = RequestProcessor({"Accept": accept})
+        context = SimpleNamespace(
+            request_processor=[processor],
+            set_response_status=lambda code, idx: processor.report_status(code),
+            set_response_header=lambda idx, key, value: processor.add_response_property(key, value),
+            set_response_content_type=lambda idx, value: processor.add_response_property("content-type", value),
+        )
+        (body,) = self.handler.handle([data], context)
+        return HandlerReply(processor.get_response_status_code(), processor.get_response_headers(), body)
+
+    def json(self, **fields: Any) -> "HandlerReply":
+        """Sends the fields as a JSON body; bytes travel as base64."""
+        plain = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in fields.items()}
+        return self.send({"body": json.dumps(plain).encode()})
+
+
+class HandlerReply:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return dict(json.loads(self.body))
+
+    @property
+    def error(self) -> dict[str, str]:
+        return dict(self.fields["error"])
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The edited picture or mask, from either form of reply."""
+        is_json = self.headers["content-type"] == "application/json"
+        return pixels(base64.b64decode(self.fields["generated_image"]) if is_json else self.body)
+
+
+@pytest.fixture(scope="session")
+def open_handler(demo_store: Path) -> Callable[[str], HandlerClient]:
+    """Loads a demo handler by name, once per run."""
+    opened: dict[str, HandlerClient] = {}
+
+    def open_(name: str) -> HandlerClient:
+        if name not in opened:
+            opened[name] = HandlerClient(name, demo_store / "demo" / name)
+        return opened[name]
+
+    return open_
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """An encoded picture as the array it holds."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def encoded(array: np.ndarray, format: str = "PNG", **options: Any) -> bytes:
+    """An array as an encoded picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format, **options)
+    return buffer.getvalue()

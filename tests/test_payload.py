@@ -1,0 +1,162 @@
+"""Fields in, replies out."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from conftest import encoded
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers import payload
+from handlers.imaging import Picture
+from handlers.payload import BadRequest, Reply, Request
+
+WHITE = encoded(np.full((2, 3, 3), 255, np.uint8))
+MASK = encoded(np.full((2, 3), 255, np.uint8))
+TEXT = base64.b64encode(WHITE).decode()
+
+
+def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:
+    bodies = [
+        {"body": json.dumps({"image": TEXT, "gen_args": '{"a": 1}'}).encode()},
+        {"body": {"image": TEXT, "gen_args": {"a": 1}}},
+        {"image": WHITE, "gen_args": b'{"a": 1}'},
+        {"image": TEXT.encode(), "gen_args": '{"a": 1}'},
+    ]
+    for body in bodies:
+        request = Request.parse(body)
+        assert request.picture("image").size == (3, 2)
+        assert request.arguments().integer("a", 0, 0, 9) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"data:image/png;base64,{TEXT}",
+        f"data:image/png;charset=utf-8;base64,{TEXT}",
+        TEXT.replace("+", "-").replace("/", "_"),
+        TEXT.rstrip("="),
+        "\n".join(TEXT[i : i + 60] for i in range(0, len(TEXT), 60)),
+    ],
+)
+def test_unambiguous_base64_is_accepted(text: str) -> None:
+    assert payload.from_base64(text, "image") == WHITE
+
+
+@given(st.binary(max_size=200))
+def test_base64_round_trip(data: bytes) -> None:
+    assert payload.from_base64(payload.to_base64(data), "x") == data
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({}, "image", "missing"),
+        ({"image": ""}, "image", "missing"),
+        ({"image": 7}, "image", "must be base64"),
+        ({"image": "/etc/passwd"}, "image", "image"),
+        ({"image": "!!!"}, "image", "neither base64"),
+        ({"image": TEXT[: len(TEXT) // 2 // 4 * 4]}, "image", "damaged"),
+        ({"image": "A" * 9}, "image", "cut off"),
+    ],
+)
+def test_a_bad_picture_names_its_field(fields: dict[str, object], field: str, words: str) -> None:
+    with pytest.raises(BadRequest, match=words) as caught:
+        Request(fields).picture("image")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff\xfe", "3", b"[" * 5000])
+def test_a_body_that_is_no_object_is_refused(body: object) -> None:
+    with pytest.raises(BadRequest, match="the body"):
+        Request.parse({"body": body})
+
+
+def test_masks_must_fit_and_mark_something() -> None:
+    request = Request({"mask_image": MASK})
+    assert request.mask("mask_image", (3, 2)).all()
+    assert "context" in request.warnings[0]
+    with pytest.raises(BadRequest, match="3x2 but the picture is 4x4"):
+        request.mask("mask_image", (4, 4))
+    with pytest.raises(BadRequest, match="the mask is empty"):
+        Request({"mask_image": encoded(np.zeros((2, 3), np.uint8))}).mask("mask_image", (3, 2))
+
+
+@pytest.mark.parametrize("value", [True, "1", 1.5, -2, 11, float("nan"), [1], {}])
+def test_integers_are_checked(value: object) -> None:
+    with pytest.raises(BadRequest, match="from 0 to 10") as caught:
+        Request({"gen_args": {"steps": value}}).arguments().integer("steps", 5, 0, 10)
+    assert caught.value.field == "gen_args.steps"
+
+
+@pytest.mark.parametrize("value", [True, "1", float("inf"), float("nan"), 1.01, None])
+def test_numbers_are_checked(value: object) -> None:
+    arguments = Request({"gen_args": {"strength": value}}).arguments()
+    if value is None:
+        assert arguments.number("strength", 0.5, 0, 1) == 0.5
+    else:
+        with pytest.raises(BadRequest, match="from 0 to 1"):
+            arguments.number("strength", 0.5, 0, 1)
+
+
+def test_unknown_arguments_end_in_a_warning() -> None:
+    request = Request({"gen_args": {"steps": 3, "guidence": 7}})
+    arguments = request.arguments()
+    arguments.integer("steps", 1, 0, 9)
+    arguments.finish()
+    assert request.warnings == ["gen_args.'guidence' is unknown and was ignored"]
+
+
+def test_error_messages_never_quote_a_whole_payload() -> None:
+    with pytest.raises(BadRequest) as caught:
+        Request({"gen_args": {"steps": "x" * 10_000}}).arguments().integer("steps", 1, 0, 9)
+    assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", None),
+        ("*/*", None),
+        ("application/json", None),
+        ("image/png", "image/png"),
+        ("image/*", "image/png"),
+        ("image/webp, */*;q=0.1", "image/webp"),
+        ("image/png;q=0.5, image/jpeg", "image/jpeg"),
+        ("text/html, image/png;q=0", None),
+        ("IMAGE/JPEG; q=oops, application/json", None),
+    ],
+)
+def test_accept_decides_the_form_of_the_reply(accept: str, expected: str | None) -> None:
+    assert payload.preferred_picture_type(accept) == expected
+
+
+def test_replies_as_json_and_as_bytes() -> None:
+    reply = Reply(Picture(np.zeros((2, 2, 3), np.uint8)), {"seed": 5, "warnings": ["a\r\nb: c"], "logits": "x"})
+    body, kind, headers = reply.encode("")
+    assert (kind, headers) == ("application/json", {})
+    assert json.loads(body)["seed"] == 5
+    body, kind, headers = reply.encode("image/jpeg")
+    assert (kind, body[:3]) == ("image/jpeg", b"\xff\xd8\xff")
+    assert headers == {"X-Palimpsest-Seed": "5", "X-Palimpsest-Warnings": '["a\\r\\nb: c"]'}
+
+
+def test_a_mask_is_never_a_jpeg() -> None:
+    body, kind, _ = Reply(np.ones((4, 4), bool)).encode("image/jpeg")
+    assert kind == "image/png"
+    assert body.startswith(b"\x89PNG")
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_arrays_travel_as_text(height: int, width: int) -> None:
+    array = np.linspace(-30, 30, height * width, dtype=np.float32).reshape(1, height, width)
+    back = payload.text_to_array(payload.array_to_text(array), array.shape, "x")
+    assert np.allclose(back, array, atol=0.02)
+
+
+@pytest.mark.parametrize("text", ["", "AAAA", 3, payload.array_to_text(np.full((1, 2, 2), np.nan))])
+def test_foreign_arrays_are_refused(text: object) -> None:
+    with pytest.raises(BadRequest):
+        payload.text_to_array(text, (1, 2, 2), "gen_args.mask_input")

@@ -1,0 +1,64 @@
+"""handlers.sam.network: published sizes, loading without a copy, half-precision encoder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything import sam_model_registry
+
+from handlers.sam import network
+
+SAM = Path(network.__file__).parent
+DEMO = SAM / "demo" / "network.yaml"
+
+
+@pytest.mark.parametrize("size", ["vit_h", "vit_l", "vit_b"])
+def test_published_sizes_have_the_published_parameters(size: str) -> None:
+    with torch.device("meta"):
+        ours = network.build(network.load_config(SAM / f"{size}.yaml"))
+        published = sam_model_registry[size]()
+
+    def shapes(sam: torch.nn.Module) -> dict[str, torch.Size]:
+        return {key: tensor.shape for key, tensor in sam.state_dict().items()}
+
+    assert shapes(ours) == shapes(published)
+    assert ours.image_encoder.img_size == published.image_encoder.img_size
+    assert [block.window_size for block in ours.image_encoder.blocks] == [
+        block.window_size for block in published.image_encoder.blocks
+    ]
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("sam") / "weights.safetensors"
+    save_file(network.build(network.load_config(DEMO)).state_dict(), path)
+    return path
+
+
+def test_load_restores_every_tensor_and_the_pixel_statistics(random_weights: Path) -> None:
+    torch.manual_seed(0)
+    built = network.build(network.load_config(DEMO))
+    loaded = network.load(DEMO, random_weights)
+    assert all(not parameter.is_meta for parameter in loaded.parameters())
+    assert not loaded.training
+    for key, tensor in built.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], tensor, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.pixel_mean, built.pixel_mean)
+    torch.testing.assert_close(loaded.pixel_std, built.pixel_std)
+
+
+def test_load_names_a_missing_tensor(random_weights: Path, tmp_path: Path) -> None:
+    state = network.build(network.load_config(DEMO)).state_dict()
+    del state["mask_decoder.iou_token.weight"]
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(RuntimeError, match=r"mask_decoder\.iou_token\.weight"):
+        network.load(DEMO, tmp_path / "weights.safetensors")
+
+
+def test_config_names_a_missing_key() -> None:
+    config = network.load_config(DEMO)
+    del config["embedding_dim"]
+    with pytest.raises(KeyError, match="embedding_dim"):
+        network.build(config)

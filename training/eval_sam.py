@@ -1,0 +1,111 @@
+"""Measure a SAM on held-out made scenes and on the dog: `python -m training.eval_sam [CONFIG WEIGHTS]`.
+
+The first click is the pixel of the object farthest from its rim; later clicks are that pixel of the larger error, with
+the logits of the best-scored mask so far given back.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+
+from handlers.sam import network
+from training.scenes import SceneMaker
+
+DEMO = Path(network.__file__).parent / "demo"
+DATA = Path(__file__).parents[1] / "tests" / "data"
+SCENE_SIZE = 256
+CLICKS = 3
+
+
+class Result(NamedTuple):
+    """Of the best-scored of three masks, means over scenes; `best` is the best mask whatever its score."""
+
+    iou: list[float]  # after 1, 2, 3 clicks
+    best: float  # after one click
+    correlation: float  # of scores and IoUs, all three masks after one click
+
+    def __str__(self) -> str:
+        clicks = ", ".join(f"{iou:.3f}" for iou in self.iou)
+        return (
+            f"IoU {clicks} after 1, 2, 3 clicks; best of three {self.best:.3f}; score correlates {self.correlation:.3f}"
+        )
+
+
+class HeldOut:
+    """`count` scenes made of held-out pictures, one target each."""
+
+    def __init__(self, count: int) -> None:
+        maker = SceneMaker("held-out")
+        scenes = [maker.make(seed, SCENE_SIZE) for seed in range(count)]
+        rng = np.random.default_rng(0)
+        self._cases = [(scene.image, scene.masks[rng.integers(len(scene.masks))]) for scene in scenes]
+
+    def measure(self, sam: Sam) -> Result:
+        predictor = SamPredictor(sam.eval())
+        chosen, pairs = [], []
+        for image, target in self._cases:
+            predictor.set_image(image)
+            answers = list(clicked(predictor, target, CLICKS))
+            chosen.append([ious[scores.argmax()] for ious, scores in answers])
+            pairs.append(answers[0])
+        ious, scores = (np.array(values) for values in zip(*pairs, strict=True))
+        return Result(
+            np.mean(chosen, axis=0).tolist(),
+            float(ious.max(1).mean()),
+            float(np.corrcoef(ious.ravel(), scores.ravel())[0, 1]),
+        )
+
+
+def clicked(predictor: SamPredictor, target: np.ndarray, clicks: int, first: tuple[int, int] | None = None):
+    """Yields after each click the IoUs (3,) of the three masks with `target`, and their scores (3,)."""
+    points = [first or deepest(target)]
+    labels, logits = [1], None
+    for _ in range(clicks):
+        masks, scores, low = predictor.predict(
+            np.array(points, np.float32), np.array(labels), mask_input=logits, multimask_output=True
+        )
+        yield np.array([intersection_over_union(mask, target) for mask in masks]), scores
+        best = scores.argmax()
+        logits = low[best : best + 1]
+        missed, excess = target & ~masks[best], masks[best] & ~target
+        labels.append(int(missed.sum() >= excess.sum()))
+        points.append(deepest(missed if labels[-1] else excess))
+
+
+def deepest(mask: np.ndarray) -> tuple[int, int]:
+    """x, y of the pixel of `mask` farthest from its rim."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
+
+
+def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def dog(sam: Sam) -> list[float]:
+    """IoU of the best-scored mask with the dog on the bench, after a click at (750, 500) and two corrections."""
+    predictor = SamPredictor(sam.eval())
+    predictor.set_image(cv2.cvtColor(cv2.imread(str(DATA / "dog-on-bench.png")), cv2.COLOR_BGR2RGB))
+    target = cv2.imread(str(DATA / "dog-on-bench-mask.jpg"), cv2.IMREAD_GRAYSCALE) >= 128
+    return [float(ious[scores.argmax()]) for ious, scores in clicked(predictor, target, CLICKS, (750, 500))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, nargs="?", default=DEMO / "network.yaml")
+    parser.add_argument("weights", type=Path, nargs="?", default=DEMO / "weights.safetensors")
+    parser.add_argument("--scenes", type=int, default=500)
+    arguments = parser.parse_args()
+    sam = network.load(arguments.config, arguments.weights)
+    print(f"{arguments.scenes} held-out scenes: {HeldOut(arguments.scenes).measure(sam)}")
+    print("dog on bench: IoU", ", ".join(f"{iou:.3f}" for iou in dog(sam)), "after 1, 2, 3 clicks")
+
+
+if __name__ == "__main__":
+    main()
