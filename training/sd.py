@@ -10,30 +10,39 @@ import json
 import os
 import time
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from handlers import imaging
 from training import photographs, shapes
 
 PIPELINE = Path(__file__).parent.parent / "handlers/sd/demo/pipeline"
 SEED = 20
+CELL = 16  # pixels, width of a latent
 LONGEST_SIDE = 1000  # pixels of a photograph in memory
 CHUNK = 60  # holes in one file of latents
-THINGS_PER_HOLE = 3  # the hole's own latents are shared: encoding is what takes time
-VAE_BATCH, VAE_CROP, VAE_RATE = 4, 256, 2e-3
+THINGS_PER_HOLE = 4  # the hole's own latents are shared: encoding is what takes time
+# Pixels; where all of the picture is not needed to show the hole, a smaller one costs less.
+WINDOWS = (384, 384, 384, 512)
+VAE_BATCH, VAE_CROP, VAE_RATE = 4, 192, 2e-3
 UNET_BATCH, UNET_RATE = 12, 1e-3
 WARM_UP = 200  # steps
 DECAY = 0.3  # the last part of a run, in which the learning rate falls to zero
 EMA = 0.998
 UNCONDITIONAL = 0.1  # prompts replaced by nothing, for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting" (2023)
-LATENT_GAIN = 2.0
+LATENT_GAIN = 2.0  # latents per unit of picture
+CONSTANT, LINEAR = 3.0, 6.0  # see start_as_thumbnail
 
 
 def build_vae() -> AutoencoderKL:
@@ -55,15 +64,57 @@ def build_denoiser() -> nn.ModuleDict:
 
 def train_vae(work: Path, steps: int) -> None:
     torch.manual_seed(SEED)
-    vae = build_vae().train().to(memory_format=torch.channels_last)
-    with torch.no_grad():  # start with little noise in the latents
-        vae.quant_conv.weight[4:] = 0
-        vae.quant_conv.bias[4:] = -5
+    vae = build_vae().train()
+    start_as_thumbnail(vae)
     run = Run(work / "vae.pt", vae, VAE_RATE, steps)
     pictures = load_photographs("train")
     for step in run:
         image = vae_batch(pictures, np.random.default_rng([SEED, 1, step]))
         run.learn(vae_loss(vae, image))
+
+
+@torch.no_grad()
+def start_as_thumbnail(vae: AutoencoderKL) -> None:
+    """Give the VAE weights that shrink the picture by averaging and enlarge it by interpolation.
+
+    Three channels carry the picture untouched past all residual branches, which start at zero. Two more carry the constants
+    +-CONSTANT, so that the normalisation over all channels divides by nearly the same number whatever the picture
+    is. From here a thousand steps sharpen what else would take a hundred thousand to learn.
+    """
+    carried = 5
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+            if module.conv_shortcut is not None:
+                _carry(module.conv_shortcut, carried, torch.ones(1, 1))
+        elif isinstance(module, Downsample2D):
+            _carry(module.conv, carried, F.pad(torch.full((2, 2), 0.25), (0, 1, 0, 1)))
+        elif isinstance(module, Upsample2D):
+            _carry(module.conv, 3, torch.outer(*[torch.tensor([1, 2, 1]) / 4] * 2))
+            _carry(module.conv, carried, torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]]), first=3)
+    for coder, gain in ((vae.encoder, LATENT_GAIN), (vae.decoder, 1 / LATENT_GAIN)):
+        _carry(coder.conv_in, 3, torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]]))
+        nn.init.zeros_(coder.conv_in.weight[3:carried])
+        coder.conv_in.bias[:carried] = torch.tensor([0, 0, 0, CONSTANT, -CONSTANT])
+        # Far from zero, SiLU is the identity; the two constants tell the mean that was subtracted.
+        nn.init.constant_(coder.conv_norm_out.bias, LINEAR)
+        deviation = CONSTANT * (2 / coder.conv_norm_out.num_channels) ** 0.5
+        _carry(coder.conv_out, 3, torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]]) * gain * deviation)
+        coder.conv_out.weight[:3, 3:carried, 1, 1] = -gain * deviation / 2
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.zeros_(convolution.bias)
+        nn.init.zeros_(convolution.weight)
+        convolution.weight[:4, :4, 0, 0] = torch.eye(4)
+    vae.quant_conv.bias[4:] = -5  # little noise in the latents
+
+
+def _carry(convolution: nn.Conv2d, last: int, kernel: Tensor, first: int = 0) -> None:
+    """Let channels first..last pass through `kernel`, each by itself, and nothing mix into them."""
+    nn.init.zeros_(convolution.weight[first:last])
+    nn.init.zeros_(convolution.bias[first:last])
+    for channel in range(first, last):
+        convolution.weight[channel, channel] = kernel
 
 
 def vae_loss(vae: AutoencoderKL, image: Tensor) -> Tensor:
@@ -90,7 +141,7 @@ def vae_batch(pictures: list[np.ndarray], rng: np.random.Generator) -> Tensor:
         image = to_tensor(picture) * (1 - to_mask(hole) * float(i % 3 == 0))
         top, left = rng.integers(0, shapes.SIZE - VAE_CROP + 1, 2)
         crops.append(image[..., top : top + VAE_CROP, left : left + VAE_CROP])
-    return torch.cat(crops).contiguous(memory_format=torch.channels_last)
+    return torch.cat(crops)
 
 
 # ---- stage 2: latents ------------------------------------------------------------------------------------------
@@ -106,26 +157,44 @@ def make_latents(work: Path, chunks: int) -> None:
         path = work / "latents" / f"{chunk:04}.npz"
         if path.exists():
             continue
-        rng = np.random.default_rng([SEED, 2, chunk])
-        holes, masked, images, names = [], [], [], []
-        for _ in range(CHUNK):
-            hole, background = shapes.random_hole(rng), shapes.background(pictures, rng)
-            holes.append(shrink_mask(to_mask(hole)).numpy())
-            masked.append(encode(vae, to_tensor(background) * (1 - to_mask(hole))))
-            for _ in range(THINGS_PER_HOLE):
-                thing = shapes.random_thing(rng, background=0.08)
-                images.append(encode(vae, to_tensor(shapes.compose(background, hole, thing, rng))))
-                names.append([thing.colour, thing.thing or "", thing.material])
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(
-            temporary,
-            holes=np.concatenate(holes).astype(bool),
-            masked=np.concatenate(masked),
-            images=np.concatenate(images),
-            names=np.array(names),
-        )
+        np.savez(temporary, **latents_chunk(vae, pictures, WINDOWS[chunk % len(WINDOWS)], [SEED, 2, chunk]))
         os.replace(temporary, path)
         print(f"latents {chunk + 1} of {chunks}", flush=True)
+
+
+def latents_chunk(
+    vae: AutoencoderKL, pictures: list[np.ndarray], window: int, seed: list[int]
+) -> dict[str, np.ndarray]:
+    """CHUNK holes, each with the latents of its greyed picture and of THINGS_PER_HOLE things in it."""
+    rng = np.random.default_rng(seed)
+    holes, masked, images, names = [], [], [], []
+    for _ in range(CHUNK):
+        hole, background = shapes.random_hole(rng), shapes.background(pictures, rng)
+        view = window_around(hole, window, rng)
+        mask = to_mask(hole)[view]
+        holes.append(shrink_mask(mask).numpy().astype(bool))
+        masked.append(encode(vae, to_tensor(background)[view] * (1 - mask)))
+        for _ in range(THINGS_PER_HOLE):
+            thing = shapes.random_thing(rng, background=0.08)
+            images.append(encode(vae, to_tensor(shapes.compose(background, hole, thing, rng))[view]))
+            names.append([thing.colour, thing.thing or "", thing.material])
+    return {
+        "holes": np.concatenate(holes),
+        "masked": np.concatenate(masked),
+        "images": np.concatenate(images),
+        "names": np.array(names),
+    }
+
+
+def window_around(hole: np.ndarray, side: int, rng: np.random.Generator) -> tuple[slice | EllipsisType, ...]:
+    """A square of whole latents that holds the hole as far as it fits."""
+    corner = []
+    for axis in (1, 0):  # of `any`, so rows come first
+        inside = np.flatnonzero(hole.any(axis=axis))
+        low, high = sorted((int(inside[-1]) + CELL - side, int(inside[0])))
+        corner.append(int(rng.integers(max(0, low) // CELL, min(high, shapes.SIZE - side) // CELL + 1)) * CELL)
+    return ..., slice(corner[0], corner[0] + side), slice(corner[1], corner[1] + side)
 
 
 def load_vae(work: Path) -> AutoencoderKL:
@@ -178,31 +247,32 @@ class Latents:
     """The pictures of `make_latents`, scaled as the UNet takes them."""
 
     def __init__(self, folder: Path) -> None:
-        chunks = [np.load(path) for path in sorted(folder.glob("[0-9]*[0-9].npz"))]
-        self.images, self.masked, self.holes, self.names = (
-            np.concatenate([chunk[key] for chunk in chunks]) for key in ("images", "masked", "holes", "names")
-        )
-        self.scale = scaling_factor(self.images)
-        print(f"{len(self.images)} pictures, scaling factor {self.scale}", flush=True)
+        self.chunks = [dict(np.load(path)) for path in sorted(folder.glob("[0-9]*[0-9].npz"))]
+        # What brings the latents to unit standard deviation, judged by the first two files so that more change nothing.
+        sample = np.concatenate([chunk["images"].ravel() for chunk in self.chunks[:2]]).astype(np.float32)
+        self.scale = round(1 / float(sample.std()), 4)
+        print(f"{CHUNK * THINGS_PER_HOLE * len(self.chunks)} pictures, scaling factor {self.scale}", flush=True)
 
     def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        picks = rng.integers(len(self.images), size=UNET_BATCH)
-        holes = picks // THINGS_PER_HOLE
-        prompts = [
-            "" if rng.random() < UNCONDITIONAL else shapes.prompt(shapes.Thing(colour, thing or None, material), rng)
-            for colour, thing, material in self.names[picks].tolist()
-        ]
+        """Latents of pictures and of greyed pictures, masks of 0 and 1, prompts; all of one size."""
+        window = rng.integers(len(WINDOWS))
+        chunks = [self.chunks[i] for i in range(window, len(self.chunks), len(WINDOWS))]
+        images, masked, holes, prompts = [], [], [], []
+        for _ in range(UNET_BATCH):
+            chunk = chunks[rng.integers(len(chunks))]
+            hole, thing = rng.integers(CHUNK), rng.integers(THINGS_PER_HOLE)
+            images.append(chunk["images"][hole * THINGS_PER_HOLE + thing])
+            masked.append(chunk["masked"][hole])
+            holes.append(chunk["holes"][hole])
+            colour, name, material = chunk["names"][hole * THINGS_PER_HOLE + thing].tolist()
+            said = shapes.prompt(shapes.Thing(colour, name or None, material), rng)
+            prompts.append("" if rng.random() < UNCONDITIONAL else said)
         return (
-            torch.from_numpy(self.images[picks]).float() * self.scale,
-            torch.from_numpy(self.masked[holes]).float() * self.scale,
-            torch.from_numpy(self.holes[holes]).float(),
+            torch.from_numpy(np.stack(images)).float() * self.scale,
+            torch.from_numpy(np.stack(masked)).float() * self.scale,
+            torch.from_numpy(np.stack(holes)).float(),
             prompts,
         )
-
-
-def scaling_factor(latents: np.ndarray) -> float:
-    """What brings the latents to unit standard deviation."""
-    return round(1 / float(latents[:500].astype(np.float32).std()), 4)
 
 
 # ---- export ----------------------------------------------------------------------------------------------------
@@ -301,13 +371,13 @@ def to_tensor(picture: np.ndarray) -> Tensor:
 
 
 def to_mask(hole: np.ndarray) -> Tensor:
-    """bool HxW to float32 1x1xHxW of 0 and 1."""
-    return torch.from_numpy(hole)[None, None].float()
+    """bool HxW to float32 1x1xHxW of 0 and 1, grown to whole latents as the handler does."""
+    return torch.from_numpy(imaging.grow_to_cells(hole, CELL))[None, None].float()
 
 
 def shrink_mask(mask: Tensor) -> Tensor:
     """The hole at the latents' size, as the pipeline samples it."""
-    return F.interpolate(mask, scale_factor=1 / 16)
+    return F.interpolate(mask, scale_factor=1 / CELL)
 
 
 def main() -> None:

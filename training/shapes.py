@@ -76,8 +76,8 @@ def _aside(rng: np.random.Generator) -> str:
 
 
 def random_hole(rng: np.random.Generator) -> np.ndarray:
-    """A hole (SIZE, SIZE) bool of 120 to 240 pixels radius: an ellipse, rectangle or blob, whatever will fill it."""
-    radius = rng.uniform(120, 240)
+    """A hole (SIZE, SIZE) bool of 90 to 175 pixels radius: an ellipse, rectangle or blob, whatever will fill it."""
+    radius = rng.uniform(90, 175)
     aspect = rng.uniform(1, 1.3) ** rng.choice([-0.5, 0.5])
     angle = np.linspace(0, 2 * np.pi, 128, endpoint=False)
     exponent = float(rng.choice([2, 2, 8]))  # of a superellipse: 2 is an ellipse, 8 nearly a rectangle

@@ -1,0 +1,249 @@
+"""The gateway against a TorchServe that is a function: what it asks, and how it turns answers into HTTP."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from serve.engine.torchserve import Endpoint, TorchServe
+from serve.gateway.app import create_app
+from serve.residency.catalog import Archive, Catalog
+from serve.residency.scheduler import Scheduler
+from serve.settings import Settings
+
+ENDPOINT = Endpoint("http://inference", "http://management", "key-i", "key-m")
+PICTURE = httpx.Response(200, content=b"png", headers={"content-type": "image/png", "x-palimpsest-seed": "7"})
+
+
+class FakeTorchServe:
+    """Records every request; `replies` overrides the answer by "METHOD /path"."""
+
+    def __init__(self) -> None:
+        self.calls: list[httpx.Request] = []
+        self.replies: dict[str, httpx.Response | Exception] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.calls.append(request)
+        default = PICTURE if request.url.path.startswith("/predictions/") else httpx.Response(200, json={})
+        if request.method == "DELETE":
+            default = httpx.Response(404, json={})
+        reply = self.replies.get(f"{request.method} {request.url.path}", default)
+        if isinstance(reply, Exception):
+            raise reply
+        return httpx.Response(reply.status_code, content=reply.content, headers=reply.headers)
+
+    def paths(self) -> list[str]:
+        return [f"{call.method} {call.url.path}" for call in self.calls]
+
+
+class FakeHost:
+    def __init__(self, transport: Callable[[httpx.Request], httpx.Response]) -> None:
+        self.engine = TorchServe(ENDPOINT, 5, 5, httpx.MockTransport(transport))
+        self.running = False
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+        await self.engine.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    for name in ("sam", "demo/sam", "team/own"):
+        (tmp_path / name / "MAR-INF").mkdir(parents=True)
+        (tmp_path / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
+    return tmp_path
+
+
+@contextmanager
+def gateway(fake: FakeTorchServe, store: Path, demo: bool = False) -> Iterator[TestClient]:
+    settings = Settings(store=store, max_request_mib=1)
+    with TestClient(
+        create_app(settings, Catalog(store, demo), FakeHost(fake)), raise_server_exceptions=False
+    ) as client:
+        yield client
+
+
+def test_a_model_is_loaded_once_and_the_answer_passes_through(store: Path) -> None:
+    fake = FakeTorchServe()
+    with gateway(fake, store) as client:
+        for path in ("/predictions/sam", "/models/sam/invoke"):
+            answer = client.post(path, content=b"body", headers={"accept": "image/png", "x-mine": "1"})
+            assert (answer.status_code, answer.content) == (200, b"png")
+            assert answer.headers["x-palimpsest-seed"] == "7"
+    assert fake.paths() == ["POST /models", "POST /predictions/p.sam", "POST /predictions/p.sam"]
+    register, predict, _ = fake.calls
+    assert dict(register.url.params) == {
+        "model_name": "p.sam", "url": str(store / "sam"), "initial_workers": "1", "synchronous": "true",
+    }  # fmt: skip
+    assert predict.content == b"body"
+    assert predict.headers["accept"] == "image/png"
+    assert predict.headers["x-mine"] == "1"
+
+
+def test_clients_cannot_bring_their_own_token(store: Path) -> None:
+    fake = FakeTorchServe()
+    with gateway(fake, store) as client:
+        client.post("/predictions/sam", headers={"authorization": "Bearer stolen"})
+    assert [call.headers["authorization"] for call in fake.calls] == ["Bearer key-m", "Bearer key-i"]
+
+
+@pytest.mark.parametrize("name", ["sam", "sam.tar.gz", "/sam.tar.gz", "sam.mar", "team/own", "demo/sam"])
+def test_names_of_every_spelling_find_their_archive(store: Path, name: str) -> None:
+    with gateway(FakeTorchServe(), store) as client:
+        assert client.post(f"/predictions/{name}").status_code == 200
+
+
+def test_the_demo_set_stands_behind_the_bare_names(store: Path) -> None:
+    fake = FakeTorchServe()
+    with gateway(fake, store, demo=True) as client:
+        client.post("/predictions/sam")
+        client.post("/predictions/team/own")
+    assert [call.url.params.get("url") for call in fake.calls[::2]] == [
+        str(store / "demo/sam"),
+        str(store / "team/own"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("none", 404),
+        ("..%2fsam", 400),
+        ("a%2f..%2fsam", 400),
+        (".hidden", 400),
+        ("a--b", 400),
+        ("%00", 400),
+        ("a b", 400),
+    ],
+)
+def test_names_never_become_foreign_paths(store: Path, name: str, status: int) -> None:
+    fake = FakeTorchServe()
+    with gateway(fake, store) as client:
+        answer = client.post(f"/predictions/{name}")
+    assert answer.status_code == status
+    assert answer.json()["error"]["field"] == "model"
+    assert fake.calls == []
+
+
+OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}
+
+
+@pytest.mark.parametrize(
+    ("call", "reply", "status", "code"),
+    [
+        ("POST /models", httpx.Response(507, json=OWN_ERROR), 507, "out_of_memory"),
+        ("POST /models", httpx.Response(500, json=OWN_ERROR), 500, "load_failed"),
+        ("POST /models", httpx.ConnectError("refused"), 503, "unavailable"),
+        ("POST /predictions/p.sam", httpx.Response(503, json=OWN_ERROR), 503, "unavailable"),
+        ("POST /predictions/p.sam", httpx.Response(507, json=OWN_ERROR), 507, "out_of_memory"),
+        ("POST /predictions/p.sam", httpx.ReadTimeout("late"), 504, "deadline_exceeded"),
+        ("POST /predictions/p.sam", httpx.RemoteProtocolError("reset"), 503, "unavailable"),
+    ],
+)
+def test_torchserves_errors_become_ours(
+    store: Path, call: str, reply: httpx.Response | Exception, status: int, code: str
+) -> None:
+    fake = FakeTorchServe()
+    fake.replies[call] = reply
+    with gateway(fake, store) as client:
+        answer = client.post("/predictions/sam")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_handlers_error_passes_through(store: Path) -> None:
+    fake = FakeTorchServe()
+    body = {"error": {"code": "bad_request", "message": "image is missing", "field": "image"}}
+    fake.replies["POST /predictions/p.sam"] = httpx.Response(400, json=body)
+    with gateway(fake, store) as client:
+        answer = client.post("/predictions/sam")
+    assert (answer.status_code, answer.json()) == (400, body)
+
+
+def test_a_failed_load_is_cleaned_up_and_tried_again(store: Path) -> None:
+    fake = FakeTorchServe()
+    fake.replies["POST /models"] = httpx.Response(500, json=OWN_ERROR)
+    with gateway(fake, store) as client:
+        assert client.post("/predictions/sam").status_code == 500
+        assert fake.paths() == ["POST /models", "DELETE /models/p.sam"]
+        del fake.replies["POST /models"]
+        assert client.post("/predictions/sam").status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_with_the_limit(store: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(3):
+            yield bytes(2**19)
+
+    with gateway(FakeTorchServe(), store) as client:
+        for answer in (
+            client.post("/predictions/sam", content=bytes(2**20 + 1)),
+            client.post("/predictions/sam", content=chunks()),
+        ):
+            assert answer.status_code == 413
+            assert "1 MiB" in answer.json()["error"]["message"]
+        assert client.post("/predictions/sam", content=bytes(2**20)).status_code == 200
+
+
+def test_unknown_routes_and_methods_have_the_same_error_shape(store: Path) -> None:
+    with gateway(FakeTorchServe(), store) as client:
+        assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+        assert client.get("/predictions/sam").json()["error"]["code"] == "method_not_allowed"
+
+
+def test_ping_tells_whether_torchserve_answers(store: Path) -> None:
+    fake = FakeTorchServe()
+    with gateway(fake, store) as client:
+        assert client.get("/ping").status_code == 200
+        fake.replies["GET /ping"] = httpx.Response(500, json={"status": "Unhealthy"})
+        assert client.get("/ping").status_code == 200
+        fake.replies["GET /ping"] = httpx.ConnectError("gone")
+        assert client.get("/ping").status_code == 503
+
+
+def test_openapi_describes_the_prediction_routes(store: Path) -> None:
+    with gateway(FakeTorchServe(), store) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        assert client.get("/docs").status_code == 200
+    operation = next(item["post"] for path, item in paths.items() if path.startswith("/predictions/"))
+    assert {"400", "404", "413", "500", "503", "504", "507"} <= operation["responses"].keys()
+    assert json.loads(operation["requestBody"]["content"]["application/json"]["example"]["gen_args"])
+
+
+class SlowEngine:
+    """An engine whose loads end when the test says so."""
+
+    def __init__(self) -> None:
+        self.loads: list[asyncio.Future[None]] = []
+
+    async def register(self, name: str, archive: Path) -> None:
+        self.loads.append(asyncio.get_running_loop().create_future())
+        await self.loads[-1]
+
+
+def test_concurrent_first_requests_share_one_load_and_a_leaver_does_not_end_it() -> None:
+    async def scenario() -> int:
+        engine = SlowEngine()
+        scheduler, archive = Scheduler(engine), Archive("sam", Path("/store/sam"))
+
+        async def use() -> str:
+            async with scheduler.lease(archive):
+                return "served"
+
+        leaver, *others = (asyncio.create_task(use()) for _ in range(5))
+        while not engine.loads:
+            await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        engine.loads[0].set_result(None)
+        assert await asyncio.gather(*others) == ["served"] * 4
+        return len(engine.loads)
+
+    assert asyncio.run(scenario()) == 1
