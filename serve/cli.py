@@ -16,7 +16,8 @@ import uvicorn
 from rich.console import Console
 
 from serve.archives import build
-from serve.archives.commands import archives_app
+from serve.archives.commands import archives_app, ensure_full, one_message_per_error
+from serve.archives.weights import Places
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
@@ -40,10 +41,11 @@ def serve() -> None:
     """Serve in the foreground until Ctrl-C; the settings are PALIMPSEST_* variables."""
     settings = _settings()
     _require_free_port(settings)
-    demo, reason = _choose_models(settings)
-    console.print(f"Models: {DEMO if demo else 'full'} ({reason})")
-    if demo:
-        build.ensure_demo(settings.store, console.print)
+    with one_message_per_error(settings.store):
+        demo, reason = _choose_models(settings)
+        console.print(f"Models: {DEMO if demo else 'full'} ({reason})")
+        if demo:
+            build.ensure_demo(settings.store, console.print)
     _serve(settings, Catalog(settings.store, demo))
 
 
@@ -56,10 +58,11 @@ def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for runnin
         console.print(f"Nothing runs on port {settings.port}.")
         return
     process.terminate()
-    try:
-        process.wait(timeout)
-    except psutil.TimeoutExpired:
-        _fail(f"process {process.pid} still runs after {timeout:g} s; its requests may take longer, try again")
+    deadline = time.monotonic() + timeout
+    while _alive(process):
+        if time.monotonic() > deadline:
+            raise _fail(f"process {process.pid} still runs after {timeout:g} s; its requests may take longer, try again")
+        time.sleep(0.1)
     console.print("Stopped.")
 
 
@@ -132,20 +135,21 @@ def _require_free_port(settings: Settings) -> None:
 
 
 def _choose_models(settings: Settings) -> tuple[bool, str]:
-    """Returns (whether to serve the demo set, the reason in words)."""
-    if settings.models != "auto":
-        return settings.models == DEMO, f"MODELS={settings.models}"
-    catalog = Catalog(settings.store, demo=False)
-    missing = [name for name in FULL if name not in catalog.names()]
-    if not missing:
+    """Returns (whether to serve the demo set, the reason in words); builds the full set where it is due."""
+    if settings.models == DEMO:
+        return True, "MODELS=demo"
+    built = set(FULL) <= set(Catalog(settings.store, demo=False).names())
+    if built:
         return False, f"{', '.join(FULL)} are built in {settings.store}"
-    if _has_cuda_gpu():
-        built = "palimpsest archives build --models full"
-        raise _fail(
-            f"there is a CUDA GPU, but the full-size archives {', '.join(missing)} are not built: run"
-            f" `{built}`, or serve the tiny demo models with `make serve MODELS=demo`"
-        )
-    return True, "no CUDA GPU and no full-size archives here; MODELS=full would need them"
+    if settings.models == "auto" and not _has_cuda_gpu():
+        return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
+    missing = ensure_full(settings.store, Places(settings.state / "downloads", None))
+    if missing is None:
+        return False, "just built"
+    if settings.models == "full":
+        raise _fail(missing)
+    console.print(missing, markup=False)
+    return True, "there is a CUDA GPU, but the checkpoints named above are not to be had here"
 
 
 def _has_cuda_gpu() -> bool:
@@ -184,6 +188,14 @@ def _running(pid_file: Path) -> psutil.Process | None:
         return process if process.create_time() == float(created) else None
     except (OSError, ValueError, psutil.NoSuchProcess):
         return None
+
+
+def _alive(process: psutil.Process) -> bool:
+    """False for a zombie, too: it has ended, and only whoever started it has not looked yet."""
+    try:
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _fail(message: str) -> typer.Exit:

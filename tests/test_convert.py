@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from handlers.lama import network as lama
-from serve.archives.convert import CheckpointError, UnsafeCheckpoint, convert_lama, convert_sam, read_tensors
+from serve.archives.checkpoint import CheckpointError, UnsafeCheckpoint, read_tensors
+from serve.archives.convert import convert_lama, convert_sam
 
 DATA = Path(__file__).parent / "data" / "lama"
 CONFIG = DATA / "config.yaml"

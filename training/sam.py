@@ -26,7 +26,7 @@ from training.sam_prompts import Prompted, PromptedScenes, correction
 
 CONFIG = Path(network.__file__).parent / "demo" / "network.yaml"
 SEED = 7
-PROMPTS = 6  # for each picture
+PROMPTS = 4  # for each picture
 LEARNING_RATES = (2e-3, 1e-3)  # of Muon, of AdamW
 DECAY_OVER = 0.8  # the last part of the last stage, down to nothing
 HARD_FROM = 6000  # scenes until the curriculum shows the full difficulty
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
     steps: int
 
 
-STAGES = (Stage(128, 8, 4800), Stage(192, 8, 800))
+STAGES = (Stage(128, 8, 5000), Stage(128, 16, 600))
 
 
 def main() -> None:
@@ -58,6 +58,7 @@ def _train_stage(number: int, folder: Path) -> None:
     stage, checkpoint = STAGES[number], folder / "checkpoint.pt"
     torch.manual_seed(SEED + number)
     sam = network.build(network.load_config(CONFIG) | {"image_size": stage.size})
+    _initialise(sam)
     average = copy.deepcopy(sam)
     optimizers, start = _optimizers(sam), 0
     if checkpoint.exists():
@@ -91,11 +92,32 @@ def _train_stage(number: int, folder: Path) -> None:
             print(f"stage {number} step {step + 1} held out: {validation.measure(average)}", flush=True)
 
 
+@torch.no_grad()
+def _initialise(sam: Sam) -> None:
+    """Start with whitened principal components of patches, and with sines of positions."""
+    encoder = sam.image_encoder
+    stem, size, patch = encoder.patch_embed.proj, encoder.img_size, encoder.patch_embed.proj.kernel_size[0]
+    scenes = PromptedScenes(0, 64, 64, size, 1, 1)
+    pixels = torch.stack([scenes[i].image for i in range(64)])
+    patches = F.unfold((pixels - sam.pixel_mean) / sam.pixel_std, patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(0)
+    variance, directions = torch.linalg.eigh((patches - mean).T.cov())
+    kept = directions[:, -stem.out_channels :] / (variance[-stem.out_channels :] + 0.01).sqrt()
+    stem.weight.copy_(kept.T.view_as(stem.weight))
+    stem.bias.copy_(-mean @ kept)
+    rows, _, width = encoder.pos_embed.shape[1:]
+    frequencies = torch.pi * 2 ** torch.linspace(-1, 3, width // 4)
+    waves = torch.linspace(0, 1, rows)[:, None] * frequencies
+    waves = torch.cat([waves.sin(), waves.cos()], 1)
+    down, across = waves[:, None].expand(-1, rows, -1), waves[None].expand(rows, -1, -1)
+    encoder.pos_embed.copy_(0.5 * torch.cat([down, across], 2)[None])
+
+
 def _batches(number: int, start: int) -> DataLoader[Prompted]:
     stage = STAGES[number]
     seen = sum(earlier.batch * earlier.steps for earlier in STAGES[:number])
     scenes = PromptedScenes(
-        seen + start * stage.batch, (stage.steps - start) * stage.batch, stage.size, PROMPTS, HARD_FROM
+        seen + start * stage.batch, (stage.steps - start) * stage.batch, stage.batch, stage.size, PROMPTS, HARD_FROM
     )
     return DataLoader(scenes, stage.batch, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
@@ -138,7 +160,7 @@ def _step(
     if boxes is not None and rng.random() < 0.5:
         points, labels = points[:, :0], labels[:, :0]
     losses, ious, previous = [], [], None
-    for _ in range(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])):
+    for _ in range(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])):
         logits, scores = decode(sam, embedding, (points, labels), boxes, previous)
         loss, iou, chosen = _loss(logits, scores, target)
         losses.append(loss)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from handlers.sam.network import PIXEL_MEAN
-from training.scenes import MIN_AREA, SceneMaker
+from training.scenes import MIN_AREA, Scene, SceneMaker
 
 
 class Prompted(NamedTuple):
@@ -26,31 +26,45 @@ class Prompted(NamedTuple):
 
 
 class PromptedScenes(Dataset[Prompted]):
-    """Scene number `i` with `prompts` targets; scenes grow harder up to number `hard_from`."""
+    """Scenes with `prompts` targets each, from number `first` on; they grow harder up to number `hard_from`.
 
-    def __init__(self, first: int, count: int, size: int, prompts: int, hard_from: int) -> None:
-        self._first, self._count = first, count
+    Making a scene costs as much as learning from it: every second batch shows the scenes of the one before mirrored,
+    with other prompts.
+    """
+
+    def __init__(self, first: int, count: int, batch: int, size: int, prompts: int, hard_from: int) -> None:
+        self._first, self._count, self._batch = first, count, batch
         self._size, self._prompts, self._hard_from = size, prompts, hard_from
         self._maker: SceneMaker | None = None
+        self._scenes: dict[int, Scene] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> Prompted:
-        if self._maker is None:  # made in the data process, not copied to it
-            cv2.setNumThreads(1)
-            self._maker = SceneMaker("train")
-        seed = self._first + index
-        scene = self._maker.make(seed, self._size, min(1.0, 0.1 + seed / self._hard_from))
-        rng = np.random.default_rng([3, seed])
-        image, masks = _letterboxed(rng, scene.image, scene.masks)
+        number = self._first + index
+        rng = np.random.default_rng([3, number])
+        pair, place = divmod(number, 2 * self._batch)
+        scene = self._scene(pair * self._batch + place % self._batch)
+        mirror = np.s_[:, ::-1] if place >= self._batch else np.s_[:, :]
+        image, masks = _letterboxed(rng, scene.image[mirror], scene.masks[:, *mirror].copy())
         chosen = masks[_spread(rng, len(masks), self._prompts)]
         return Prompted(
-            torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            torch.from_numpy(image.transpose(2, 0, 1).copy()),
             torch.from_numpy(np.stack([_halved(mask) for mask in chosen])),
             torch.from_numpy(np.stack([point_inside(rng, mask) for mask in chosen])),
             torch.from_numpy(np.stack([_rough_box(rng, mask) for mask in chosen])),
         )
+
+    def _scene(self, seed: int) -> Scene:
+        if self._maker is None:  # made in the data process, not copied to it
+            cv2.setNumThreads(1)
+            self._maker = SceneMaker("train")
+        if seed not in self._scenes:
+            self._scenes.pop(seed - self._batch, None)
+            difficulty = min(1.0, 0.1 + 2 * seed / self._hard_from)
+            self._scenes[seed] = self._maker.make(seed, self._size, difficulty)
+        return self._scenes[seed]
 
 
 def point_inside(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:

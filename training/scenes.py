@@ -13,7 +13,7 @@ from training.photographs import Split, cutouts, read_cutout
 from training.textures import Textures, made
 
 CUTOUT_LONGEST = 320
-MIN_AREA = 0.004  # of the picture; smaller visible areas are nobody's target
+MIN_AREA = 0.01  # of the picture; smaller visible areas are nobody's target
 MIN_VISIBLE = 0.3  # of the object; more hidden than this and a click could not mean it
 SEED_SPACE = {"train": 1, "held-out": 2}
 

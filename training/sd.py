@@ -1,8 +1,8 @@
 """Train the Stable Diffusion demo: `python -m training.sd {vae|latents|unet|export} --work DIR [--steps N]`.
 
-Three stages, in this order: the VAE learns to compress made pictures; pictures are compressed once and kept; UNet and text encoder
-learn together to fill their holes. `export` writes the weights beside the demo's configuration. Every stage draws
-its random numbers from its step's number, keeps a checkpoint in DIR and continues from it.
+Three stages, in this order: the VAE learns to compress made pictures; pictures are compressed once and kept; UNet and
+text encoder learn together to fill their holes. `export` writes the weights beside the demo's configuration. Every
+stage draws its random numbers from its step's number, keeps a checkpoint in DIR and continues from it.
 """
 
 import argparse
@@ -34,9 +34,9 @@ CHUNK = 60  # holes in one file of latents
 THINGS_PER_HOLE = 4  # the hole's own latents are shared: encoding is what takes time
 # Pixels; where all of the picture is not needed to show the hole, a smaller one costs less.
 WINDOWS = (384, 384, 384, 512)
-VAE_BATCH, VAE_CROP, VAE_RATE = 4, 192, 2e-3
+VAE_BATCH, VAE_CROP, VAE_RATE = 4, 192, 7e-4
 UNET_BATCH, UNET_RATE = 12, 1e-3
-WARM_UP = 200  # steps
+WARM_UP = 100  # steps
 DECAY = 0.3  # the last part of a run, in which the learning rate falls to zero
 EMA = 0.998
 UNCONDITIONAL = 0.1  # prompts replaced by nothing, for classifier-free guidance
@@ -77,7 +77,7 @@ def train_vae(work: Path, steps: int) -> None:
 def start_as_thumbnail(vae: AutoencoderKL) -> None:
     """Give the VAE weights that shrink the picture by averaging and enlarge it by interpolation.
 
-    Three channels carry the picture untouched past all residual branches, which start at zero. Two more carry the constants
+    Three channels carry the picture past all residual branches, which start at zero. Two more carry the constants
     +-CONSTANT, so that the normalisation over all channels divides by nearly the same number whatever the picture
     is. From here a thousand steps sharpen what else would take a hundred thousand to learn.
     """
@@ -308,7 +308,7 @@ def export(work: Path) -> None:
 class Run:
     """The steps of one training that are still to be done, with optimiser, weight average and checkpoints."""
 
-    SAVE_EVERY = 100  # steps
+    SAVE_EVERY = 50  # steps
 
     def __init__(self, path: Path, network: nn.Module, rate: float, steps: int) -> None:
         self.path, self.network, self.rate, self.steps = path, network, rate, steps

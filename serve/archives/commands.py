@@ -13,7 +13,7 @@ from rich.console import Console
 
 from serve.archives import export as exporting
 from serve.archives.build import BuildError, build_demo, build_full, demo_names
-from serve.archives.convert import CheckpointError
+from serve.archives.checkpoint import CheckpointError
 from serve.archives.weights import NotAvailable, Places, WeightsError, missing_report, read_weights
 
 SMALL = 16 << 20  # bytes; less than this needs no bar
@@ -48,9 +48,11 @@ def build(
     ] = Path(".palimpsest"),
 ) -> None:
     """Build archives from the published checkpoints (full) or from what the repository carries (demo)."""
-    with _one_message_per_error(store):
+    with one_message_per_error(store):
         if models is Models.FULL or (models is Models.AUTO and given):
-            _build_full(names or [], Places(state / "downloads", given), store)
+            missing = ensure_full(store, Places(state / "downloads", given), names or [])
+            if missing:
+                _fail(missing)
         else:
             _build_demo(names or [], store)
 
@@ -74,26 +76,41 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.FORMAT here.")] = None,
 ) -> None:
     """Write an archive as one file that a stock TorchServe or SageMaker serves."""
-    with _one_message_per_error(store):
+    with one_message_per_error(store):
         target = out or Path(f"{Path(name).name}.{file_format}")
         exporting.export(store / name, file_format, target, _show)
         console.print(f"wrote {target} ({target.stat().st_size:,} bytes)")
 
 
-def _build_full(names: Sequence[str], places: Places, store: Path) -> None:
-    """Builds what can be built; what is not to be had is reported together at the end."""
+def ensure_full(store: Path, places: Places, names: Sequence[str] = ()) -> str | None:
+    """Builds the full-size archives that are not up to date; all default ones if no names are given.
+
+    Returns None, or a report of every file that is not to be had and of the commands that fetch it.
+    """
     known = read_weights()
     _require_known(names, known, "full")
     unavailable: list[NotAvailable] = []
     for name in names or [name for name, weights in known.items() if weights.default]:
         try:
-            if not build_full(known[name], store, places, _show, console.print):
-                console.print(f"{name}: up to date in {store / name}")
+            build_full(known[name], store, places, _show, console.print)
         except NotAvailable as error:
             unavailable.append(error)
-    if unavailable:
-        command = ["palimpsest", "archives", "build", "--models", "full", "--store", str(store)]
-        _fail(missing_report(unavailable, places.given or Path("checkpoints"), command))
+    if not unavailable:
+        return None
+    command = ["palimpsest", "archives", "build", "--models", "full", "--store", str(store)]
+    return missing_report(unavailable, places.given or Path("checkpoints"), command)
+
+
+@contextmanager
+def one_message_per_error(store: Path) -> Iterator[None]:
+    """Turns what can go wrong with archives into one clear line and exit code 1."""
+    try:
+        yield
+    except (WeightsError, CheckpointError, BuildError, exporting.ExportError) as error:
+        _fail(str(error))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(f"The disk is full: nothing in {store} was changed." if full else str(error))
 
 
 def _build_demo(names: Sequence[str], store: Path) -> None:
@@ -107,17 +124,6 @@ def _require_known(names: Sequence[str], known: Iterable[str], models: str) -> N
     for name in names:
         if name not in known:
             _fail(f"There is no {models} archive {name}; with --models {models} there are {', '.join(known)}.")
-
-
-@contextmanager
-def _one_message_per_error(store: Path) -> Iterator[None]:
-    try:
-        yield
-    except (WeightsError, CheckpointError, BuildError, exporting.ExportError) as error:
-        _fail(str(error))
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail(f"The disk is full: nothing in {store} was changed." if full else str(error))
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,0 +1,241 @@
+"""`palimpsest serve` for real: TorchServe, the three demo models, the sample photograph, and a clean end."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from conftest import DATA, encoded, pixels
+
+from serve.settings import Settings
+
+pytestmark = pytest.mark.torchserve
+ROOT = Path(__file__).parent.parent
+PALIMPSEST = Path(sys.executable).parent / "palimpsest"
+
+
+class Server:
+    """A running `palimpsest serve`; `family` is every process that it has started so far."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, folder: Path) -> None:
+        self.process, self.port, self.folder = process, port, folder
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+
+    def ask(self, model: str, **fields: Any) -> dict[str, Any]:
+        plain = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in fields.items()}
+        answer = self.http.post(f"/predictions/{model}", json=plain)
+        assert answer.status_code == 200, answer.text[:500]
+        return dict(answer.json())
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def leftovers(self, family: list[psutil.Process]) -> list[Any]:
+        """What a clean end must not leave: processes of the family, files in the temporary folder."""
+        _, alive = psutil.wait_procs(family, timeout=20)
+        return [*alive, *(self.folder / "tmp").iterdir()]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(port: int, folder: Path, store: Path) -> dict[str, str]:
+    (folder / "tmp").mkdir(exist_ok=True)
+    return os.environ | {
+        "PALIMPSEST_PORT": str(port),
+        "PALIMPSEST_STATE": str(folder / "state"),
+        "PALIMPSEST_STORE": str(store),
+        "PALIMPSEST_MODELS": "demo",
+        "TMPDIR": str(folder / "tmp"),
+    }
+
+
+@contextmanager
+def serving(folder: Path, store: Path) -> Iterator[Server]:
+    port = free_port()
+    log = (folder / "serve.log").open("w+")
+    process = subprocess.Popen(
+        [PALIMPSEST, "serve"], cwd=ROOT, env=environment(port, folder, store), stdout=log, stderr=log, text=True
+    )
+    server = Server(process, port, folder)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        server.http.close()
+        process.terminate()
+        process.wait(60)
+        log.close()
+
+
+def wait_until_ready(server: Server) -> None:
+    transport = httpx.HTTPTransport(retries=5)
+    with httpx.Client(transport=transport, timeout=60) as client:
+        while server.process.poll() is None:
+            try:
+                if client.get(f"http://127.0.0.1:{server.port}/ping").status_code == 200:
+                    return
+            except httpx.TransportError:
+                continue
+    raise AssertionError((server.folder / "serve.log").read_text())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("serve"), demo_store) as running:
+        yield running
+
+
+def test_the_original_example_runs_unchanged(server: Server, dog: bytes) -> None:
+    click = json.dumps({"point_coords": [750, 500], "point_labels": 1, "dilate_kernel_size": 15})
+    mask = base64.b64decode(server.ask("sam", image=dog, gen_args=click)["generated_image"])
+    inside = pixels(mask) == 255
+    assert inside.shape == (1041, 1499)
+    assert inside.any()
+    assert not inside.all()
+
+    # The example sends a prompt to LaMa, too.
+    erased = server.ask("lama", image=dog, mask_image=mask, prompt="a hamster on a bench", gen_args="{}")
+    wish = json.dumps({"num_inference_steps": 3, "guidance_scale": 10, "seed": 1})
+    replaced = server.ask(
+        "sd", image=dog, mask_image=mask, prompt="a hamster on a bench", negative_prompt="", gen_args=wish
+    )
+    before = pixels(dog)
+    for reply in (erased, replaced):
+        after = pixels(base64.b64decode(reply["generated_image"]))
+        assert after.shape == before.shape
+        assert np.array_equal(after[~inside], before[~inside])
+        assert not np.array_equal(after[inside], before[inside])
+
+
+def test_the_readmes_commands_do_what_it_says(server: Server, tmp_path: Path, dog: bytes) -> None:
+    text = (ROOT / "README.md").read_text().replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "/predictions/" in block]
+    (tmp_path / "tests").symlink_to(DATA.parent)
+    for block in blocks:
+        subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, check=True, timeout=120)
+    inside, before = pixels((tmp_path / "mask.png").read_bytes()) == 255, pixels(dog)
+    assert inside.shape == before.shape[:2]
+    assert pixels((tmp_path / "erased.png").read_bytes()).shape == before.shape
+    assert pixels((tmp_path / "replaced.png").read_bytes()).shape == before.shape
+
+
+def test_binary_in_and_out_through_every_door(server: Server, dog: bytes) -> None:
+    parts = {"image": ("../../etc/passwd", dog), "gen_args": (None, '{"point_coords": [750, 500]}')}
+    answers = [
+        server.http.post(path, files=parts, headers={"accept": "image/png"})
+        for path in ("/predictions/sam", "/models/sam.tar.gz/invoke", "/predictions/demo/sam")
+    ]
+    for answer in answers:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "image/png"
+        assert -1 <= float(answer.headers["x-palimpsest-score"]) <= 2
+        assert answer.content == answers[0].content
+
+
+def test_bad_requests_are_4xx_and_harm_nobody(server: Server, dog: bytes) -> None:
+    for body, kind in [
+        (b"{", "application/json"),
+        (b"", "application/json"),
+        (b"x", "image/png"),
+        (b"--", "text/plain"),
+    ]:
+        answer = server.http.post("/predictions/sam", content=body, headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    far = {"image": base64.b64encode(dog).decode(), "gen_args": {"point_coords": [5000, 5]}}
+    error = server.http.post("/predictions/sam", json=far).json()["error"]
+    assert error["field"] == "gen_args.point_coords"
+    assert server.ask("sam", image=dog, gen_args={"point_coords": [750, 500]})["score"] is not None
+
+
+def test_a_large_picture_as_base64_is_served(server: Server) -> None:
+    """Over TorchServe's default limit of 6.5 MB in both directions, which killed the worker."""
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)
+    hole = np.zeros((1600, 1600), np.uint8)
+    hole[800:810, 800:810] = 255
+    reply = server.ask(
+        "sd", image=encoded(noise), mask_image=encoded(hole), prompt="x", gen_args={"num_inference_steps": 1}
+    )
+    assert len(reply["generated_image"]) > 6_553_500
+    after = pixels(base64.b64decode(reply["generated_image"]))
+    assert np.array_equal(after[hole == 0], noise[hole == 0])
+
+
+def test_an_archive_runs_its_own_code_not_that_of_the_checkout(server: Server, demo_store: Path) -> None:
+    """Both are importable in the worker; and an archive put into the store while it runs is served."""
+    own = demo_store / "team" / "own"
+    shutil.copytree(demo_store / "demo" / "sam", own)
+    code = own / "handlers" / "payload.py"
+    code.write_text(code.read_text().replace("is missing", "is missing in this archive"))
+    answer = server.http.post("/predictions/team/own", json={})
+    assert "is missing in this archive" in answer.json()["error"]["message"]
+
+
+def test_nothing_of_a_payload_is_logged(server: Server, dog: bytes) -> None:
+    hole = base64.b64encode((DATA / "dog-on-bench-mask.jpg").read_bytes()).decode()
+    fields = {"image": base64.b64encode(dog).decode(), "mask_image": hole, "prompt": "unmistakable-wish"}
+    answer = server.http.post("/predictions/sd", json=fields | {"gen_args": {"num_inference_steps": -5}})
+    assert answer.status_code == 400
+    server.http.post("/predictions/sd", json=fields | {"gen_args": {"num_inference_steps": 1}}).raise_for_status()
+    logs = "".join(path.read_text() for path in (server.folder / "state" / "logs").glob("*.log"))
+    logs += (server.folder / "serve.log").read_text()
+    assert "predictions" in logs
+    for secret in ("unmistakable-wish", fields["image"][100:160], hole[100:160], "num_inference_steps"):
+        assert secret not in logs
+
+
+def test_a_second_server_on_the_port_says_what_to_do(server: Server, tmp_path: Path, demo_store: Path) -> None:
+    second = subprocess.run(
+        [PALIMPSEST, "serve"],
+        cwd=ROOT, env=environment(server.port, tmp_path, demo_store), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert f"port {server.port}" in second.stderr
+    assert f"PORT={server.port + 1}" in second.stderr
+    assert server.http.get("/ping").status_code == 200
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "palimpsest stop", "SIGKILL"])
+def test_the_end_leaves_nothing(tmp_path: Path, demo_store: Path, dog: bytes, how: str) -> None:
+    with serving(tmp_path, demo_store) as server:
+        server.ask("sam", image=dog, gen_args={"point_coords": [750, 500]})
+        family = server.family()
+        assert len(family) >= 2
+        if how == "palimpsest stop":
+            environ = environment(server.port, tmp_path, demo_store)
+            subprocess.run([PALIMPSEST, "stop"], cwd=ROOT, env=environ, check=True, timeout=60)
+        else:
+            server.process.send_signal(getattr(signal, how))
+        code = server.process.wait(60)
+        left = server.leftovers(family)
+    if how == "SIGKILL":
+        # Nobody was left to remove the folder; the processes are gone all the same.
+        assert [item for item in left if isinstance(item, psutil.Process)] == []
+    else:
+        assert (code, left) == (0, [])
+        assert not list((tmp_path / "state").glob("*.pid"))
+
+
+def test_every_setting_is_documented() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, field in Settings.model_fields.items():
+        row = next((line for line in readme.splitlines() if f"`PALIMPSEST_{name.upper()}`" in line), "")
+        assert field.description
+        assert field.description in row
+        assert str(field.default) in row or name == "config"
