@@ -61,7 +61,7 @@ def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for runnin
     deadline = time.monotonic() + timeout
     while _alive(process):
         if time.monotonic() > deadline:
-            raise _fail(f"process {process.pid} still runs after {timeout:g} s; its requests may take longer, try again")
+            raise _fail(f"process {process.pid} still runs after {timeout:g} s: a request may take longer, try again")
         time.sleep(0.1)
     console.print("Stopped.")
 

@@ -2,98 +2,22 @@
 
 import base64
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import psutil
 import pytest
 from conftest import DATA, encoded, pixels
+from serving import PALIMPSEST, ROOT, Server, environment, serving
 
 from serve.settings import Settings
 
 pytestmark = pytest.mark.torchserve
-ROOT = Path(__file__).parent.parent
-PALIMPSEST = Path(sys.executable).parent / "palimpsest"
-
-
-class Server:
-    """A running `palimpsest serve`; `family` is every process that it has started so far."""
-
-    def __init__(self, process: subprocess.Popen[str], port: int, folder: Path) -> None:
-        self.process, self.port, self.folder = process, port, folder
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
-
-    def ask(self, model: str, **fields: Any) -> dict[str, Any]:
-        plain = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in fields.items()}
-        answer = self.http.post(f"/predictions/{model}", json=plain)
-        assert answer.status_code == 200, answer.text[:500]
-        return dict(answer.json())
-
-    def family(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def leftovers(self, family: list[psutil.Process]) -> list[Any]:
-        """What a clean end must not leave: processes of the family, files in the temporary folder."""
-        _, alive = psutil.wait_procs(family, timeout=20)
-        return [*alive, *(self.folder / "tmp").iterdir()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(port: int, folder: Path, store: Path) -> dict[str, str]:
-    (folder / "tmp").mkdir(exist_ok=True)
-    return os.environ | {
-        "PALIMPSEST_PORT": str(port),
-        "PALIMPSEST_STATE": str(folder / "state"),
-        "PALIMPSEST_STORE": str(store),
-        "PALIMPSEST_MODELS": "demo",
-        "TMPDIR": str(folder / "tmp"),
-    }
-
-
-@contextmanager
-def serving(folder: Path, store: Path) -> Iterator[Server]:
-    port = free_port()
-    log = (folder / "serve.log").open("w+")
-    process = subprocess.Popen(
-        [PALIMPSEST, "serve"], cwd=ROOT, env=environment(port, folder, store), stdout=log, stderr=log, text=True
-    )
-    server = Server(process, port, folder)
-    try:
-        wait_until_ready(server)
-        yield server
-    finally:
-        server.http.close()
-        process.terminate()
-        process.wait(60)
-        log.close()
-
-
-def wait_until_ready(server: Server) -> None:
-    transport = httpx.HTTPTransport(retries=5)
-    with httpx.Client(transport=transport, timeout=60) as client:
-        while server.process.poll() is None:
-            try:
-                if client.get(f"http://127.0.0.1:{server.port}/ping").status_code == 200:
-                    return
-            except httpx.TransportError:
-                continue
-    raise AssertionError((server.folder / "serve.log").read_text())
 
 
 @pytest.fixture(scope="module")
