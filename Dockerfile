@@ -45,7 +45,8 @@ USER 10001
 RUN palimpsest archives build --models demo
 
 EXPOSE 8080
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python", "-c", "import http.client, os; \
+# The first start may fetch gigabytes of checkpoints; the first success ends the start period.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=1h CMD ["python", "-c", "import http.client, os; \
 gateway = http.client.HTTPConnection('127.0.0.1', int(os.environ['PALIMPSEST_PORT']), timeout=8); \
 gateway.request('GET', '/ping'); raise SystemExit(gateway.getresponse().status != 200)"]
 ENTRYPOINT ["palimpsest"]

@@ -2,10 +2,9 @@
 # Builds the image without a Docker engine and proves it: a server in it answers a click, as an ordinary user, and
 # SIGTERM ends it with no process and no temporary folder left.
 #
-# Needs root, buildah, debootstrap (unless BASE_IMAGE is set), curl, 25 GB of disk, and Debian's and Python's package
-# servers. What belongs to one machine comes from the environment:
+# Needs root, buildah, debootstrap (unless BASE_IMAGE is set), curl, 25 GB of disk under TMPDIR (/tmp), all of which is
+# given back, and Debian's and Python's package servers. What belongs to one machine comes from the environment:
 #
-#   WORK        folder for all that is made, removed at the end (a new one under TMPDIR)
 #   BASE_IMAGE  image to build on (a minimal Debian, made with debootstrap)
 #   SUITE       release of that Debian (bookworm)
 #   MIRROR      where debootstrap fetches it (debootstrap's own default)
@@ -15,11 +14,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-WORK=${WORK:-$(mktemp -d)}
+WORK=$(mktemp -d)
 PORT=${PORT:-18080}
 CONTAINER=palimpsest-test
 PICTURE=tests/data/dog-on-bench.png # 1499 by 1041 pixels, the click is on the dog
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs TMPDIR=$WORK/tmp
+export BUILDAH_ISOLATION=chroot TMPDIR=$WORK/tmp
 
 main() {
     mkdir -p "$TMPDIR"
@@ -133,7 +132,7 @@ config() {
 }
 
 buildah_() {
-    buildah --root "$WORK/storage" --runroot "$WORK/run" "$@"
+    buildah --storage-driver vfs --root "$WORK/storage" --runroot "$WORK/run" "$@"
 }
 
 wait_for() {
@@ -155,7 +154,7 @@ fail() {
 
 clean_up() {
     [ -z "${ROOT_ID:-}" ] || processes | xargs --no-run-if-empty kill -KILL
-    rm -rf "$WORK"
+    rm -rf --one-file-system "$WORK"
 }
 
 main

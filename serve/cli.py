@@ -22,6 +22,7 @@ from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
 from serve.residency.catalog import DEMO, Catalog
+from serve.residency.memory import Memory, find_device, has_cuda_gpu, parse_budget
 from serve.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
@@ -67,7 +68,7 @@ def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for runnin
 
 
 def _serve(settings: Settings, catalog: Catalog) -> None:
-    application = create_app(settings, catalog, Supervisor(settings))
+    application = create_app(settings, catalog, Supervisor(settings), _memory(settings))
     config = uvicorn.Config(
         application,
         host=settings.host,
@@ -83,6 +84,16 @@ def _serve(settings: Settings, catalog: Catalog) -> None:
     if not server.started:
         raise typer.Exit(1)
     console.print("Stopped.")
+
+
+def _memory(settings: Settings) -> Memory:
+    device = find_device()
+    try:
+        budget = parse_budget(settings.memory_budget, device.total)
+    except ValueError as error:
+        raise _fail(f"PALIMPSEST_MEMORY_BUDGET {error}") from None
+    console.print(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
+    return Memory(device, budget, settings.state / "footprints.json")
 
 
 class _AnnouncingServer(uvicorn.Server):
@@ -141,7 +152,7 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
     built = set(FULL) <= set(Catalog(settings.store, demo=False).names())
     if built:
         return False, f"{', '.join(FULL)} are built in {settings.store}"
-    if settings.models == "auto" and not _has_cuda_gpu():
+    if settings.models == "auto" and not has_cuda_gpu():
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
     missing = ensure_full(settings.store, Places(settings.state / "downloads", None))
     if missing is None:
@@ -150,19 +161,6 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
         raise _fail(missing)
     console.print(missing, markup=False)
     return True, "there is a CUDA GPU, but the checkpoints named above are not to be had here"
-
-
-def _has_cuda_gpu() -> bool:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
-    try:
-        return bool(pynvml.nvmlDeviceGetCount() > 0)
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _pid_file(settings: Settings) -> Path:

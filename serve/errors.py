@@ -40,6 +40,22 @@ class RequestTooLarge(BadRequest):
     status, code = 413, "too_large"
 
 
+class Busy(PalimpsestError):
+    status, code = 429, "busy"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(Busy):
+    code = "queue_full"
+
+
+class ModelNotReady(Busy):
+    code = "model_not_ready"
+
+
 class ModelLoadFailed(PalimpsestError):
     status, code = 500, "load_failed"
 
@@ -50,6 +66,14 @@ class OutOfMemory(PalimpsestError):
 
 class EngineUnavailable(PalimpsestError):
     status, code = 503, "unavailable"
+
+
+class NotReached(EngineUnavailable):
+    pass
+
+
+class WorkerDied(EngineUnavailable):
+    code = "worker_died"
 
 
 class DeadlineExceeded(PalimpsestError):

@@ -28,6 +28,17 @@ class Settings(BaseSettings):
         Path(__file__).parent.parent / "config.properties", description="TorchServe's own settings file."
     )
     max_request_mib: int = Field(128, ge=1, le=128, description="Largest request body; above it the answer is 413.")
+    memory_budget: str = Field(
+        "92%", description="Memory that models may take together: MiB, or a percentage of the device."
+    )
+    queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model; above it 429.")
+    queue_total: int = Field(256, ge=1, description="Requests that may wait for any model; above it 429.")
+    queue_timeout: float = Field(60, gt=0, description="Seconds that a request waits for its model; then 429.")
+    concurrent_loads: int = Field(1, ge=1, description="Models that load at the same time.")
+    minimum_stay: float = Field(2, ge=0, description="Seconds that a busy model keeps its place in memory.")
+    keep_alive: float | None = Field(
+        None, ge=0, description="Seconds until an idle model is unloaded anyway; 0: after each answer."
+    )
     load_timeout: float = Field(360, gt=0, description="Seconds that loading a model may take.")
     predict_timeout: float = Field(330, gt=0, description="Seconds that a prediction may take.")
     start_timeout: float = Field(60, gt=0, description="Seconds that TorchServe may take to start.")

@@ -1,6 +1,5 @@
 """The gateway against a TorchServe that is a function: what it asks, and how it turns answers into HTTP."""
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.gateway.app import create_app
-from serve.residency.catalog import Archive, Catalog
-from serve.residency.scheduler import Scheduler
+from serve.residency.catalog import Catalog
+from serve.residency.memory import Memory
 from serve.settings import Settings
 
 ENDPOINT = Endpoint("http://inference", "http://management", "key-i", "key-m")
@@ -46,12 +45,25 @@ class FakeHost:
         self.engine = TorchServe(ENDPOINT, 5, 5, httpx.MockTransport(transport))
         self.running = False
 
-    async def start(self) -> None:
+    async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
         self.running = True
 
     async def stop(self) -> None:
         self.running = False
         await self.engine.close()
+
+    def worker_pid(self, archive: Path) -> int | None:
+        return None
+
+
+class FakeDevice:
+    name, total, frees_late = "fake", 2**40, False
+
+    def free(self) -> int:
+        return 2**40
+
+    def used_by(self, pid: int) -> int | None:
+        return None
 
 
 @pytest.fixture
@@ -65,9 +77,9 @@ def store(tmp_path: Path) -> Path:
 @contextmanager
 def gateway(fake: FakeTorchServe, store: Path, demo: bool = False) -> Iterator[TestClient]:
     settings = Settings(store=store, max_request_mib=1)
-    with TestClient(
-        create_app(settings, Catalog(store, demo), FakeHost(fake)), raise_server_exceptions=False
-    ) as client:
+    memory = Memory(FakeDevice(), 2**40, store / ".footprints.json")
+    app = create_app(settings, Catalog(store, demo), FakeHost(fake), memory)
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -167,14 +179,14 @@ def test_a_handlers_error_passes_through(store: Path) -> None:
     assert (answer.status_code, answer.json()) == (400, body)
 
 
-def test_a_failed_load_is_cleaned_up_and_tried_again(store: Path) -> None:
+def test_a_failed_load_is_cleaned_up_and_not_hammered(store: Path) -> None:
     fake = FakeTorchServe()
     fake.replies["POST /models"] = httpx.Response(500, json=OWN_ERROR)
     with gateway(fake, store) as client:
-        assert client.post("/predictions/sam").status_code == 500
-        assert fake.paths() == ["POST /models", "DELETE /models/p.sam"]
-        del fake.replies["POST /models"]
-        assert client.post("/predictions/sam").status_code == 200
+        answers = [client.post("/predictions/sam") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [500] * 3
+    # The scheduler pauses before it tries a failed model again.
+    assert fake.paths() == ["POST /models", "DELETE /models/p.sam"]
 
 
 def test_a_body_over_the_limit_is_refused_with_the_limit(store: Path) -> None:
@@ -215,35 +227,3 @@ def test_openapi_describes_the_prediction_routes(store: Path) -> None:
     operation = next(item["post"] for path, item in paths.items() if path.startswith("/predictions/"))
     assert {"400", "404", "413", "500", "503", "504", "507"} <= operation["responses"].keys()
     assert json.loads(operation["requestBody"]["content"]["application/json"]["example"]["gen_args"])
-
-
-class SlowEngine:
-    """An engine whose loads end when the test says so."""
-
-    def __init__(self) -> None:
-        self.loads: list[asyncio.Future[None]] = []
-
-    async def register(self, name: str, archive: Path) -> None:
-        self.loads.append(asyncio.get_running_loop().create_future())
-        await self.loads[-1]
-
-
-def test_concurrent_first_requests_share_one_load_and_a_leaver_does_not_end_it() -> None:
-    async def scenario() -> int:
-        engine = SlowEngine()
-        scheduler, archive = Scheduler(engine), Archive("sam", Path("/store/sam"))
-
-        async def use() -> str:
-            async with scheduler.lease(archive):
-                return "served"
-
-        leaver, *others = (asyncio.create_task(use()) for _ in range(5))
-        while not engine.loads:
-            await asyncio.sleep(0)
-        leaver.cancel()
-        await asyncio.wait([leaver])
-        engine.loads[0].set_result(None)
-        assert await asyncio.gather(*others) == ["served"] * 4
-        return len(engine.loads)
-
-    assert asyncio.run(scenario()) == 1

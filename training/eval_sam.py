@@ -1,7 +1,8 @@
 """Measure a SAM on held-out made scenes and on the dog: `python -m training.eval_sam [CONFIG WEIGHTS]`.
 
-The first click is the pixel of the object farthest from its rim; later clicks are that pixel of the larger error, with
-the logits of the best-scored mask so far given back.
+The first click is the pixel of the object farthest from its rim, and the best-scored of three masks is the answer;
+later clicks are that pixel of the larger error, with the logits of the last answer given back, and a single mask is the
+answer: as the product does it.
 """
 
 import argparse
@@ -23,7 +24,7 @@ CLICKS = 3
 
 
 class Result(NamedTuple):
-    """Of the best-scored of three masks, means over scenes; `best` is the best mask whatever its score."""
+    """Means over scenes; `best` is the best of three masks whatever its score."""
 
     iou: list[float]  # after 1, 2, 3 clicks
     best: float  # after one click
@@ -62,12 +63,12 @@ class HeldOut:
 
 
 def clicked(predictor: SamPredictor, target: np.ndarray, clicks: int, first: tuple[int, int] | None = None):
-    """Yields after each click the IoUs (3,) of the three masks with `target`, and their scores (3,)."""
+    """Yields after each click the IoUs of the masks with `target` and their scores: three, later one of each."""
     points = [first or deepest(target)]
     labels, logits = [1], None
-    for _ in range(clicks):
+    for click in range(clicks):
         masks, scores, low = predictor.predict(
-            np.array(points, np.float32), np.array(labels), mask_input=logits, multimask_output=True
+            np.array(points, np.float32), np.array(labels), mask_input=logits, multimask_output=click == 0
         )
         yield np.array([intersection_over_union(mask, target) for mask in masks]), scores
         best = scores.argmax()
@@ -89,7 +90,7 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def dog(sam: Sam) -> list[float]:
-    """IoU of the best-scored mask with the dog on the bench, after a click at (750, 500) and two corrections."""
+    """IoU of the answer with the dog on the bench, after a click at (750, 500) and two corrections."""
     predictor = SamPredictor(sam.eval())
     predictor.set_image(cv2.cvtColor(cv2.imread(str(DATA / "dog-on-bench.png")), cv2.COLOR_BGR2RGB))
     target = cv2.imread(str(DATA / "dog-on-bench-mask.jpg"), cv2.IMREAD_GRAYSCALE) >= 128

@@ -107,7 +107,7 @@ class Classifier(nn.Sequential):
             return [THINGS[i] for i in self(_to_input(patches)).argmax(dim=1)]
 
 
-def train_classifier(count: int = 6000, epochs: int = 8) -> Classifier:
+def train_classifier(count: int = 2500, epochs: int = 12) -> Classifier:
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED + 1)
     pictures = load_photographs("train")

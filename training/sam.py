@@ -149,7 +149,7 @@ def _share_of_rate(number: int, step: int) -> float:
 def _step(
     sam: Sam, batch: Prompted, optimizers: list[torch.optim.Optimizer], rng: np.random.Generator
 ) -> tuple[float, float]:
-    """One update; returns the loss and the mean IoU of the best-scored mask after the first prompt."""
+    """One update; returns the loss and the mean IoU of the shown mask after the first prompt."""
     sam.train()
     image = (batch.image - sam.pixel_mean) / sam.pixel_std
     embedding = sam.image_encoder(image)
@@ -160,9 +160,9 @@ def _step(
     if boxes is not None and rng.random() < 0.5:
         points, labels = points[:, :0], labels[:, :0]
     losses, ious, previous = [], [], None
-    for _ in range(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])):
+    for turn in range(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])):
         logits, scores = decode(sam, embedding, (points, labels), boxes, previous)
-        loss, iou, chosen = _loss(logits, scores, target)
+        loss, iou, chosen = _loss(logits, scores, target, ambiguous=turn == 0 and boxes is None)
         losses.append(loss)
         ious.append(iou)
         previous = chosen[:, None] if rng.random() < 0.7 else None
@@ -202,8 +202,11 @@ def decode(
     return logits, decoder.iou_prediction_head(tokens[:, 0])
 
 
-def _loss(logits: Tensor, scores: Tensor, target: Tensor) -> tuple[Tensor, float, Tensor]:
-    """The loss, the mean IoU of the best-scored of the three masks, and that mask's logits (N, h, w), detached."""
+def _loss(logits: Tensor, scores: Tensor, target: Tensor, ambiguous: bool) -> tuple[Tensor, float, Tensor]:
+    """The loss, the mean IoU of the mask that the product would show, and that mask's logits (N, h, w), detached.
+
+    After a lone click it shows the best-scored of the three masks; after anything clearer, the single one.
+    """
     wanted = target[:, None].expand_as(logits)
     probability = logits.sigmoid()
     overlap = 2 * (probability * wanted).sum((2, 3)) + 1
@@ -212,12 +215,13 @@ def _loss(logits: Tensor, scores: Tensor, target: Tensor) -> tuple[Tensor, float
     each = 2 * cross_entropy + dice
     single, three = each[:, 0], each[:, 1:]
     # The two masks that were not the best learn a little too: none may starve.
-    mask_loss = (0.5 * single + 0.8 * three.min(1).values + 0.2 * three.mean(1)).mean()
+    best_of_three = 0.8 * three.min(1).values + 0.2 * three.mean(1)
+    mask_loss = (0.3 * single + best_of_three if ambiguous else single + 0.3 * best_of_three).mean()
     found, truth = logits > 0, wanted > 0.5
     iou = (found & truth).sum((2, 3)) / (found | truth).sum((2, 3)).clamp(min=1)
-    best = scores[:, 1:].argmax(1, keepdim=True) + 1
-    chosen = logits[torch.arange(len(logits)), best[:, 0]].detach()
-    return mask_loss + F.mse_loss(scores, iou), iou.gather(1, best).mean().item(), chosen
+    shown = scores[:, 1:].argmax(1) + 1 if ambiguous else torch.zeros(len(scores), dtype=torch.long)
+    each_row = torch.arange(len(scores))
+    return mask_loss + F.mse_loss(scores, iou), iou[each_row, shown].mean().item(), logits[each_row, shown].detach()
 
 
 def _corrected(

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,51 +25,112 @@ from serve.settings import Settings
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
+TERMINATE_TIMEOUT = 10.0
+PING_INTERVAL = 2.0
+MISSED_PINGS = 3
+MAX_BACKOFF = 30.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Supervisor:
-    """One TorchServe process and the folder it lives in. `engine` is its client while it runs."""
-
-    engine: TorchServe
+    """One TorchServe process and the folder it lives in; started anew whenever it ends or stops answering."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._engine: TorchServe | None = None
         self._java: asyncio.subprocess.Process | None = None
         self._home: Path | None = None
         self._output: deque[str] = deque(maxlen=100)
         self._reader: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self.restarts = 0
 
-    async def start(self) -> None:
-        """Returns once TorchServe answers. Raises EngineUnavailable with its last words if it does not."""
+    @property
+    def engine(self) -> TorchServe:
+        """The client of the running TorchServe; EngineUnavailable while there is none."""
+        if self._engine is None:
+            raise EngineUnavailable("TorchServe is being started again: try again in a few seconds")
+        return self._engine
+
+    async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
+        """Returns once TorchServe answers; EngineUnavailable with its last words if it does not.
+
+        on_lost, on_ready: called when it has ended by itself, and when it answers again.
+        """
         _adopt_orphans()
         for attempt in range(START_ATTEMPTS):
             try:
                 await self._start_once()
-                return
+                break
             except EngineUnavailable:
-                await self.stop()
+                await self._clear()
                 # A port that was free can be taken before Java binds it: new ones, once more.
                 if attempt + 1 == START_ATTEMPTS or "bind" not in " ".join(self._output).lower():
                     raise
+        self._watcher = asyncio.create_task(self._watch(on_lost, on_ready))
 
     async def stop(self) -> None:
         """Ends TorchServe, its workers and whatever they started, then removes the folder."""
-        if self._java is not None:
-            family = _family(self._java.pid)
-            if self._java.returncode is None:
-                self._java.terminate()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        await self._clear()
+
+    def worker_pid(self, archive: Path) -> int | None:
+        """The newest worker process that serves the archive folder: a worker's working directory is its archive."""
+        if self._java is None:
+            return None
+        found = [p for p in _children(self._java.pid) if _working_directory(p.pid) == archive.resolve()]
+        return max(found, key=lambda p: p.create_time()).pid if found else None
+
+    async def _watch(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
+        backoff = 0.0
+        while True:
+            await self._until_lost()
+            logger.error("TorchServe ended or hangs; starting it again. Its last words: %s", self._last_words())
+            on_lost()
+            await self._clear()
+            await asyncio.sleep(backoff)
+            try:
+                await self._start_once()
+            except EngineUnavailable as error:
+                logger.error("%s", error.message)
+                backoff = min(MAX_BACKOFF, backoff * 2 + 1)
+                continue
+            backoff = 0.0
+            self.restarts += 1
+            on_ready()
+
+    async def _until_lost(self) -> None:
+        """Returns when the process has ended, or has not answered a ping several times in a row."""
+        if self._java is None or self._engine is None:
+            return
+        misses = 0
+        while misses < MISSED_PINGS:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._java.wait(), 10)
-            await asyncio.to_thread(_kill, family)
+                await asyncio.wait_for(self._java.wait(), PING_INTERVAL)
+                return
+            misses = 0 if await self._engine.alive() else misses + 1
+
+    async def _clear(self) -> None:
+        if self._java is not None:
+            if self._java.returncode is None:
+                # Stopped by a signal it would never see this one; the kill below comes in any case.
+                self._java.terminate()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._java.wait(), TERMINATE_TIMEOUT)
+            # Below this process, not below Java: workers whose TorchServe died have become our children.
+            await asyncio.to_thread(_kill, _children_of_home(self._home))
             await self._java.wait()
             self._java = None
         if self._reader is not None:
             await self._reader
             self._reader = None
-        if hasattr(self, "engine"):
-            await self.engine.close()
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
         if self._home is not None:
             await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
             self._home = None
@@ -135,7 +196,7 @@ class Supervisor:
             return False
         engine = TorchServe(endpoint, self._settings.load_timeout, self._settings.predict_timeout)
         if await engine.alive():
-            self.engine = engine
+            self._engine = engine
             return True
         await engine.close()
         return False
@@ -185,12 +246,28 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _children(pid: int) -> list[psutil.Process]:
     try:
-        parent = psutil.Process(pid)
-        return [*parent.children(recursive=True), parent]
+        return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _children_of_home(home: Path | None) -> list[psutil.Process]:
+    """Our descendants that belong to the TorchServe that lives in `home`."""
+    found = []
+    for process in _children(os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(home):
+                found.append(process)
+    return found
+
+
+def _working_directory(pid: int) -> Path | None:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return None
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:

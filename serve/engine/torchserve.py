@@ -13,7 +13,7 @@ from serve.errors import (
     DeadlineExceeded,
     EngineUnavailable,
     ModelLoadFailed,
-    ModelNotFound,
+    NotReached,
     OutOfMemory,
     PalimpsestError,
 )
@@ -105,7 +105,7 @@ class TorchServe:
             raise EngineUnavailable(f"TorchServe cannot unload {name!r}: {_message(response)}")
 
     async def predict(self, name: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Passes one request to the model's handler, which need not be loaded: then ModelNotFound."""
+        """Passes one request to the model's handler; NotReached where the model is not loaded."""
         response = await self._send(
             "POST",
             f"{self._endpoint.inference}/predictions/{name}",
@@ -156,8 +156,10 @@ class TorchServe:
             )
         except httpx.TimeoutException as error:
             raise DeadlineExceeded(f"TorchServe did not answer within {timeout:g} s") from error
+        except httpx.ConnectError as error:
+            raise NotReached("TorchServe cannot be reached: try again in a few seconds") from error
         except httpx.TransportError as error:
-            raise EngineUnavailable("TorchServe cannot be reached: try again in a few seconds") from error
+            raise EngineUnavailable("TorchServe ended while it had this request: try again") from error
 
 
 def _raise_own_error(name: str, response: httpx.Response) -> None:
@@ -171,7 +173,7 @@ def _raise_own_error(name: str, response: httpx.Response) -> None:
     if not (isinstance(body, dict) and {"code", "type", "message"} <= body.keys()):
         return
     if response.status_code == 404:
-        raise ModelNotFound(f"{name!r} is not loaded")
+        raise NotReached(f"{name!r} is not loaded any more: try again")
     if response.status_code == 507:
         raise OutOfMemory("not enough memory for this request")
     raise EngineUnavailable(f"the worker of {name!r} could not answer: try again")

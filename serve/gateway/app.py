@@ -1,7 +1,7 @@
 """The door: one FastAPI application in front of one TorchServe."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,11 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from serve.engine.torchserve import TorchServe
-from serve.errors import BadRequest, EngineUnavailable, PalimpsestError
+from serve.errors import BadRequest, Busy, EngineUnavailable, PalimpsestError
 from serve.gateway import predictions
+from serve.residency import workers
 from serve.residency.catalog import Catalog
-from serve.residency.scheduler import Scheduler
+from serve.residency.memory import Memory
+from serve.residency.scheduler import Limits, Scheduler
+from serve.residency.workers import Workers
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -24,12 +26,10 @@ DESCRIPTION = """Segment Anything (click → mask), LaMa (mask → erased) and S
 (mask + prompt → replaced) on one GPU. Models are loaded when a request names them."""
 
 
-class EngineHost(Protocol):
+class EngineHost(workers.EngineHost, Protocol):
     """Starts and ends the engine: the supervisor, or a stand-in in tests."""
 
-    engine: TorchServe
-
-    async def start(self) -> None: ...
+    async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None: ...
 
     async def stop(self) -> None: ...
 
@@ -41,19 +41,29 @@ class Services:
     settings: Settings
     catalog: Catalog
     scheduler: Scheduler
-    engine: TorchServe
+    workers: Workers
+    memory: Memory
+    host: EngineHost
 
 
-def create_app(settings: Settings, catalog: Catalog, host: EngineHost) -> FastAPI:
+def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> FastAPI:
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
+    crew = Workers(host, memory)
+    scheduler = Scheduler(crew, memory, _limits(settings))
+    crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
+
+    def on_engine_lost() -> None:
+        crew.forget()
+        scheduler.on_engine_lost()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            await host.start()
-            app.state.services = Services(settings, catalog, Scheduler(host.engine), host.engine)
+            await host.start(on_engine_lost, scheduler.on_engine_ready)
+            app.state.services = Services(settings, catalog, scheduler, crew, memory, host)
             yield
         finally:
+            await scheduler.close(settings.stop_timeout)
             await host.stop()
 
     app = FastAPI(
@@ -73,16 +83,28 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost) -> FastAP
     return app
 
 
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        queue_per_model=settings.queue_per_model,
+        queue_total=settings.queue_total,
+        wait=settings.queue_timeout,
+        concurrent_loads=settings.concurrent_loads,
+        minimum_stay=settings.minimum_stay,
+        keep_alive=settings.keep_alive,
+    )
+
+
 async def _ping(request: Request) -> dict[str, str]:
     services: Services = request.app.state.services
-    if not await services.engine.alive():
+    if not await services.host.engine.alive():
         raise EngineUnavailable("TorchServe does not answer; logs are in the state folder")
     return {"status": "ready"}
 
 
 async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PalimpsestError)
-    return JSONResponse(error.body(), error.status)
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
+    return JSONResponse(error.body(), error.status, headers)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

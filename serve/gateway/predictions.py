@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
-from serve.errors import RequestTooLarge
+from serve.engine.torchserve import Answer
+from serve.errors import NotReached, RequestTooLarge
+from serve.residency.catalog import Archive
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -79,6 +81,7 @@ _OPENAPI: dict[str, Any] = {
         "400": {"description": "Something in the request is wrong; `field` names it.", **_ERROR},
         "404": {"description": "The store holds no such model.", **_ERROR},
         "413": {"description": "The request or its picture is too large.", **_ERROR},
+        "429": {"description": "Too many requests wait, or no place in time; see Retry-After.", **_ERROR},
         "500": {"description": "The model failed.", **_ERROR},
         "503": {"description": "The engine is starting or restarting: try again.", **_ERROR},
         "504": {"description": "The model did not answer in time.", **_ERROR},
@@ -92,13 +95,25 @@ _OPENAPI: dict[str, Any] = {
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = services.catalog.find(model)
-    body = await _read_body(request, services.settings.max_request_mib)
-    async with services.scheduler.lease(archive):
-        answer = await services.engine.predict(archive.engine_name, dict(request.headers), body)
+    body = await read_body(request, services.settings.max_request_mib)
+    answer = await invoke(services, archive, dict(request.headers), body)
     return Response(answer.body, answer.status, answer.headers)
 
 
-async def _read_body(request: Request, max_mib: int) -> bytes:
+async def invoke(services: "Services", archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
+    """Asks the model, which is loaded first where need be; once more where the request never reached its worker."""
+    try:
+        return await _invoke_once(services, archive, headers, body)
+    except NotReached:
+        return await _invoke_once(services, archive, headers, body)
+
+
+async def _invoke_once(services: "Services", archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
+    async with services.scheduler.lease(archive):
+        return await services.workers.predict(archive, headers, body)
+
+
+async def read_body(request: Request, max_mib: int) -> bytes:
     """The whole body, cut off as soon as it is known to be too large."""
     limit = max_mib * 2**20
     error = RequestTooLarge(f"the request is larger than {max_mib} MiB: send a smaller picture, or binary multipart")

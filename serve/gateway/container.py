@@ -1,0 +1,201 @@
+"""The container API of a SageMaker multi-model endpoint: the platform says what is loaded and what goes.
+
+TorchServe's own version of it lists and unloads differently, so it stays behind this one. A model that a request
+loaded is known by its archive's name; one that `POST /models` loaded, by the name given there.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.errors import BadRequest, ModelNotFound, PalimpsestError
+from serve.gateway.predictions import invoke, read_body
+from serve.residency.catalog import Archive
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Services
+
+router = APIRouter(tags=["SageMaker container"])
+
+
+class AlreadyLoaded(PalimpsestError):
+    status, code = 409, "already_loaded"
+
+
+class LoadRequest(BaseModel):
+    """What the platform sends to have a model loaded."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model_name": "0f3a", "url": "/opt/ml/models/0f3a/model"}})
+
+    model_name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$",
+        max_length=200,
+        description="Any name; SageMaker sends an opaque hash.",
+    )
+    url: str = Field(description="The archive: its absolute path inside the store, or its name.")
+
+
+class Entry(BaseModel):
+    """One loaded model."""
+
+    modelName: str
+    modelUrl: str
+
+
+class Page(BaseModel):
+    """Loaded models in the order of their names; without a token it was the last page."""
+
+    models: list[Entry]
+    nextPageToken: str | None = None
+
+
+class Done(BaseModel):
+    status: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    name: str
+    url: str
+    archive: Archive
+
+    def entry(self) -> Entry:
+        return Entry(modelName=self.name, modelUrl=self.url)
+
+
+def _describe(text: str) -> dict[str, Any]:
+    return {"description": text}
+
+
+_NOT_LOADED: dict[int | str, dict[str, Any]] = {404: _describe("No model of that name is loaded.")}
+_BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.post(
+    "/models",
+    summary="Load a model",
+    responses={
+        400: _describe("The store holds no such archive, or the path is outside of it."),
+        409: _describe("A model of that name is loaded."),
+        429: _describe("Still loading after PALIMPSEST_LOAD_TIMEOUT, or too many requests wait; see Retry-After."),
+        500: _describe("The archive's handler failed."),
+        507: _describe("Not enough memory."),
+    },
+)
+async def load(model: LoadRequest, request: Request) -> Done:
+    services: Services = request.app.state.services
+    archive = _archive_at(services, model.url)
+    if _loaded_model(request, model.model_name) is not None:
+        raise AlreadyLoaded(f"{model.model_name!r} is loaded: DELETE /models/{model.model_name} first", "model_name")
+    await services.scheduler.load(archive, services.settings.load_timeout)
+    _given_names(request)[model.model_name] = LoadedModel(model.model_name, model.url, archive)
+    return Done(status=f"{model.model_name} is loaded")
+
+
+@router.get("/models", summary="Loaded models", response_model_exclude_none=True)
+async def models(
+    request: Request,
+    next_page_token: Annotated[str, Query(description="The token of the page before.")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Page:
+    # The token is the last name shown: models that come and go between two pages shift nothing.
+    rest = sorted((m for m in _loaded(request) if m.name > next_page_token), key=lambda m: m.name)
+    page = rest[:limit]
+    token = page[-1].name if len(rest) > limit else None
+    return Page(models=[m.entry() for m in page], nextPageToken=token)
+
+
+@router.get("/models/{name:path}", summary="Whether a model is loaded", responses=_NOT_LOADED)
+async def model(name: str, request: Request) -> Entry:
+    return _require(request, name).entry()
+
+
+@router.delete(
+    "/models/{name:path}", summary="Unload a model; its memory is back with the answer", responses=_NOT_LOADED
+)
+async def unload(name: str, request: Request) -> Done:
+    services: Services = request.app.state.services
+    loaded = _require(request, name)
+    try:
+        await services.scheduler.unload(loaded.archive.name)
+    except KeyError:
+        raise _not_loaded(name) from None
+    _given_names(request).pop(loaded.name, None)
+    return Done(status=f"{name} is unloaded")
+
+
+@router.post(
+    "/models/{name:path}/invoke",
+    summary="Ask a loaded model",
+    responses={**_NOT_LOADED, 200: _describe("What /predictions/{model} answers.") | {"content": _BINARY}},
+    openapi_extra={"requestBody": {"description": "What /predictions/{model} takes.", "content": _BINARY}},
+)
+async def invoke_loaded(name: str, request: Request) -> Response:
+    services: Services = request.app.state.services
+    archive = _require(request, name).archive
+    body = await read_body(request, services.settings.max_request_mib)
+    answer = await invoke(services, archive, dict(request.headers), body)
+    return Response(answer.body, answer.status, answer.headers)
+
+
+def _archive_at(services: "Services", url: str) -> Archive:
+    """Raises BadRequest for a path outside the store, ModelNotFound where there is no archive; both are 400 here."""
+    path, store = PurePath(url), services.settings.store
+    if path.is_absolute() and (".." in path.parts or not path.is_relative_to(store)):
+        raise BadRequest(f"url must be a path inside the store {store}, or the name of an archive in it", "url")
+    name = str(path.relative_to(store)) if path.is_absolute() else url
+    try:
+        archive = services.catalog.find(name)
+    except BadRequest as error:
+        raise BadRequest(error.message, "url") from None
+    # The catalog may prefer the demo set for a bare name; a path means the archive that lies there.
+    if path.is_absolute() and not name.startswith(archive.name):
+        raise BadRequest(f"there is no archive at {url}", "url")
+    return archive
+
+
+def _require(request: Request, name: str) -> LoadedModel:
+    loaded = _loaded_model(request, name)
+    if loaded is None:
+        raise _not_loaded(name)
+    return loaded
+
+
+def _not_loaded(name: str) -> ModelNotFound:
+    return ModelNotFound(f"{name[:80]!r} is not loaded: POST /models loads it, GET /models lists what is", "model")
+
+
+def _loaded_model(request: Request, name: str) -> LoadedModel | None:
+    """By the name under which it is listed, or by any spelling of its archive's name."""
+    loaded = _loaded(request)
+    by_name = next((m for m in loaded if m.name == name), None)
+    if by_name is not None:
+        return by_name
+    services: Services = request.app.state.services
+    with suppress(BadRequest):
+        archive = services.catalog.find(name)
+        return next((m for m in loaded if m.archive.name == archive.name), None)
+    return None
+
+
+def _loaded(request: Request) -> list[LoadedModel]:
+    """What is ready to serve: under the names that the platform gave, else under the archive's own."""
+    scheduler = request.app.state.services.scheduler
+    ready = {m.archive.name: m.archive for m in scheduler.models() if scheduler.resident(m.archive.name)}
+    given = [m for m in _given_names(request).values() if m.archive.name in ready]
+    hidden = {m.archive.name for m in given} | {m.name for m in given}
+    own = [LoadedModel(name, str(archive.path), archive) for name, archive in ready.items() if name not in hidden]
+    return given + own
+
+
+def _given_names(request: Request) -> dict[str, LoadedModel]:
+    """Names that POST /models gave to archives, for as long as the application lives."""
+    state = request.app.state
+    if not hasattr(state, "given_names"):
+        state.given_names = {}
+    names: dict[str, LoadedModel] = state.given_names
+    return names

@@ -1,0 +1,252 @@
+"""The runtime API of a SageMaker multi-model endpoint, as boto3 and the SageMaker SDK speak it.
+
+Every endpoint name means this server; a header names the archive. Errors are SageMaker's own: the client picks its
+exception class by `x-amzn-ErrorType`.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from serve.engine.torchserve import Answer
+from serve.errors import (
+    BadRequest,
+    Busy,
+    DeadlineExceeded,
+    EngineUnavailable,
+    ModelLoadFailed,
+    ModelNotReady,
+    OutOfMemory,
+    PalimpsestError,
+)
+from serve.gateway import eventstream
+from serve.gateway.predictions import invoke, read_body
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Services
+
+logger = logging.getLogger(__name__)
+
+# The form of CloudWatch's name; the stream is the file of that name in the server's log folder.
+LOG_STREAM = "arn:aws:logs:local:000000000000:log-group:palimpsest:log-stream:model_log.log"
+
+_STATUS = {
+    "ValidationError": 400,
+    "ModelError": 424,
+    "ModelNotReadyException": 429,
+    "InternalFailure": 500,
+    "ServiceUnavailable": 503,
+}
+_MAX_MESSAGE = 2048
+
+_NAME = r"^[a-zA-Z0-9](-*[a-zA-Z0-9])*$"
+_PRINTABLE = r"^[!-~][ -~]*$"
+EndpointName = Annotated[str, Path(max_length=63, pattern=_NAME, description="Any name: all mean this server.")]
+
+
+class InvocationHeaders(BaseModel):
+    """What a runtime client may say beside the payload, within the limits of SageMaker's service model."""
+
+    target_model: str | None = Field(
+        None,
+        alias="X-Amzn-SageMaker-Target-Model",
+        max_length=1024,
+        pattern=_PRINTABLE,
+        description="The archive: sam, sam.tar.gz, /sam.tar.gz, team/own.tar.gz.",
+    )
+    inference_component: str | None = Field(
+        None,
+        alias="X-Amzn-SageMaker-Inference-Component",
+        max_length=63,
+        pattern=_NAME,
+        description="The archive, for calls in which the client cannot send Target-Model (boto3's response stream).",
+    )
+    target_variant: str = Field(
+        "AllTraffic",
+        alias="X-Amzn-SageMaker-Target-Variant",
+        max_length=63,
+        pattern=_NAME,
+        description="Comes back as x-Amzn-Invoked-Production-Variant.",
+    )
+    custom_attributes: str | None = Field(
+        None,
+        alias="X-Amzn-SageMaker-Custom-Attributes",
+        max_length=1024,
+        pattern=r"^[\t -~]*$",
+        description="Comes back as it is; the handler sees it, too.",
+    )
+    inference_id: str | None = Field(
+        None, alias="X-Amzn-SageMaker-Inference-Id", max_length=64, pattern=_PRINTABLE, description="Accepted."
+    )
+    session_id: str | None = Field(
+        None,
+        alias="X-Amzn-SageMaker-Session-Id",
+        max_length=256,
+        pattern=r"^(NEW_SESSION|[a-zA-Z0-9](-*[a-zA-Z0-9])*)$",
+        description="Accepted; every request stands alone.",
+    )
+
+    def model(self) -> str:
+        """The archive's name as the client spelt it; BadRequest where it sent none."""
+        name = self.target_model or self.inference_component
+        if name is None:
+            raise BadRequest(
+                "this is a multi-model endpoint: name the archive in X-Amzn-SageMaker-Target-Model "
+                "(boto3: TargetModel='sam.tar.gz'; SageMaker SDK: target_model='sam.tar.gz')"
+            )
+        return name
+
+    def reply(self) -> dict[str, str]:
+        """The headers that every successful reply carries."""
+        headers = {"x-Amzn-Invoked-Production-Variant": self.target_variant}
+        if self.custom_attributes is not None:
+            headers["X-Amzn-SageMaker-Custom-Attributes"] = self.custom_attributes
+        return headers
+
+
+class HandlerError(PalimpsestError):
+    """The model's handler answered 4xx or 5xx; the message is its body."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.body.decode(errors="replace"))
+        self.status = answer.status
+
+
+class RuntimeRoute(APIRoute):
+    """Turns whatever goes wrong into SageMaker's errors, and numbers the replies as SageMaker does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                response = await handler(request)
+            except PalimpsestError as error:
+                response = _on_palimpsest_error(error)
+            except RequestValidationError as error:
+                first = error.errors()[0]
+                response = _error("ValidationError", f"{first['loc'][-1]}: {first['msg']}")
+            except Exception:
+                logger.exception("%s %s", request.method, request.url.path)
+                response = _error("InternalFailure", "an unexpected error; the server's log says where")
+            response.headers["x-amzn-RequestId"] = str(uuid4())
+            return response
+
+        return answer
+
+
+def _describe(kind: str, when: str, *fields: str) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {name: {} for name in ("Message", *fields)}, "required": ["Message"]}
+    return {"description": f"{kind}: {when}", "content": {"application/json": {"schema": schema}}}
+
+
+_BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+_OPENAPI: dict[str, Any] = {
+    "requestBody": {"required": True, "description": "What /predictions/{model} takes.", "content": _BINARY},
+    "responses": {
+        "200": {"description": "What /predictions/{model} answers.", "content": _BINARY},
+        "400": _describe("ValidationError", "the request is wrong, or the store holds no such archive."),
+        "424": _describe(
+            "ModelError",
+            "the model answered 4xx or 5xx, could not be loaded or did not answer in time.",
+            "OriginalStatusCode",
+            "OriginalMessage",
+            "LogStreamArn",
+        ),
+        "429": _describe("ModelNotReadyException", "still loading, which goes on; see Retry-After."),
+        "500": _describe("InternalFailure", "the server failed."),
+        "503": _describe("ServiceUnavailable", "the engine restarts, or too many requests wait: try again."),
+    },
+}
+_EVENTS = {
+    "description": "What /predictions/{model} answers, as PayloadPart events.",
+    "content": {eventstream.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+}
+_STREAM_OPENAPI = _OPENAPI | {"responses": _OPENAPI["responses"] | {"200": _EVENTS}}
+
+router = APIRouter(tags=["SageMaker runtime"], route_class=RuntimeRoute)
+
+
+@router.post("/endpoints/{name}/invocations", summary="InvokeEndpoint", openapi_extra=_OPENAPI)
+async def invoke_endpoint(
+    name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request
+) -> Response:
+    answer = await _ask(headers, request)
+    return Response(answer.body, headers={**answer.headers, **headers.reply()})
+
+
+@router.post(
+    "/endpoints/{name}/invocations-response-stream",
+    summary="InvokeEndpointWithResponseStream",
+    openapi_extra=_STREAM_OPENAPI,
+)
+async def invoke_endpoint_with_response_stream(
+    name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request
+) -> Response:
+    answer = await _ask(headers, request)
+    own = {
+        "content-type": eventstream.MEDIA_TYPE,
+        "X-Amzn-SageMaker-Content-Type": answer.headers["content-type"],
+    }
+    parts = eventstream.payload_parts(answer.body)
+    return StreamingResponse(parts, headers={**answer.headers, **headers.reply(), **own})
+
+
+async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
+    services: Services = request.app.state.services
+    archive = services.catalog.find(headers.model())
+    body = await read_body(request, services.settings.max_request_mib)
+    answer = await invoke(services, archive, _model_headers(request), body)
+    if answer.status >= 400:
+        raise HandlerError(answer)
+    return answer
+
+
+def _model_headers(request: Request) -> dict[str, str]:
+    """What SageMaker lets through to a container; the stream call has an Accept header of its own."""
+    passed = {
+        name: value
+        for name, value in request.headers.items()
+        if name in ("content-type", "accept") or name.startswith("x-amzn-sagemaker-")
+    }
+    accept = passed.pop("x-amzn-sagemaker-accept", None)
+    return passed | ({"accept": accept} if accept else {})
+
+
+def _on_palimpsest_error(error: PalimpsestError) -> Response:
+    match error:
+        case BadRequest():
+            return _error("ValidationError", error.message)
+        case ModelNotReady():
+            return _error("ModelNotReadyException", error.message, error)
+        case Busy() | EngineUnavailable():
+            return _error("ServiceUnavailable", error.message, error)
+        case HandlerError() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
+            return _model_error(error.status, error.message)
+    return _error("InternalFailure", error.message)
+
+
+def _model_error(status: int, original: str) -> Response:
+    side = "client" if status < 500 else "server"
+    message = f'Received {side} error ({status}) from primary with message "{original[:1500]}". See {LOG_STREAM}'
+    return _error(
+        "ModelError",
+        message,
+        OriginalStatusCode=status,
+        OriginalMessage=original[:_MAX_MESSAGE],
+        LogStreamArn=LOG_STREAM,
+    )
+
+
+def _error(kind: str, message: str, cause: PalimpsestError | None = None, **fields: str | int) -> Response:
+    headers = {"x-amzn-ErrorType": kind}
+    if isinstance(cause, Busy):
+        headers["Retry-After"] = str(cause.retry_after)
+    return JSONResponse({"Message": message[:_MAX_MESSAGE], **fields}, _STATUS[kind], headers)
