@@ -15,7 +15,7 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test test-full check format bench archives lock clean
+.PHONY: help serve stop test test-full test-sdk check format bench archives lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,15 @@ stop: ## stop the server that `make serve` started on PORT
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full"
+
+test-sdk: $(VENV)/.dev ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
+	test -x .venv-sagemaker/bin/python || $(PYTHON) -m venv .venv-sagemaker
+	.venv-sagemaker/bin/pip install --quiet --disable-pip-version-check -r requirements-sagemaker.lock
+	$(BIN)/python -m pytest tests/test_sdks.py
+
+bench: $(VENV)/.dev ## what the gateway adds, the hit rate under pressure, the HTTP clients compared
+	$(BIN)/python -m bench.residency
+	$(BIN)/python -m bench.http_clients
 
 test-full: $(VENV)/.dev ## full-size networks with random weights through TorchServe (minutes, ~20 GB of disk)
 	$(BIN)/python -m pytest -m full -s --timeout=3600
@@ -50,7 +59,7 @@ lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
 	deploy/lock.sh $(BIN)
 
 clean: ## remove the virtual environment and the caches; STORE stays
-	rm -rf $(VENV) .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-sagemaker .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
 
 # pip shows its own progress; a stamp makes later starts skip it.
@@ -60,7 +69,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.serve: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@echo "Installing what requirements.lock names into $(VENV) (about 5 GB; two minutes on a fast line)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

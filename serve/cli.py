@@ -15,6 +15,7 @@ import typer
 import uvicorn
 from rich.console import Console
 
+from serve import models_table
 from serve.archives import build
 from serve.archives.commands import archives_app, ensure_full, one_message_per_error
 from serve.archives.weights import Places
@@ -47,7 +48,7 @@ def serve() -> None:
         console.print(f"Models: {DEMO if demo else 'full'} ({reason})")
         if demo:
             build.ensure_demo(settings.store, console.print)
-    _serve(settings, Catalog(settings.store, demo))
+    _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20))
 
 
 @app.command()
@@ -65,6 +66,18 @@ def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for runnin
             raise _fail(f"process {process.pid} still runs after {timeout:g} s: a request may take longer, try again")
         time.sleep(0.1)
     console.print("Stopped.")
+
+
+@app.command()
+def models(
+    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and end.")] = False,
+) -> None:
+    """Show the running server's models until Ctrl-C: where each is, what it takes, how it is used."""
+    settings = _settings()
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    with contextlib.suppress(KeyboardInterrupt):
+        models_table.show(f"http://{host}:{settings.port}", once, as_json, console)
 
 
 def _serve(settings: Settings, catalog: Catalog) -> None:

@@ -31,9 +31,12 @@ class Settings(BaseSettings):
     memory_budget: str = Field(
         "92%", description="Memory that models may take together: MiB, or a percentage of the device."
     )
+    cache_mib: int = Field(65536, ge=1, description="Disk for unpacked .tar.gz and .mar archives, in STORE/.cache.")
     queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model; above it 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait for any model; above it 429.")
-    queue_timeout: float = Field(60, gt=0, description="Seconds that a request waits for its model; then 429.")
+    queue_timeout: float = Field(
+        55, gt=0, description="Seconds that a request waits for its model; then 429. Clients often give up at 60."
+    )
     concurrent_loads: int = Field(1, ge=1, description="Models that load at the same time.")
     minimum_stay: float = Field(2, ge=0, description="Seconds that a busy model keeps its place in memory.")
     keep_alive: float | None = Field(

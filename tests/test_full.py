@@ -40,7 +40,7 @@ def test_checkpoint_to_answer(tmp_path: Path, dog: bytes, dog_mask: bytes, name:
     report: dict[str, float] = {"build s": time.monotonic() - began}
     shutil.rmtree(checkpoints)
 
-    with serving(tmp_path, with_all_three(store, name), "full") as server:
+    with serving(tmp_path, store, "full") as server:
         inside = pixels(dog_mask).max(axis=2) >= 128
         for call in ("cold answer s", "warm answer s"):
             began = time.monotonic()
@@ -118,14 +118,6 @@ def on_record(weights: Weights, folder: Path) -> Weights:
         return dataclasses.replace(file, bytes=path.stat().st_size, sha256=digest)
 
     return dataclasses.replace(weights, sources=tuple(tuple(record(f) for f in s) for s in weights.sources))
-
-
-def with_all_three(store: Path, built: str) -> Path:
-    """`MODELS=full` asks for three archives; the other two are only named here, never loaded."""
-    for name in {"sam", "lama", "sd"} - {built}:
-        (store / name / "MAR-INF").mkdir(parents=True)
-        (store / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
-    return store
 
 
 @contextmanager

@@ -55,9 +55,13 @@ def test_the_readmes_commands_do_what_it_says(server: Server, tmp_path: Path, do
     for block in blocks:
         subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, check=True, timeout=120)
     inside, before = pixels((tmp_path / "mask.png").read_bytes()) == 255, pixels(dog)
-    assert inside.shape == before.shape[:2]
-    assert pixels((tmp_path / "erased.png").read_bytes()).shape == before.shape
-    assert pixels((tmp_path / "replaced.png").read_bytes()).shape == before.shape
+    assert inside.shape == before.shape[:2] == (1041, 1499)
+    for name in ("erased.png", "replaced.png"):
+        after = pixels((tmp_path / name).read_bytes())
+        assert after.shape == before.shape
+        assert np.array_equal(after[~inside], before[~inside])
+        assert not np.array_equal(after[inside], before[inside])
+    assert pixels((tmp_path / "selected.png").read_bytes()).shape == inside.shape
 
 
 def test_binary_in_and_out_through_every_door(server: Server, dog: bytes) -> None:

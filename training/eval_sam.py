@@ -21,6 +21,9 @@ DEMO = Path(network.__file__).parent / "demo"
 DATA = Path(__file__).parents[1] / "tests" / "data"
 SCENE_SIZE = 256
 CLICKS = 3
+DOG_CLICK = (750, 500)
+SHOWN = 6  # scenes in the picture, beside the dog
+TILE = 120  # pixels, the height of one
 
 
 class Result(NamedTuple):
@@ -44,12 +47,12 @@ class HeldOut:
         maker = SceneMaker("held-out")
         scenes = [maker.make(seed, SCENE_SIZE) for seed in range(count)]
         rng = np.random.default_rng(0)
-        self._cases = [(scene.image, scene.masks[rng.integers(len(scene.masks))]) for scene in scenes]
+        self.cases = [(scene.image, scene.masks[rng.integers(len(scene.masks))]) for scene in scenes]
 
     def measure(self, sam: Sam) -> Result:
         predictor = SamPredictor(sam.eval())
         chosen, pairs = [], []
-        for image, target in self._cases:
+        for image, target in self.cases:
             predictor.set_image(image)
             answers = list(clicked(predictor, target, CLICKS))
             chosen.append([ious[scores.argmax()] for ious, scores in answers])
@@ -90,11 +93,36 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def dog(sam: Sam) -> list[float]:
-    """IoU of the answer with the dog on the bench, after a click at (750, 500) and two corrections."""
+    """IoU of the answer with the dog on the bench, after a click at `DOG_CLICK` and two corrections."""
     predictor = SamPredictor(sam.eval())
-    predictor.set_image(cv2.cvtColor(cv2.imread(str(DATA / "dog-on-bench.png")), cv2.COLOR_BGR2RGB))
+    predictor.set_image(_dog_picture())
     target = cv2.imread(str(DATA / "dog-on-bench-mask.jpg"), cv2.IMREAD_GRAYSCALE) >= 128
-    return [float(ious[scores.argmax()]) for ious, scores in clicked(predictor, target, CLICKS, (750, 500))]
+    return [float(ious[scores.argmax()]) for ious, scores in clicked(predictor, target, CLICKS, DOG_CLICK)]
+
+
+def before_and_after(sam: Sam) -> np.ndarray:
+    """BGR picture: the dog and the first held-out scenes with one click each above, the answers below."""
+    cases = [(image, deepest(target)) for image, target in HeldOut(SHOWN).cases]
+    columns = []
+    for image, click in [(_dog_picture(), DOG_CLICK), *cases]:
+        predictor = SamPredictor(sam.eval())
+        predictor.set_image(image)
+        masks, scores, _ = predictor.predict(np.array([click]), np.array([1]))
+        answer = image.copy()
+        answer[masks[scores.argmax()]] = answer[masks[scores.argmax()]] // 2 + np.array([0, 90, 127], np.uint8)
+        scale = TILE / image.shape[0]
+        above, below = (
+            cv2.resize(each, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for each in (image, answer)
+        )
+        centre = (round(click[0] * scale), round(click[1] * scale))
+        cv2.circle(above, centre, 5, (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(above, centre, 3, (0, 140, 0), -1, cv2.LINE_AA)
+        columns.append(np.vstack([above, below]))
+    return cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR)
+
+
+def _dog_picture() -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(DATA / "dog-on-bench.png")), cv2.COLOR_BGR2RGB)
 
 
 def main() -> None:
@@ -102,9 +130,12 @@ def main() -> None:
     parser.add_argument("config", type=Path, nargs="?", default=DEMO / "network.yaml")
     parser.add_argument("weights", type=Path, nargs="?", default=DEMO / "weights.safetensors")
     parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--picture", type=Path, help="write a PNG: pictures with a click above, their masks below")
     arguments = parser.parse_args()
     sam = network.load(arguments.config, arguments.weights)
     print(f"{arguments.scenes} held-out scenes: {HeldOut(arguments.scenes).measure(sam)}")
+    if arguments.picture:
+        cv2.imwrite(str(arguments.picture), before_and_after(sam))
     print("dog on bench: IoU", ", ".join(f"{iou:.3f}" for iou in dog(sam)), "after 1, 2, 3 clicks")
 
 

@@ -1,7 +1,7 @@
 """Train the demo LaMa: `python -m training.lama FOLDER`. Stop it at will; the same command goes on from where it was.
 
-The network learns to fill wide holes in pieces of photographs at many scales, first small pieces, then larger ones
-with as much context as the product shows it. The same seed on the same machine gives the same weights.
+The network learns what a smooth guess (`handlers.lama.refine`) lacks in wide holes of photographs at many scales,
+first in small pieces, then in larger ones with more context. The same seed on the same machine gives the same weights.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from handlers.lama import network
+from handlers.lama import network, refine
 from training.lama_holes import KINDS, Holes
 from training.muon import Muon
 from training.photographs import photographs, read_photograph
@@ -32,7 +32,6 @@ DECAY_OVER = 0.5  # the last part of all steps, down to nothing
 AVERAGE = 0.997  # of the weights that are kept, an exponential moving average
 SAVE_EVERY = 100  # steps
 PHOTOGRAPH_LONGEST = 1536
-KNOWN_WEIGHT = 0.15  # of a pixel that was shown, beside one that was hidden
 PYRAMID_WEIGHT = 1.0
 PYRAMID_LEVELS = 4
 
@@ -43,7 +42,7 @@ class Stage(NamedTuple):
     steps: int
 
 
-STAGES = (Stage(128, 4, 1500), Stage(256, 2, 650), Stage(512, 1, 180))
+STAGES = (Stage(128, 4, 1000),)
 
 
 class Data:
@@ -84,7 +83,8 @@ def main() -> None:
 
 def train(folder: Path) -> None:
     torch.manual_seed(SEED)
-    model = network.build(network.load_config(CONFIG))
+    model = network.build(network.load_config(CONFIG)).train()
+    _add_nothing(model)
     average = copy.deepcopy(model)
     optimizer, start, checkpoint = Optimizer(model), 0, folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -96,10 +96,9 @@ def train(folder: Path) -> None:
     data, total, losses, before = Data(), sum(stage.steps for stage in STAGES), [], time.monotonic()
     for step in range(start, total):
         stage = _stage(step)
-        # One picture's own statistics would mislead: the batch normalisation then uses its averages, as it will later.
-        model.train(stage.batch > 1)
         picture, hole = data.batch(step, stage.size, stage.batch)
-        loss = _loss(network.inpaint(model, picture, hole), picture, hole)
+        guess = refine.prefill(picture, hole)
+        loss = _loss(guess + refine.addition(model, guess, hole), picture, hole)
         loss.backward()
         optimizer.step(LEARNING_RATE * _rate(step / total, step))
         _follow(average, model, min(AVERAGE, (1 + step) / (10 + step)))
@@ -146,11 +145,17 @@ class Optimizer:
         self._adam.load_state_dict(state["adam"])
 
 
+def _add_nothing(model: nn.Module) -> None:
+    """Training starts from the guess as it is."""
+    last = model.generator.model[-2]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
 def _loss(painted: Tensor, picture: Tensor, hole: Tensor) -> Tensor:
-    """L1 in and around the hole, and L1 of the Laplacian pyramids, so that edges and seams weigh at every scale."""
-    weight = hole + KNOWN_WEIGHT * (1 - hole)
-    loss = ((painted - picture).abs() * weight).sum() / (3 * weight.sum())
+    """L1 in the hole, and L1 of the Laplacian pyramids, so that edges and seams weigh at every scale."""
     difference, share = (painted - picture) * hole, hole.mean()
+    loss = difference.abs().mean() / share
     for _ in range(PYRAMID_LEVELS):
         smaller = F.avg_pool2d(difference, 2)
         band = difference - F.interpolate(smaller, scale_factor=2, mode="bilinear")

@@ -35,12 +35,15 @@ THINGS_PER_HOLE = 4  # the hole's own latents are shared: encoding is what takes
 # Pixels; where all of the picture is not needed to show the hole, a smaller one costs less.
 WINDOWS = (384, 384, 384, 512)
 VAE_BATCH, VAE_CROP, VAE_RATE = 4, 192, 7e-4
-UNET_BATCH, UNET_RATE = 12, 1e-3
+UNET_BATCH, UNET_RATE = 8, 1e-3
+CROP = 20  # latents
 WARM_UP = 100  # steps
 DECAY = 0.3  # the last part of a run, in which the learning rate falls to zero
 EMA = 0.998
 UNCONDITIONAL = 0.1  # prompts replaced by nothing, for classifier-free guidance
-SNR_CAP = 5.0  # min-SNR weighting: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting" (2023)
+# The error of the picture itself counts at most so much more at little noise than at much; the idea is from Hang et
+# al., "Efficient Diffusion Training via Min-SNR Weighting" (2023).
+SNR_CAP = 4.0
 LATENT_GAIN = 2.0  # latents per unit of picture
 CONSTANT, LINEAR = 3.0, 6.0  # see start_as_thumbnail
 
@@ -213,6 +216,8 @@ def encode(vae: AutoencoderKL, image: Tensor) -> np.ndarray:
 def train_unet(work: Path, steps: int) -> None:
     torch.manual_seed(SEED)
     denoiser = build_denoiser().train()
+    with torch.no_grad():  # words above positions from the start
+        denoiser["text_encoder"].get_input_embeddings().weight *= 5
     scheduler = DDIMScheduler.from_pretrained(PIPELINE / "scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(PIPELINE / "tokenizer")
     run = Run(work / "unet.pt", denoiser, UNET_RATE, steps)
@@ -220,7 +225,8 @@ def train_unet(work: Path, steps: int) -> None:
     for step in run:
         rng = np.random.default_rng([SEED, 3, step])
         torch.manual_seed(SEED * 1_000_000 + step)
-        image, masked, mask, prompts = latents.batch(rng)
+        # Small crops teach the things cheaply; the last part of the run sees all of the surroundings.
+        image, masked, mask, prompts = latents.batch(rng, None if step > (1 - DECAY) * steps else CROP)
         tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         run.learn(unet_loss(denoiser, scheduler, image, masked, mask, tokens))
 
@@ -229,18 +235,21 @@ def unet_loss(
     denoiser: nn.ModuleDict, scheduler: DDIMScheduler, image: Tensor, masked: Tensor, mask: Tensor, tokens: Tensor
 ) -> Tensor:
     """Squared error of the predicted velocity, chiefly in and around the hole: the rest is pasted back anyway."""
-    noise = torch.randn_like(image)
-    t = torch.randint(0, scheduler.config.num_train_timesteps, (len(image),))
+    noise, t = torch.randn_like(image), random_times(len(image))
     inputs = torch.cat([scheduler.add_noise(image, noise, t), mask, masked], dim=1)
     text = denoiser["text_encoder"](tokens).last_hidden_state
     velocity = denoiser["unet"](inputs, t, text).sample
     error = (velocity - scheduler.get_velocity(image, noise, t)).square().mean(dim=1, keepdim=True)
     signal = scheduler.alphas_cumprod[t]
-    snr = signal / (1 - signal)
-    # At zero SNR the weight of a velocity would vanish, yet the first step decides colour and thing.
-    emphasis = (snr.clamp(max=SNR_CAP) / (snr + 1)).clamp(min=0.25).view(-1, 1, 1, 1)
+    emphasis = (SNR_CAP * (1 - signal)).clamp(max=1).view(-1, 1, 1, 1)
     where = F.max_pool2d(mask, 3, stride=1, padding=1).clamp(min=0.05)
     return (error * emphasis * where).sum() / where.sum()
+
+
+def random_times(count: int) -> Tensor:
+    """Noisy times oftener, as colour, thing and place are decided there; every seventh pure noise, the first step."""
+    times = (1000 * torch.rand(count).sqrt()).long()
+    return torch.where(torch.rand(count) < 1 / 7, 999, times)
 
 
 class Latents:
@@ -253,17 +262,21 @@ class Latents:
         self.scale = round(1 / float(sample.std()), 4)
         print(f"{CHUNK * THINGS_PER_HOLE * len(self.chunks)} pictures, scaling factor {self.scale}", flush=True)
 
-    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-        """Latents of pictures and of greyed pictures, masks of 0 and 1, prompts; all of one size."""
+    def batch(self, rng: np.random.Generator, crop: int | None) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """Latents of pictures and of greyed pictures, masks of 0 and 1, prompts; all of one size.
+
+        With `crop` only so many latents across, around the middle of the hole.
+        """
         window = rng.integers(len(WINDOWS))
         chunks = [self.chunks[i] for i in range(window, len(self.chunks), len(WINDOWS))]
         images, masked, holes, prompts = [], [], [], []
         for _ in range(UNET_BATCH):
             chunk = chunks[rng.integers(len(chunks))]
             hole, thing = rng.integers(CHUNK), rng.integers(THINGS_PER_HOLE)
-            images.append(chunk["images"][hole * THINGS_PER_HOLE + thing])
-            masked.append(chunk["masked"][hole])
-            holes.append(chunk["holes"][hole])
+            view = around_middle(chunk["holes"][hole], crop, rng) if crop else ...
+            images.append(chunk["images"][hole * THINGS_PER_HOLE + thing][view])
+            masked.append(chunk["masked"][hole][view])
+            holes.append(chunk["holes"][hole][view])
             colour, name, material = chunk["names"][hole * THINGS_PER_HOLE + thing].tolist()
             said = shapes.prompt(shapes.Thing(colour, name or None, material), rng)
             prompts.append("" if rng.random() < UNCONDITIONAL else said)
@@ -273,6 +286,13 @@ class Latents:
             torch.from_numpy(np.stack(holes)).float(),
             prompts,
         )
+
+
+def around_middle(hole: np.ndarray, side: int, rng: np.random.Generator) -> tuple[slice | EllipsisType, ...]:
+    """A square of `side` latents whose middle lies within two of the middle of `hole` (1, H, W)."""
+    middle = np.argwhere(hole[0]).mean(axis=0) + rng.uniform(-2, 2, 2)
+    top, left = np.clip(np.round(middle - side / 2), 0, hole.shape[-1] - side).astype(int)
+    return ..., slice(top, top + side), slice(left, left + side)
 
 
 # ---- export ----------------------------------------------------------------------------------------------------

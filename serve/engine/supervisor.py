@@ -172,26 +172,26 @@ class Supervisor:
             preexec_fn=_die_with_parent,
         )
         self._reader = asyncio.create_task(self._read_output(self._java))
-        await self._wait_ready(f"http://127.0.0.1:{inference}", f"http://127.0.0.1:{management}")
+        await self._wait_ready(*(f"http://127.0.0.1:{port}" for port in (inference, management, metrics)))
 
-    async def _wait_ready(self, inference: str, management: str) -> None:
+    async def _wait_ready(self, inference: str, management: str, metrics: str) -> None:
         assert self._home is not None
         key_file = self._home / "key_file.json"
         try:
             async with asyncio.timeout(self._settings.start_timeout):
-                while not await self._ready(inference, management, key_file):
+                while not await self._ready(inference, management, metrics, key_file):
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise EngineUnavailable(
                 f"TorchServe did not start within {self._settings.start_timeout:g} s: {self._last_words()}"
             ) from None
 
-    async def _ready(self, inference: str, management: str, key_file: Path) -> bool:
+    async def _ready(self, inference: str, management: str, metrics: str, key_file: Path) -> bool:
         assert self._java is not None
         if self._java.returncode is not None:
             raise EngineUnavailable(f"TorchServe ended with code {self._java.returncode}: {self._last_words()}")
         try:
-            endpoint = Endpoint.read(inference, management, key_file)
+            endpoint = Endpoint.read(inference, management, metrics, key_file)
         except (OSError, ValueError, KeyError):
             return False
         engine = TorchServe(endpoint, self._settings.load_timeout, self._settings.predict_timeout)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from fastapi import FastAPI, Request
@@ -12,10 +13,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from serve.errors import BadRequest, Busy, EngineUnavailable, PalimpsestError
-from serve.gateway import predictions
+from serve.gateway import container, metrics, models, predictions, sagemaker
+from serve.gateway.metrics import Metrics
 from serve.residency import workers
 from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
+from serve.residency.model import IN_MEMORY
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
 from serve.settings import Settings
@@ -44,26 +47,35 @@ class Services:
     workers: Workers
     memory: Memory
     host: EngineHost
+    metrics: Metrics
 
 
 def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> FastAPI:
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
     crew = Workers(host, memory)
-    scheduler = Scheduler(crew, memory, _limits(settings))
+    numbers = Metrics()
+    scheduler = Scheduler(crew, memory, _limits(settings), numbers.on_event)
     crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
+    catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
 
     def on_engine_lost() -> None:
         crew.forget()
         scheduler.on_engine_lost()
 
+    def on_engine_ready() -> None:
+        numbers.on_engine_restart()
+        scheduler.on_engine_ready()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            await host.start(on_engine_lost, scheduler.on_engine_ready)
-            app.state.services = Services(settings, catalog, scheduler, crew, memory, host)
+            await host.start(on_engine_lost, on_engine_ready)
+            app.state.services = Services(settings, catalog, scheduler, crew, memory, host, numbers)
             yield
         finally:
+            catalog.close()
             await scheduler.close(settings.stop_timeout)
+            crew.forget()  # from here on the death of a worker is no news
             await host.stop()
 
     app = FastAPI(
@@ -78,9 +90,15 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    app.include_router(predictions.router)
+    # The container API first: its /models/{model}/invoke is stricter than the one that predictions has.
+    for each in (container, predictions, sagemaker, models, metrics):
+        app.include_router(each.router)
     app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)
     return app
+
+
+def _paths_in_use(scheduler: Scheduler) -> set[Path]:
+    return {m.archive.path for m in scheduler.models() if m.state in IN_MEMORY or m.in_use}
 
 
 def _limits(settings: Settings) -> Limits:

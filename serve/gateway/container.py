@@ -5,7 +5,7 @@ loaded is known by its archive's name; one that `POST /models` loaded, by the na
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
 from serve.gateway.predictions import invoke, read_body
 from serve.residency.catalog import Archive
+from serve.residency.model import State
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -71,6 +72,8 @@ def _describe(text: str) -> dict[str, Any]:
     return {"description": text}
 
 
+# A parked model answers, too: it comes back to the device by itself.
+_LOADED = {State.READY, State.PARKED}
 _NOT_LOADED: dict[int | str, dict[str, Any]] = {404: _describe("No model of that name is loaded.")}
 _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 
@@ -91,7 +94,7 @@ async def load(model: LoadRequest, request: Request) -> Done:
     archive = _archive_at(services, model.url)
     if _loaded_model(request, model.model_name) is not None:
         raise AlreadyLoaded(f"{model.model_name!r} is loaded: DELETE /models/{model.model_name} first", "model_name")
-    await services.scheduler.load(archive, services.settings.load_timeout)
+    await services.scheduler.load(await services.catalog.prepare(archive), services.settings.load_timeout)
     _given_names(request)[model.model_name] = LoadedModel(model.model_name, model.url, archive)
     return Done(status=f"{model.model_name} is loaded")
 
@@ -143,9 +146,9 @@ async def invoke_loaded(name: str, request: Request) -> Response:
 
 
 def _archive_at(services: "Services", url: str) -> Archive:
-    """Raises BadRequest for a path outside the store, ModelNotFound where there is no archive; both are 400 here."""
+    """Raises BadRequest, also where the store holds no such archive; the catalog refuses ".." in any form."""
     path, store = PurePath(url), services.settings.store
-    if path.is_absolute() and (".." in path.parts or not path.is_relative_to(store)):
+    if path.is_absolute() and not path.is_relative_to(store):
         raise BadRequest(f"url must be a path inside the store {store}, or the name of an archive in it", "url")
     name = str(path.relative_to(store)) if path.is_absolute() else url
     try:
@@ -184,11 +187,17 @@ def _loaded_model(request: Request, name: str) -> LoadedModel | None:
 
 def _loaded(request: Request) -> list[LoadedModel]:
     """What is ready to serve: under the names that the platform gave, else under the archive's own."""
-    scheduler = request.app.state.services.scheduler
-    ready = {m.archive.name: m.archive for m in scheduler.models() if scheduler.resident(m.archive.name)}
-    given = [m for m in _given_names(request).values() if m.archive.name in ready]
+    services: Services = request.app.state.services
+    ready = {m.archive.name: m.archive for m in services.scheduler.models() if m.state in _LOADED}
+    names = _given_names(request).values()
+    # The version that is loaded, which may not be the one that lies in the store by now.
+    given = [replace(m, archive=ready[m.archive.name]) for m in names if m.archive.name in ready]
     hidden = {m.archive.name for m in given} | {m.name for m in given}
-    own = [LoadedModel(name, str(archive.path), archive) for name, archive in ready.items() if name not in hidden]
+    own = [
+        LoadedModel(name, str(archive.file or archive.path), archive)
+        for name, archive in ready.items()
+        if name not in hidden
+    ]
     return given + own
 
 

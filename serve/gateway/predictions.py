@@ -91,7 +91,6 @@ _OPENAPI: dict[str, Any] = {
 
 
 @router.post("/predictions/{model:path}", summary="Ask a model", openapi_extra=_OPENAPI)
-@router.post("/models/{model:path}/invoke", summary="Ask a model (the container API's name)", openapi_extra=_OPENAPI)
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = services.catalog.find(model)
@@ -109,6 +108,7 @@ async def invoke(services: "Services", archive: Archive, headers: dict[str, str]
 
 
 async def _invoke_once(services: "Services", archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
+    archive = await services.catalog.prepare(archive)
     async with services.scheduler.lease(archive):
         return await services.workers.predict(archive, headers, body)
 

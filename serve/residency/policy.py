@@ -30,7 +30,7 @@ def choose_victims(need: int, residents: Sequence[Resident], now: float, minimum
     """
     idle = sorted((r for r in residents if not r.in_use), key=lambda r: (not r.stale, r.last_used))
     in_use = sorted(
-        (r for r in residents if r.in_use and (r.stale or now - r.ready_since >= minimum_stay)),
+        (r for r in residents if r.in_use and (r.stale or now >= r.ready_since + minimum_stay)),
         key=lambda r: (not r.stale, r.ready_since),
     )
     victims: list[Resident] = []
@@ -45,8 +45,11 @@ def choose_victims(need: int, residents: Sequence[Resident], now: float, minimum
 
 def _without_spare(victims: list[Resident], need: int) -> list[Resident]:
     """Lets those stay, most recently chosen first, whose bytes the others make up for."""
-    kept = list(victims)
+    spare = sum(r.size for r in victims) - need
+    needed: list[Resident] = []
     for victim in reversed(victims):
-        if sum(r.size for r in kept) - victim.size >= need:
-            kept.remove(victim)
-    return kept
+        if victim.size <= spare:
+            spare -= victim.size
+        else:
+            needed.append(victim)
+    return needed[::-1]

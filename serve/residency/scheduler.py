@@ -1,56 +1,34 @@
 """Who is in memory: the one owner of every model's state.
 
-Every decision is made in `_advance`, synchronously and without I/O; what takes time (loading, unloading) runs in
-tasks that end in one of the `_on_...` methods, which change the state and call `_advance` again.
-
-    ABSENT ──► LOADING ──► READY ──► DRAINING ──► UNLOADING ──► ABSENT
-                  │          ▲ │                      ▲
-                  ▼          │ └──── worker lost ─────┘
-               FAILED ───────┘ (the next request after a pause loads again)
+Every decision is made in `_advance`, synchronously and without I/O: it takes all steps that the present state allows.
+Whatever changes the state calls it: a request that comes or goes, a load or unload that ends, news of the engine, and
+a timer where time alone allows a step.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from serve.errors import ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
+from serve.errors import ModelLoadFailed, ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
 from serve.residency.catalog import Archive
+from serve.residency.model import IN_MEMORY, LEAVING, Model, State, Waiter
 from serve.residency.policy import Resident, choose_victims
+
+__all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
 
 logger = logging.getLogger(__name__)
 
-
-class State(Enum):
-    ABSENT = "absent"
-    LOADING = "loading"
-    READY = "ready"
-    PARKED = "parked"  # worker alive, weights in host memory
-    DRAINING = "draining"  # serves what runs, admits nothing new
-    UNLOADING = "unloading"
-    FAILED = "failed"
-
-
-_TRANSITIONS = {
-    State.ABSENT: {State.LOADING},
-    State.LOADING: {State.READY, State.FAILED, State.ABSENT},
-    State.READY: {State.PARKED, State.DRAINING, State.UNLOADING, State.ABSENT},
-    State.PARKED: {State.LOADING, State.UNLOADING, State.ABSENT},
-    State.DRAINING: {State.UNLOADING, State.ABSENT},
-    State.UNLOADING: {State.ABSENT},
-    State.FAILED: {State.LOADING, State.ABSENT},
-}
-_LEAVING = {State.DRAINING, State.UNLOADING}
-_IN_MEMORY = {State.LOADING, State.READY, State.PARKED, State.DRAINING, State.UNLOADING}
+# Memory that others hold comes back without anyone telling: look again after so many seconds.
+_LOOK_AGAIN = 0.5
 
 
 class Engine(Protocol):
-    """The effects that residency needs. Every error is a PalimpsestError."""
+    """The effects that residency needs. Errors are PalimpsestErrors; cancelling leaves nothing running."""
 
     async def load(self, archive: Archive) -> int:
         """Starts the model and returns the bytes that it takes; OutOfMemory or ModelLoadFailed leave nothing behind."""
@@ -60,12 +38,12 @@ class Engine(Protocol):
 
 
 class Memory(Protocol):
-    """The device and what is known of each model's size, in bytes."""
+    """The device and what is known of each model's size, in bytes. Both calls must be quick and not raise."""
 
     budget: int
 
     def free(self) -> int:
-        """What the device reports as free."""
+        """What the device reports as free, at this moment."""
 
     def predict(self, archive: Archive) -> int:
         """What loading the archive will take."""
@@ -87,49 +65,6 @@ class Limits:
     failure_pause: float = 5.0
 
 
-@dataclass(eq=False)
-class Waiter:
-    """One request that waits for its model. granted: it holds a lease."""
-
-    future: asyncio.Future[None]
-    since: float
-    granted: bool = False
-
-
-@dataclass(eq=False)
-class Model:
-    """One version of one archive. reserved: bytes held for it, from the start of its load until its unload is done."""
-
-    archive: Archive
-    state: State = State.ABSENT
-    leases: int = 0
-    waiters: deque[Waiter] = field(default_factory=deque)
-    reserved: int = 0
-    pinned: bool = False
-    stale: bool = False
-    ready_since: float = 0.0
-    last_used: float = 0.0
-    error: PalimpsestError | None = None
-    failed_at: float = 0.0
-    squeezed: bool = False  # the device had less room than the books said
-    unwanted: bool = False  # to be unloaded as soon as it can be
-    leaving: list[asyncio.Future[None]] = field(default_factory=list)
-    loads: int = 0
-    failures: int = 0
-    hits: int = 0
-    requests: int = 0
-
-    def to(self, state: State) -> None:
-        """Changes the state; RuntimeError for a transition that the diagram above does not have."""
-        if state not in _TRANSITIONS[self.state]:
-            raise RuntimeError(f"{self.archive.name}: {self.state.name} -> {state.name} is not a transition")
-        self.state = state
-
-    @property
-    def in_use(self) -> bool:
-        return self.leases > 0 or bool(self.waiters)
-
-
 class Scheduler:
     """Grants leases. A leased model is never unloaded unless its worker is already gone.
 
@@ -145,7 +80,6 @@ class Scheduler:
     ) -> None:
         self._engine, self._memory, self._limits, self._on_event = engine, memory, limits, on_event
         self._models: dict[str, Model] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -157,30 +91,39 @@ class Scheduler:
     async def lease(self, archive: Archive, wait: float | None = None) -> AsyncIterator[Model]:
         """Inside this context the model is loaded and one request may use it: a worker serves one at a time.
 
-        Raises QueueFull at once, ModelNotReady after `wait` seconds (the load goes on), or what the load raised.
+        Raises QueueFull at once, OutOfMemory at once where it can never fit, ModelNotReady after `wait` seconds (the
+        load goes on), or what the load raised.
         """
         model = self._register(archive)
         model.requests += 1
         model.hits += model.state is State.READY
+        began = self._now()
         await self._wait_for_lease(model, self._limits.wait if wait is None else wait)
         try:
+            self._on_event("queue_wait", model, self._now() - began)
             yield model
         finally:
             self._release(model)
 
     async def load(self, archive: Archive, wait: float | None = None) -> None:
         """Returns once the model is ready; raises as lease."""
-        async with self.lease(archive, wait):
-            pass
+        if self._register(archive).state is not State.READY:
+            async with self.lease(archive, wait):
+                pass
 
     async def unload(self, name: str) -> None:
-        """Drains and unloads every version of the model; returns when its memory is back. KeyError: not in memory."""
-        models = [m for m in self._models.values() if m.archive.name == name and m.state in _IN_MEMORY]
+        """Drains and unloads every version of the model; returns when its memory is back. KeyError: not in memory.
+
+        Requests that wait for it have it loaded again.
+        """
+        if self._closed:
+            raise _shutting_down()
+        models = [m for m in self._models.values() if m.archive.name == name and m.state in IN_MEMORY]
         if not models:
             raise KeyError(name)
         gone = [asyncio.get_running_loop().create_future() for _ in models]
         for model, future in zip(models, gone, strict=True):
-            model.pinned, model.unwanted = False, True
+            model.pinned, model.unwanted = False, "asked for"
             model.leaving.append(future)
         self._advance()
         await asyncio.gather(*gone)
@@ -203,7 +146,11 @@ class Scheduler:
     def on_worker_lost(self, engine_name: str) -> None:
         """The model's worker died: its leases end with the error that their holders see, the queue stays."""
         model = self._models.get(engine_name)
-        if model is not None and model.state in {State.READY, State.PARKED}:
+        if model is None or self._closed:
+            return
+        if model.state is State.LOADING:
+            model.unwanted = "worker lost"  # it died between its last word and our hearing it
+        elif model.state in {State.READY, State.PARKED, State.DRAINING}:
             self._on_event("evicted: worker lost", model, 0.0)
             self._unload(model)
             self._advance()
@@ -213,27 +160,29 @@ class Scheduler:
         model = self._models.get(engine_name)
         if model is not None and model.state is State.READY:
             model.reserved = size
-            self._shrink_to_budget()
+            self._advance()
 
     def on_engine_lost(self) -> None:
         """TorchServe itself is gone, and all workers with it: nothing is in memory, nothing can be loaded."""
         self._paused = True
-        for task in list(self._tasks):
-            task.cancel()
+        self._cancel_effects()
         for model in self._models.values():
-            if model.state in _IN_MEMORY:
-                self._gone(model)
+            if model.state in IN_MEMORY:
+                model.leave_memory()
 
     def on_engine_ready(self) -> None:
-        """TorchServe is back: what waits is loaded again."""
+        """TorchServe is back: what waits is loaded again, and what failed under the old one may be tried at once."""
         self._paused = False
+        for model in self._models.values():
+            if model.state is State.FAILED:
+                model.to(State.ABSENT)
         self._advance()
 
     async def close(self, timeout: float) -> None:
         """Lets running requests finish for up to `timeout` seconds; waiting ones get ModelNotReady."""
         self._closed = True
         for model in self._models.values():
-            self._fail_waiters(model, _shutting_down())
+            model.fail_waiters(_shutting_down())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while any(m.leases for m in self._models.values()):
@@ -241,16 +190,18 @@ class Scheduler:
                     await self._released.wait()
         if self._timer is not None:
             self._timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._cancel_effects(), return_exceptions=True)
+        for future in [f for m in self._models.values() for f in m.leaving if not f.done()]:
+            future.set_exception(_shutting_down())
 
     # Requests
 
     def _register(self, archive: Archive) -> Model:
+        """The archive's model. The version of a name that was asked for last is the one that stays."""
         model = self._models.get(archive.engine_name)
-        if model is None:
-            model = self._models[archive.engine_name] = Model(archive)
+        if model is None or model.stale:
+            model = self._models.setdefault(archive.engine_name, Model(archive))
+            model.stale = False
             for other in self._models.values():
                 if other is not model and other.archive.name == archive.name:
                     other.stale, model.pinned = True, model.pinned or other.pinned
@@ -263,10 +214,10 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         waiter = Waiter(loop.create_future(), loop.time())
         model.waiters.append(waiter)
-        self._advance()
         try:
+            self._advance()
             async with asyncio.timeout(wait):
-                await waiter.future
+                error = await waiter.outcome
         except TimeoutError:
             self._withdraw(model, waiter)
             raise ModelNotReady(
@@ -276,13 +227,18 @@ class Scheduler:
         except BaseException:
             self._withdraw(model, waiter)
             raise
-        self._on_event("queue_wait", model, loop.time() - waiter.since)
+        if error is not None:
+            raise _afresh(error)
 
     def _check_admission(self, model: Model) -> None:
         if self._closed:
             raise _shutting_down()
-        if model.state is State.FAILED and model.error and self._now() - model.failed_at < self._limits.failure_pause:
-            raise model.error
+        if model.state is State.READY and not model.in_use:
+            return
+        if model.state is State.FAILED and model.error and self._now() < model.failed_at + self._limits.failure_pause:
+            raise _afresh(model.error)
+        if model.state in {State.ABSENT, State.FAILED} and (too_large := self._never_fits(model)):
+            raise too_large
         total = sum(len(m.waiters) for m in self._models.values())
         if len(model.waiters) >= self._limits.queue_per_model or total >= self._limits.queue_total:
             raise QueueFull(f"too many requests wait for {model.archive.name!r}: try again later", retry_after=2)
@@ -309,65 +265,78 @@ class Scheduler:
         for model in self._models.values():
             self._retire(model)
             self._grant(model)
-            if model.state is State.DRAINING and not model.leases:
-                self._unload(model)
+        self._shrink_to_budget()
         self._start_loads()
         self._set_timer()
+
+    def _retire(self, model: Model) -> None:
+        if model.state is State.READY and (reason := self._reason_to_leave(model)):
+            self._evict(model, reason)
+        elif model.state is State.DRAINING and not model.leases:
+            self._unload(model)
+
+    def _reason_to_leave(self, model: Model) -> str:
+        if model.unwanted:
+            return model.unwanted
+        if model.in_use or model.pinned:
+            return ""
+        if model.stale:
+            return "stale"
+        keep_alive = self._limits.keep_alive
+        return "keep-alive" if keep_alive is not None and self._now() >= model.last_used + keep_alive else ""
 
     def _grant(self, model: Model) -> None:
         while model.state is State.READY and model.waiters and not model.leases:
             waiter = model.waiters.popleft()
-            if not waiter.future.done():
+            if not waiter.outcome.done():
                 model.leases += 1
                 model.last_used = self._now()
-                waiter.granted = True
-                waiter.future.set_result(None)
-
-    def _retire(self, model: Model) -> None:
-        """Evicts a model that was asked to go, and an idle one that was replaced or whose keep-alive has passed."""
-        if model.state is not State.READY or model.pinned:
-            return
-        expired = self._limits.keep_alive is not None and self._now() - model.last_used >= self._limits.keep_alive
-        if model.unwanted:
-            self._evict(model, "asked for")
-        elif model.stale and not model.in_use:
-            self._evict(model, "stale")
-        elif expired and not model.in_use:
-            self._evict(model, "keep-alive")
+                waiter.settle(None)
 
     def _start_loads(self) -> None:
-        wanted = [m for m in self._models.values() if m.waiters and m.state in {State.ABSENT, State.FAILED}]
-        for model in sorted(wanted, key=lambda m: m.waiters[0].since):
-            if sum(m.state is State.LOADING for m in self._models.values()) >= self._limits.concurrent_loads:
+        """Strictly in the order of arrival: a small model that overtook a large one could starve it."""
+        wanted = [m for m in self._models.values() if m.waits_for_place]
+        slots = self._limits.concurrent_loads - sum(m.state is State.LOADING for m in self._models.values())
+        for model in sorted(wanted, key=lambda m: m.in_line_since):
+            if slots <= 0 or not self._serve_first(model):
                 return
-            # Strictly in the order of arrival: a small model that overtook a large one could starve it.
-            if not self._make_room(model):
-                return
+            slots -= model.state is State.LOADING
 
-    def _make_room(self, model: Model) -> bool:
-        """Starts the load, or starts what it must wait for; False where later models have to wait behind it."""
-        need = self._memory.predict(model.archive)
-        if need > self._memory.budget:
-            self._fail_waiters(model, self._too_large(model, need))
+    def _serve_first(self, model: Model) -> bool:
+        """Loads the model or makes room for it; False where those behind it have to wait, too."""
+        if too_large := self._never_fits(model):
+            model.fail_waiters(too_large)
             return True
-        coming = sum(m.reserved for m in self._models.values() if m.state in _LEAVING)
-        if model.squeezed and coming:
-            return False
-        missing = need - self._free()
-        if missing <= 0:
+        need = self._memory.predict(model.archive)
+        coming = self._reserved(m for m in self._models.values() if m.state in LEAVING)
+        missing = self._missing(need)
+        if missing <= 0 and not (model.squeezed and coming):
             self._load(model, need)
             return True
-        if missing > coming:
-            victims = choose_victims(missing - coming, self._evictable(), self._now(), self._limits.minimum_stay)
-            for victim in victims or []:
-                self._evict(self._models[victim.key], "memory")
-        return False
+        self._evict_all(choose_victims(missing - coming, self._evictable(), self._now(), self._limits.minimum_stay))
+        # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
+        return missing > self._reserved(m for m in self._models.values() if not _stays(m))
 
-    def _free(self) -> int:
-        """Bytes for another model: the books', or the device's where that reports less."""
-        reserved = sum(m.reserved for m in self._models.values())
-        loading = sum(m.reserved for m in self._models.values() if m.state is State.LOADING)
-        return min(self._memory.budget - reserved, self._memory.free() - loading)
+    def _missing(self, need: int) -> int:
+        """Bytes short of `need` in the books, or on the device where that has less; none short: 0 or less."""
+        missing = need - (self._memory.budget - self._reserved(self._models.values()))
+        if missing > 0:
+            return missing
+        loading = self._reserved(m for m in self._models.values() if m.state is State.LOADING)
+        return need - (self._memory.free() - loading)
+
+    def _never_fits(self, model: Model) -> OutOfMemory | None:
+        """The refusal of a model for which all that may be unloaded would not make room."""
+        need, budget = self._memory.predict(model.archive), self._memory.budget
+        pinned = self._reserved(m for m in self._models.values() if _stays(m))
+        return _too_large(model, need, budget, pinned) if need > budget - pinned else None
+
+    def _shrink_to_budget(self) -> None:
+        """A model may turn out larger than predicted; idle ones then make up for it."""
+        excess = self._reserved(m for m in self._models.values() if m.state not in LEAVING) - self._memory.budget
+        if excess > 0:
+            idle = [r for r in self._evictable() if not r.in_use]
+            self._evict_all(choose_victims(min(excess, sum(r.size for r in idle)), idle, self._now(), 0))
 
     def _evictable(self) -> list[Resident]:
         return [
@@ -376,61 +345,83 @@ class Scheduler:
             if m.state is State.READY and not m.pinned
         ]
 
+    def _evict_all(self, victims: list[Resident] | None, reason: str = "memory") -> None:
+        for victim in victims or []:
+            self._evict(self._models[victim.key], reason)
+
+    def _reserved(self, models: Iterable[Model]) -> int:
+        return sum(m.reserved for m in models)
+
     def _set_timer(self) -> None:
-        """Busy models become evictable, and idle ones expire, by the passing of time alone."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        now = self._now()
-        ready = [m for m in self._models.values() if m.state is State.READY]
-        due = [m.ready_since + self._limits.minimum_stay for m in ready]
+        """For the steps that time alone allows: busy models become evictable, idle ones expire, the device frees."""
+        now, due = self._now(), list[float]()
+        ready = [m for m in self._models.values() if m.state is State.READY and not m.pinned]
+        if any(m.waits_for_place for m in self._models.values()):
+            due += [m.ready_since + self._limits.minimum_stay for m in ready]
+            if not any(m.effect for m in self._models.values()):
+                due.append(now + _LOOK_AGAIN)
         if self._limits.keep_alive is not None:
             due += [m.last_used + self._limits.keep_alive for m in ready if not m.in_use]
-        later = [time for time in due if time > now]
-        if later:
-            self._timer = asyncio.get_running_loop().call_at(min(later), self._advance)
+        if self._timer is not None:
+            self._timer.cancel()
+        when = min((time for time in due if time > now), default=None)
+        self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._advance)
 
     # Effects and their ends
 
     def _evict(self, model: Model, reason: str) -> None:
         """Admits nothing new; what runs finishes first."""
         model.to(State.DRAINING)
+        model.evicted_at = self._now()
         self._on_event(f"evicted: {reason}", model, 0.0)
         if not model.leases:
             self._unload(model)
 
     def _load(self, model: Model, need: int) -> None:
         model.to(State.LOADING)
-        model.reserved, model.squeezed = need, False
-        self._spawn(self._run_load(model))
+        model.reserved = need
+        self._start(model, self._run_load(model))
 
     def _unload(self, model: Model) -> None:
         model.to(State.UNLOADING)
-        self._spawn(self._run_unload(model))
+        self._start(model, self._run_unload(model))
 
-    def _gone(self, model: Model) -> None:
-        model.to(State.ABSENT)
-        model.reserved, model.unwanted = 0, False
-        for future in model.leaving:
-            if not future.done():
-                future.set_result(None)
-        model.leaving.clear()
+    def _start(self, model: Model, effect: Coroutine[Any, Any, None]) -> None:
+        model.effect = asyncio.create_task(effect)
+        model.effect.add_done_callback(partial(self._on_effect_end, model))
 
-    def _spawn(self, effect: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(effect)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _cancel_effects(self) -> list[asyncio.Task[None]]:
+        effects = [m.effect for m in self._models.values() if m.effect is not None]
+        for effect in effects:
+            effect.cancel()
+        return effects
+
+    def _on_effect_end(self, model: Model, effect: asyncio.Task[None]) -> None:
+        if model.effect is effect:  # an unload may have begun in the moment in which its load ended
+            model.effect = None
+        if not effect.cancelled() and (bug := effect.exception()):
+            logger.error("%s: residency failed", model.archive.name, exc_info=bug)
+        self._forget_old_versions()
+        self._advance()
 
     async def _run_load(self, model: Model) -> None:
         began = self._now()
+        size, error = 0, None
         try:
             size = await self._engine.load(model.archive)
-        except OutOfMemory:
-            self._on_load_out_of_memory(model)
-        except PalimpsestError as error:
-            self._on_load_failed(model, error)
-        else:
+        except PalimpsestError as expected:
+            error = expected
+        except Exception:
+            logger.exception("%s could not be loaded", model.archive.name)
+            error = ModelLoadFailed(f"{model.archive.name!r} cannot be loaded: an internal error, see the log")
+        if model.state is not State.LOADING:
+            return  # the engine was lost meanwhile
+        if error is None:
             self._on_load_done(model, size, self._now() - began)
+        elif isinstance(error, OutOfMemory):
+            self._on_load_out_of_memory(model)
+        else:
+            self._on_load_failed(model, error)
 
     def _on_load_done(self, model: Model, size: int, seconds: float) -> None:
         model.to(State.READY)
@@ -438,39 +429,25 @@ class Scheduler:
         model.loads += 1
         model.ready_since = model.last_used = self._now()
         self._on_event("loaded", model, seconds)
-        self._shrink_to_budget()
-        self._advance()
 
     def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:
-        self._gone(model)
-        model.state = State.FAILED
+        model.leave_memory(State.FAILED)
         model.error, model.failed_at = error, self._now()
         model.failures += 1
+        model.fail_waiters(error)
         self._on_event("load failed", model, 0.0)
-        self._fail_waiters(model, error)
-        self._advance()
 
     def _on_load_out_of_memory(self, model: Model) -> None:
         """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
-        self._gone(model)
-        model.squeezed = True
         self._on_event("load out of memory", model, 0.0)
-        idle = sorted((r for r in self._evictable() if not r.in_use), key=lambda r: r.last_used)
-        if idle:
-            self._evict(self._models[idle[0].key], "out of memory")
-        elif not any(m.state in _LEAVING for m in self._models.values()):
-            model.squeezed = False
-            model.failures += 1
-            self._fail_waiters(model, self._nothing_left(model))
-        self._advance()
-
-    def _shrink_to_budget(self) -> None:
-        """A model may turn out larger than predicted; idle ones then make up for it."""
-        excess = sum(m.reserved for m in self._models.values() if m.state not in _LEAVING) - self._memory.budget
         idle = [r for r in self._evictable() if not r.in_use]
-        if excess > 0:
-            for victim in choose_victims(min(excess, sum(r.size for r in idle)), idle, self._now(), 0) or []:
-                self._evict(self._models[victim.key], "memory")
+        if not idle and not any(m.state in LEAVING for m in self._models.values()):
+            self._on_load_failed(model, _nothing_left(model))
+            return
+        model.leave_memory()
+        if model.waiters:
+            model.squeezed = True
+            self._evict_all(choose_victims(1, idle, self._now(), 0), "out of memory")
 
     async def _run_unload(self, model: Model) -> None:
         began = self._now()
@@ -478,35 +455,48 @@ class Scheduler:
             await self._engine.unload(model.archive)
         except PalimpsestError as error:
             logger.error("%s could not be unloaded cleanly: %s", model.archive.name, error.message)
-        self._gone(model)
-        self._on_event("unloaded", model, self._now() - began)
-        self._forget_old_versions()
-        self._advance()
-
-    def _too_large(self, model: Model, need: int) -> OutOfMemory:
-        return OutOfMemory(
-            f"{model.archive.name!r} needs {need / 2**20:,.0f} MiB and the budget is"
-            f" {self._memory.budget / 2**20:,.0f} MiB: raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
-        )
-
-    def _nothing_left(self, model: Model) -> OutOfMemory:
-        return OutOfMemory(
-            f"the device has no room for {model.archive.name!r}, and nothing idle is left to unload: try again later"
-        )
-
-    def _fail_waiters(self, model: Model, error: PalimpsestError) -> None:
-        while model.waiters:
-            waiter = model.waiters.popleft()
-            if not waiter.future.done():
-                waiter.future.set_exception(error)
+        except Exception:
+            logger.exception("%s could not be unloaded cleanly", model.archive.name)
+        if model.state is State.UNLOADING:
+            model.leave_memory()
+            self._on_event("unloaded", model, self._now() - began)
 
     def _forget_old_versions(self) -> None:
         gone = {State.ABSENT, State.FAILED}
-        for key in [k for k, m in self._models.items() if m.stale and m.state in gone and not m.in_use]:
+        old = [k for k, m in self._models.items() if m.stale and m.state in gone and not m.in_use and not m.effect]
+        for key in old:
             del self._models[key]
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _stays(model: Model) -> bool:
+    """Whether eviction cannot get the model's bytes back."""
+    return model.pinned and model.state not in LEAVING
+
+
+def _afresh(error: PalimpsestError) -> PalimpsestError:
+    """Several requests raise the same error: without this its traceback would grow with each, and keep them alive."""
+    return error.with_traceback(None)
+
+
+def _too_large(model: Model, need: int, budget: int, pinned: int) -> OutOfMemory:
+    held = f", of which pinned models hold {_mib(pinned)}" if pinned else ""
+    return OutOfMemory(
+        f"{model.archive.name!r} needs {_mib(need)} and the budget is {_mib(budget)}{held}:"
+        " raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
+    )
+
+
+def _nothing_left(model: Model) -> OutOfMemory:
+    return OutOfMemory(
+        f"the device has no room for {model.archive.name!r}, and nothing idle is left to unload: try again later"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _shutting_down() -> ModelNotReady:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serve.engine.torchserve import Answer, TorchServe
-from serve.errors import EngineUnavailable, WorkerDied
+from serve.errors import EngineUnavailable, OutOfMemory, WorkerDied
 from serve.residency.catalog import Archive
 from serve.residency.memory import Memory
 
@@ -81,7 +81,8 @@ class Workers:
         request = asyncio.create_task(self._host.engine.predict(archive.engine_name, headers, body))
         try:
             answer = await (request if worker is None else self._unless_it_dies(worker, request, archive))
-        except EngineUnavailable:
+        except (EngineUnavailable, OutOfMemory):
+            # TorchServe calls a worker that was killed out of memory.
             if worker is not None and await self._ends_soon(worker):
                 raise WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again") from None
             raise

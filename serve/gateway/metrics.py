@@ -1,0 +1,264 @@
+"""What Prometheus scrapes: a multi-model endpoint's metrics per model, the queue, the memory, TorchServe's own.
+
+A model's name becomes a label only once the store was seen to hold its archive: what clients ask for in vain leaves no
+trace here.
+"""
+
+import asyncio
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Counter as PrometheusCounter
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serve.errors import PalimpsestError
+from serve.gateway.histogram import Histogram
+from serve.residency.catalog import Archive
+from serve.residency.model import Model, State
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Services
+
+router = APIRouter(tags=["server"])
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# Bounds in seconds: of what a request goes through, and of what a model does.
+_REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 5, 10, 30, 120)
+_RESIDENCY = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+
+# As Java writes it.
+_NUMBER = r"-?[0-9.]+(?:E-?[0-9]+)?"
+
+_LOADED = {State.READY, State.PARKED, State.DRAINING}
+
+
+class Metrics:
+    """The counters and histograms of one application."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._histograms: list[Histogram] = []
+        self._names: dict[str, str] = {}
+
+        def seconds(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+            self._histograms.append(Histogram(f"palimpsest_{name}_seconds", text, labels, bounds))
+            return self._histograms[-1]
+
+        def count(name: str, text: str, *labels: str) -> PrometheusCounter:
+            return PrometheusCounter(f"palimpsest_{name}", text, labels, registry=self._registry)
+
+        self._invocations = count("invocations", "Requests to a model.", "model")
+        self._errors = {
+            4: count("invocation_4xx_errors", "Requests that the model or the queue answered 4xx.", "model"),
+            5: count("invocation_5xx_errors", "Requests that the model or the engine answered 5xx.", "model"),
+        }
+        self._lookups = count("model_cache_lookups", "Requests, by whether their model was loaded: all.", "model")
+        self._hits = count("model_cache_hits", "Requests that found their model loaded.", "model")
+        self._latency = seconds("model_latency", "Time that a request spent in TorchServe.", _REQUEST, "model")
+        self._overhead = seconds(
+            "overhead_latency", "Time of a request outside of TorchServe: waiting, loading, gateway.", _REQUEST, "model"
+        )
+        self._queue_wait = seconds("queue_wait", "Time until a request got its turn at its model.", _REQUEST)
+        self._loading_wait = seconds(
+            "model_loading_wait", "Time that a request waited because its model was not loaded.", _RESIDENCY, "model"
+        )
+        self._downloading = seconds("model_downloading", "Time to unpack an archive.", _RESIDENCY, "model")
+        self._loading = seconds("model_loading", "Time to load a model.", _RESIDENCY, "model", "phase")
+        self._unloading = seconds(
+            "model_unloading", "Time to unload a model and get its memory back.", _RESIDENCY, "model"
+        )
+        self._load_failures = count("model_load_failures", "Loads that failed.", "model", "reason")
+        self._load_retries = count("model_load_out_of_memory", "Loads for which the device had no room.", "model")
+        self._evictions = count("evictions", "Models that had to leave memory.", "model", "reason")
+        self._worker_deaths = count("worker_deaths", "Workers that ended by themselves.", "model")
+        self._restarts = count("torchserve_restarts", "Times that TorchServe had to be started again.")
+
+    def on_event(self, event: str, model: Model, seconds: float) -> None:
+        """The scheduler's news."""
+        name = model.archive.name
+        what, _, reason = event.partition(": ")
+        match what, reason:
+            case "queue_wait", _:
+                self._queue_wait.observe(seconds)
+            case "loaded", _:
+                # TorchServe, too, remembers every version that it ever had.
+                self._names[model.archive.engine_name] = name
+                self._loading.observe(seconds, name, "total")
+            case "load failed", _:
+                self._load_failures.labels(name, model.error.code if model.error else "unknown").inc()
+            case "load out of memory", _:
+                self._load_retries.labels(name).inc()
+            case "evicted", "worker lost":
+                self._worker_deaths.labels(name).inc()
+            case "evicted", _:
+                self._evictions.labels(name, reason.replace(" ", "_")).inc()
+            case "unloaded", _:
+                self._unloading.observe(seconds, name)
+
+    def on_unpacked(self, archive: Archive, seconds: float) -> None:
+        self._downloading.observe(seconds, archive.name)
+
+    def on_engine_restart(self) -> None:
+        self._restarts.inc()
+
+    @contextmanager
+    def invocation(self, archive: Archive, models: Iterable[Model]) -> Iterator["Invocation"]:
+        """One request to a model, retries included. models: the scheduler's, as the request finds them.
+
+        One that is given up before its answer is an invocation without a status.
+        """
+        name, began = archive.name, time.perf_counter()
+        hit = any(m.archive == archive and m.state is State.READY for m in models)
+        self._invocations.labels(name).inc()
+        self._lookups.labels(name).inc()
+        if hit:
+            self._hits.labels(name).inc()
+        invocation = Invocation()
+        try:
+            yield invocation
+        except Exception as error:
+            invocation.status = error.status if isinstance(error, PalimpsestError) else 500
+            raise
+        finally:
+            if invocation.status:
+                self._count_answer(name, invocation.status)
+                self._overhead.observe(time.perf_counter() - began - invocation.engine_seconds, name)
+            if invocation.entered:
+                self._latency.observe(invocation.engine_seconds, name)
+                if not hit:
+                    self._loading_wait.observe(invocation.entered - began, name)
+
+    def render(self, state: Iterable[Metric], torchserve: str) -> bytes:
+        """All of it in Prometheus' text format. torchserve: what TorchServe's own metrics port said."""
+        families = [*self._registry.collect(), *state, *relabel(torchserve, self._names)]
+        histograms = "".join(histogram.text() for histogram in self._histograms)
+        return generate_latest(_Families(families)) + histograms.encode()
+
+    def _count_answer(self, name: str, status: int) -> None:
+        if status // 100 in self._errors:
+            self._errors[status // 100].labels(name).inc()
+
+
+@dataclass
+class Invocation:
+    """One request to a model. status: of its answer. entered: when it went to the engine for the first time.
+
+    engine_seconds: time in the engine, all tries together.
+    """
+
+    status: int = 0
+    entered: float = 0.0
+    engine_seconds: float = 0.0
+
+    @contextmanager
+    def in_engine(self) -> Iterator[None]:
+        began = time.perf_counter()
+        self.entered = self.entered or began
+        try:
+            yield
+        finally:
+            self.engine_seconds += time.perf_counter() - began
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    services: Services = request.app.state.services
+    torchserve = await _torchserves_own(services)
+    state = list(_state(services))
+    # Some thousand lines with many models: other requests need not wait for them.
+    body = await asyncio.to_thread(services.metrics.render, state, torchserve)
+    return Response(body, media_type=CONTENT_TYPE)
+
+
+async def _torchserves_own(services: "Services") -> str:
+    try:
+        return await services.host.engine.metrics()
+    except PalimpsestError:
+        return ""  # it is being started again: ours matter all the more
+
+
+def _state(services: "Services") -> Iterator[Metric]:
+    models, memory = services.scheduler.models(), services.memory
+    loaded = [m for m in models if m.state in _LOADED]
+    yield _gauge("loaded_models", "Models that are loaded.", len(loaded))
+    yield _gauge("memory_budget_bytes", "Memory that models may take together.", memory.budget)
+    yield _gauge("memory_used_bytes", "Memory of the loaded models.", sum(m.reserved for m in loaded))
+    yield _gauge("memory_reserved_bytes", "The same with those that load or unload.", sum(m.reserved for m in models))
+    yield _gauge("device_free_bytes", "Memory that the device reports as free.", memory.free())
+    yield _gauge_per_model(
+        "model_memory_bytes", "Memory held for a model.", ((m, m.reserved) for m in models if m.reserved)
+    )
+    yield _gauge_per_model("waiting_requests", "Requests that wait for a model.", ((m, len(m.waiters)) for m in models))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"palimpsest_{name}", text, value)
+
+
+def _gauge_per_model(name: str, text: str, values: Iterable[tuple[Model, int]]) -> Metric:
+    """Versions of one archive are one model here."""
+    totals: Counter[str] = Counter()
+    for model, value in values:
+        totals[model.archive.name] += value
+    family = GaugeMetricFamily(f"palimpsest_{name}", text, labels=["model"])
+    for model_name, total in sorted(totals.items()):
+        family.add_metric([model_name], total)
+    return family
+
+
+def relabel(text: str, names: Mapping[str, str]) -> Iterator[Metric]:
+    """TorchServe's counters and gauges with our names of models and no other label: host names say nothing here.
+
+    Samples that then look alike become one: counters add up, of gauges the last one stays. Those of a worker are left
+    out: its name never comes again. names: the archive's name by TorchServe's name. The library's parser takes 50 µs
+    a line, as long as all the rest.
+    """
+    counters = set(re.findall(r"^# TYPE (\w+) counter$", text, re.MULTILINE))
+    families: dict[str, dict[tuple[str, ...], float]] = {}
+    for name, label_text, value in re.findall(rf"^(\w+)(?:{{(.*)}})? ({_NUMBER})$", text, re.MULTILINE | re.ASCII):
+        labels = _our_labels(dict(re.findall(r'(\w+)="([^"]*)"', label_text)), names)
+        if labels is not None:
+            values = families.setdefault(name, {})
+            values[labels] = float(value) + (values.get(labels, 0.0) if name in counters else 0.0)
+    for name, values in families.items():
+        yield _family(name, name in counters, values)
+
+
+def _our_labels(labels: Mapping[str, str], names: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The values of the label `model`, if any; None for a sample that is left out."""
+    engine_name = labels.get("model_name") or labels.get("ModelName")
+    if "WorkerName" in labels or (engine_name and engine_name not in names):
+        return None
+    return (names[engine_name],) if engine_name else ()
+
+
+def _family(name: str, counter: bool, values: Mapping[tuple[str, ...], float]) -> Metric:
+    kind = CounterMetricFamily if counter else GaugeMetricFamily
+    family = kind(name, "TorchServe's own.", labels=["model"])
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+class _Families(Collector):
+    """What was collected already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -1,0 +1,241 @@
+"""What an operator sees and does: every model's place, size and counts; load, unload, pin, unpin."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+
+from serve.errors import BadRequest, ModelNotFound
+from serve.residency.catalog import Archive, Catalog
+from serve.residency.memory import CudaDevice
+from serve.residency.model import IN_MEMORY, Model, State
+
+if TYPE_CHECKING:
+    from serve.gateway.app import Services
+
+
+class Footprint(BaseModel):
+    """What the model was measured to take."""
+
+    load_bytes: int = Field(description="When it had just been loaded.")
+    peak_bytes: int = Field(description="The most since.")
+
+
+class ModelStatus(BaseModel):
+    """One version of one archive. Counts are since this version was first asked for."""
+
+    name: str
+    version: str | None = Field(description="None for a packed archive that no request has named yet.")
+    place: Literal["gpu", "memory", "parked", "disk"] = Field(
+        description="Where its weights are. memory: that of a machine without a GPU; parked: worker alive, GPU left."
+    )
+    state: State
+    pinned: bool = Field(description="Never evicted.")
+    footprint: Footprint | None = Field(description="None before its first load.")
+    reserved_bytes: int = Field(description="Memory held for it now.")
+    leases: int = Field(description="Requests that run.")
+    queue: int = Field(description="Requests that wait.")
+    last_used: datetime | None
+    idle_seconds: float | None = Field(description="Since it was last used.")
+    requests: int
+    hits: int = Field(description="Requests that found it loaded.")
+    loads: int
+    failures: int = Field(description="Loads that failed.")
+    last_error: str | None = Field(description="Of its last load, if that failed.")
+
+
+class MemoryStatus(BaseModel):
+    device: str
+    budget_bytes: int = Field(description="What models may take together.")
+    reserved_bytes: int = Field(description="What is held for models.")
+    free_bytes: int = Field(description="What the device reports as free.")
+
+
+class ModelList(BaseModel):
+    """Every archive in the store and every model in memory, by name."""
+
+    models: list[ModelStatus]
+    memory: MemoryStatus
+
+
+class Problem(BaseModel):
+    code: str
+    message: str
+    field: str | None = Field(None, description="What in the request is wrong; absent for other errors.")
+
+
+class ErrorReply(BaseModel):
+    """The one shape of every error."""
+
+    error: Problem
+
+
+async def _nothing_else(request: Request) -> None:
+    """Refuses what these routes would ignore."""
+    if request.query_params:
+        name = next(iter(request.query_params))
+        raise BadRequest(f"there is no parameter {name[:80]!r} here", name[:80])
+    async for chunk in request.stream():
+        if chunk:
+            raise BadRequest("this takes no body: the path says everything", "body")
+
+
+def _errors(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    return {int(name[1:]): {"model": ErrorReply, "description": text} for name, text in descriptions.items()}
+
+
+_BAD = _errors(_400="A parameter or body that there is none of, or a name that cannot be one; `field` names it.")
+_UNKNOWN = _BAD | _errors(_404="Neither the store nor the memory holds such a model.")
+_UNPACKING = _UNKNOWN | _errors(_500="It cannot be unpacked or loaded.", _503="The engine is starting or stopping.")
+
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(_nothing_else)])
+
+
+@router.get("", summary="All models", responses=_BAD)
+async def models(request: Request) -> ModelList:
+    services: Services = request.app.state.services
+    archives = await asyncio.to_thread(_archives, services.catalog)
+    known = {m.archive.engine_name: m for m in services.scheduler.models()}
+    shown = {archive.engine_name: Model(archive) for archive in archives}
+    shown |= {key: m for key, m in known.items() if key in shown or m.state in IN_MEMORY or m.in_use}
+    statuses = [_status(services, model) for model in shown.values()]
+    return ModelList(
+        models=sorted(statuses, key=lambda status: (status.name, status.version or "")),
+        memory=_memory_status(services, known.values()),
+    )
+
+
+@router.get("/{name:path}", summary="One model", responses=_UNKNOWN)
+async def model(name: str, request: Request) -> ModelStatus:
+    services: Services = request.app.state.services
+    return _status_of(services, await _archive(services, name))
+
+
+@router.post(
+    "/{name:path}/load",
+    summary="Load a model now",
+    description="Answers once the model is ready.",
+    responses=_UNPACKING
+    | _errors(
+        _429="Still loading after PALIMPSEST_LOAD_TIMEOUT, or too many requests wait; see Retry-After.",
+        _504="The engine did not answer in time.",
+        _507="Not enough memory.",
+    ),
+)
+async def load(name: str, request: Request) -> ModelStatus:
+    services: Services = request.app.state.services
+    archive = await _prepared(services, name)
+    await services.scheduler.load(archive, services.settings.load_timeout)
+    return _status_of(services, archive)
+
+
+@router.post(
+    "/{name:path}/unload",
+    summary="Unload a model",
+    description="Requests that run end first; answers once the memory is back. A pin goes, too. Does nothing for a "
+    "model that is not in memory.",
+    responses=_UNKNOWN | _errors(_429="The server is stopping."),
+)
+async def unload(name: str, request: Request) -> ModelStatus:
+    services: Services = request.app.state.services
+    archive = await _archive(services, name)
+    with suppress(KeyError):
+        await services.scheduler.unload(archive.name)
+    return _status_of(services, archive)
+
+
+@router.post(
+    "/{name:path}/pin",
+    summary="Pin a model",
+    description="From its next load on, or from now if it is loaded, it stays until unpin, unload or the server's end.",
+    responses=_UNPACKING,
+)
+async def pin(name: str, request: Request) -> ModelStatus:
+    return await _set_pin(request, name, pinned=True)
+
+
+@router.post("/{name:path}/unpin", summary="Unpin a model", responses=_UNPACKING)
+async def unpin(name: str, request: Request) -> ModelStatus:
+    return await _set_pin(request, name, pinned=False)
+
+
+async def _set_pin(request: Request, name: str, pinned: bool) -> ModelStatus:
+    services: Services = request.app.state.services
+    archive = await _prepared(services, name)
+    services.scheduler.pin(archive, pinned)
+    return _status_of(services, archive)
+
+
+def _archives(catalog: Catalog) -> list[Archive]:
+    """What requests can name. Reads the whole store, so not in the event loop."""
+    found = []
+    for name in catalog.names():
+        try:
+            found.append(catalog.find(name))
+        except ModelNotFound:
+            continue  # it went in this moment
+    return found
+
+
+async def _archive(services: "Services", name: str) -> Archive:
+    """The archive that a request of that name would get; else one that is in memory but left the store."""
+    try:
+        return await asyncio.to_thread(services.catalog.find, name)
+    except ModelNotFound:
+        left = [m.archive for m in services.scheduler.models() if m.archive.name == name and m.state in IN_MEMORY]
+        if not left:
+            raise
+        return left[0]
+
+
+async def _prepared(services: "Services", name: str) -> Archive:
+    return await services.catalog.prepare(await _archive(services, name))
+
+
+def _status_of(services: "Services", archive: Archive) -> ModelStatus:
+    known = {m.archive.engine_name: m for m in services.scheduler.models()}
+    return _status(services, known.get(archive.engine_name) or Model(archive))
+
+
+def _status(services: "Services", model: Model) -> ModelStatus:
+    footprint = services.memory.footprint(model.archive)
+    idle = asyncio.get_running_loop().time() - model.last_used if model.last_used else None
+    return ModelStatus(
+        name=model.archive.name,
+        version=model.archive.version or None,
+        place=_place(services, model.state),
+        state=model.state,
+        pinned=model.pinned,
+        footprint=footprint and Footprint(load_bytes=footprint.load, peak_bytes=footprint.peak),
+        reserved_bytes=model.reserved,
+        leases=model.leases,
+        queue=len(model.waiters),
+        last_used=None if idle is None else datetime.now(UTC) - timedelta(seconds=idle),
+        idle_seconds=None if idle is None else round(idle, 1),
+        requests=model.requests,
+        hits=model.hits,
+        loads=model.loads,
+        failures=model.failures,
+        last_error=model.error and model.error.message,
+    )
+
+
+def _place(services: "Services", state: State) -> Literal["gpu", "memory", "parked", "disk"]:
+    if state is State.PARKED:
+        return "parked"
+    if state in {State.READY, State.DRAINING, State.UNLOADING}:
+        return "gpu" if isinstance(services.memory.device, CudaDevice) else "memory"
+    return "disk"
+
+
+def _memory_status(services: "Services", models: Iterable[Model]) -> MemoryStatus:
+    return MemoryStatus(
+        device=services.memory.device.name,
+        budget_bytes=services.memory.budget,
+        reserved_bytes=sum(m.reserved for m in models),
+        free_bytes=services.memory.free(),
+    )

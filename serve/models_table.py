@@ -1,0 +1,103 @@
+"""`palimpsest models`: the running server's models as a table."""
+
+import json
+import time
+
+import httpx
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from serve.errors import EngineUnavailable, PalimpsestError
+from serve.gateway.models import ModelList, ModelStatus
+
+REFRESH = 1.0  # seconds between two looks
+_TIMEOUT = 5.0
+_STYLES = {"ready": "green", "failed": "red", "absent": "dim"}
+
+
+def show(
+    base_url: str, once: bool, as_json: bool, console: Console, transport: httpx.BaseTransport | None = None
+) -> None:
+    """Prints the table until Ctrl-C; once, also where the output is no terminal, or as JSON.
+
+    Raises EngineUnavailable where no server answers. transport: stands in for the network in tests.
+    """
+    with httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=False) as client:
+        if as_json:
+            print(json.dumps(_fetch(client).model_dump(mode="json"), indent=2))
+        elif once or not console.is_terminal:
+            console.print(_view(_fetch(client)))
+        else:
+            _watch(client, console)
+
+
+def _watch(client: httpx.Client, console: Console) -> None:
+    with Live(_view(_fetch(client)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(REFRESH)
+            live.update(_view(_fetch(client)), refresh=True)
+
+
+def _fetch(client: httpx.Client) -> ModelList:
+    try:
+        answer = client.get("/v1/models")
+        answer.raise_for_status()
+        return ModelList.model_validate_json(answer.content)
+    except httpx.TransportError:
+        raise EngineUnavailable(
+            f"no server answers at {client.base_url}: `make serve` starts one; PALIMPSEST_HOST and PALIMPSEST_PORT say"
+            " where to look"
+        ) from None
+    except (httpx.HTTPStatusError, ValueError):
+        raise PalimpsestError(f"what answers at {client.base_url} is no Palimpsest of this version") from None
+
+
+def _view(models: ModelList) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "version", "place", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("MiB", "peak", "runs", "waits", "requests", "hits", "loads", "failed", "idle"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in models.models:
+        table.add_row(*_cells(model))
+    errors = [Text(f"{m.name}: {m.last_error}", style="red") for m in models.models if m.last_error]
+    return Group(_memory_line(models), table, *errors)
+
+
+def _memory_line(models: ModelList) -> Text:
+    memory = models.memory
+    return Text(
+        f"{memory.device}: {_mib(memory.reserved_bytes)} of {_mib(memory.budget_bytes)} MiB held for models,"
+        f" {_mib(memory.free_bytes)} MiB free"
+    )
+
+
+def _cells(model: ModelStatus) -> list[RenderableType]:
+    footprint = model.footprint
+    return [
+        model.name + (" (pinned)" if model.pinned else ""),
+        model.version or "",
+        model.place,
+        Text(model.state.value, style=_STYLES.get(model.state.value, "yellow")),
+        _mib(footprint.load_bytes) if footprint else "",
+        _mib(footprint.peak_bytes) if footprint else "",
+        str(model.leases),
+        str(model.queue),
+        str(model.requests),
+        str(model.hits),
+        str(model.loads),
+        str(model.failures),
+        "" if model.idle_seconds is None else _duration(model.idle_seconds),
+    ]
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"

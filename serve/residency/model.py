@@ -1,0 +1,122 @@
+"""One model's state and its queue.
+
+    ABSENT ──► LOADING ──► READY ──► DRAINING ──► UNLOADING ──► ABSENT
+       ▲          │          │                        ▲
+       │          ▼          └────── worker lost ─────┘
+       └─────── FAILED ──► LOADING (the next request after a pause)
+
+From everywhere in memory to ABSENT: the engine was lost, and all workers with it.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from serve.errors import PalimpsestError
+from serve.residency.catalog import Archive
+
+
+class State(Enum):
+    ABSENT = "absent"
+    LOADING = "loading"
+    READY = "ready"
+    PARKED = "parked"  # worker alive, weights in host memory
+    DRAINING = "draining"  # serves what runs, admits nothing new
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+LEAVING = {State.DRAINING, State.UNLOADING}
+IN_MEMORY = {State.LOADING, State.READY, State.PARKED, *LEAVING}
+
+_TRANSITIONS = {
+    State.ABSENT: {State.LOADING},
+    State.LOADING: {State.READY, State.FAILED, State.ABSENT},
+    State.READY: {State.PARKED, State.DRAINING, State.UNLOADING, State.ABSENT},
+    State.PARKED: {State.LOADING, State.UNLOADING, State.ABSENT},
+    State.DRAINING: {State.UNLOADING, State.ABSENT},
+    State.UNLOADING: {State.ABSENT},
+    State.FAILED: {State.LOADING, State.ABSENT},
+}
+
+
+@dataclass(eq=False)
+class Waiter:
+    """One request that waits for its model. outcome: None when it is granted a lease, else why it gets none."""
+
+    outcome: asyncio.Future[PalimpsestError | None]
+    since: float
+    granted: bool = False
+
+    def settle(self, error: PalimpsestError | None) -> None:
+        self.granted = error is None
+        self.outcome.set_result(error)
+
+
+@dataclass(eq=False)
+class Model:
+    """One version of one archive. Times are the event loop's seconds.
+
+    reserved: bytes held for it, from the start of its load until its unload is done. stale: a newer version was asked
+    for. unwanted: why it is to leave as soon as it can. squeezed: the device had less room for it than the books said.
+    evicted_at: when it last had to go. effect: the load or unload that runs. leaving: resolved when its memory is back. error: of the last load. hits:
+    requests that found it ready.
+    """
+
+    archive: Archive
+    state: State = State.ABSENT
+    leases: int = 0
+    waiters: deque[Waiter] = field(default_factory=deque)
+    reserved: int = 0
+    pinned: bool = False
+    stale: bool = False
+    unwanted: str = ""
+    squeezed: bool = False
+    effect: asyncio.Task[None] | None = None
+    leaving: list[asyncio.Future[None]] = field(default_factory=list)
+    ready_since: float = 0.0
+    last_used: float = 0.0
+    evicted_at: float = 0.0
+    failed_at: float = 0.0
+    error: PalimpsestError | None = None
+    loads: int = 0
+    failures: int = 0
+    hits: int = 0
+    requests: int = 0
+
+    def to(self, state: State) -> None:
+        """Changes the state; RuntimeError for a transition that the diagram above does not have."""
+        if state not in _TRANSITIONS[self.state]:
+            raise RuntimeError(f"{self.archive.name}: {self.state.name} -> {state.name} is not a transition")
+        self.state = state
+
+    @property
+    def in_use(self) -> bool:
+        return self.leases > 0 or bool(self.waiters)
+
+    @property
+    def waits_for_place(self) -> bool:
+        """Requests wait and nothing is under way for them; a load that is being cancelled must end first."""
+        return bool(self.waiters) and self.state in {State.ABSENT, State.FAILED} and self.effect is None
+
+    @property
+    def in_line_since(self) -> float:
+        """Its turn among those that wait for a place. One that was evicted goes to the end of the line, or requests
+        that it could not serve would bring it back before the model that it made room for."""
+        return max(self.waiters[0].since, self.evicted_at)
+
+    def fail_waiters(self, error: PalimpsestError) -> None:
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.outcome.done():
+                waiter.settle(error)
+
+    def leave_memory(self, state: State = State.ABSENT) -> None:
+        """Its worker is gone and its bytes are back."""
+        self.to(state)
+        self.reserved, self.unwanted, self.squeezed = 0, "", False
+        for future in self.leaving:
+            if not future.done():
+                future.set_result(None)
+        self.leaving.clear()

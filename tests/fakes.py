@@ -1,0 +1,98 @@
+"""A TorchServe that is a function, and what else stands in for the engine in tests without one."""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import aiohttp
+import httpx
+
+from serve.engine.torchserve import Endpoint, TorchServe
+
+ENDPOINT = Endpoint("http://inference", "http://management", "key-i", "key-m")
+PICTURE = httpx.Response(200, content=b"png", headers={"content-type": "image/png", "x-palimpsest-seed": "7"})
+
+
+class FakeTorchServe:
+    """Records every request; `replies` overrides the answer by "METHOD /path"."""
+
+    def __init__(self) -> None:
+        self.calls: list[httpx.Request] = []
+        self.replies: dict[str, httpx.Response | Exception] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.calls.append(request)
+        default = PICTURE if request.url.path.startswith("/predictions/") else httpx.Response(200, json={})
+        if request.method == "DELETE":
+            default = httpx.Response(404, json={})
+        reply = self.replies.get(_without_version(request), default)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def paths(self) -> list[str]:
+        """Of every call: "METHOD /path", the model's name without its version."""
+        return [_without_version(call) for call in self.calls]
+
+
+class FakeSession:
+    """The part of aiohttp.ClientSession that TorchServe uses, answered by a function."""
+
+    def __init__(self, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+        self._answer = answer
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, url: str, *, params: Any, data: bytes | None, headers: dict[str, str], timeout: Any
+    ) -> AsyncIterator[Any]:
+        reply = self._answer(httpx.Request(method, url, params=params, content=data, headers=headers))
+
+        async def read() -> bytes:
+            return reply.content
+
+        yield SimpleNamespace(status=reply.status_code, headers=reply.headers, read=read)
+
+    async def close(self) -> None:
+        pass
+
+
+class FakeHost:
+    """The supervisor's stand-in."""
+
+    def __init__(self, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+        self.engine = TorchServe(ENDPOINT, 5, 5, cast(aiohttp.ClientSession, FakeSession(answer)))
+        self.restarts = 0
+
+    async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
+        self.on_lost, self.on_ready = on_lost, on_ready
+
+    async def stop(self) -> None:
+        await self.engine.close()
+
+    def worker_pid(self, archive: Path) -> int | None:
+        return None
+
+
+class FakeDevice:
+    """A device with a terabyte."""
+
+    name, total, frees_late = "fake", 2**40, False
+
+    def free(self) -> int:
+        return self.total
+
+    def used_by(self, pid: int) -> int | None:
+        return None
+
+
+def _without_version(request: httpx.Request) -> str:
+    return f"{request.method} " + re.sub(r"\.[0-9a-f]{12}$", "", request.url.path)
+
+
+def refused() -> aiohttp.ClientConnectorError:
+    """Nobody listens where TorchServe should."""
+    key = cast(Any, SimpleNamespace(host="127.0.0.1", port=1, ssl=None))
+    return aiohttp.ClientConnectorError(key, OSError("refused"))

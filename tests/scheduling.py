@@ -1,0 +1,263 @@
+"""A scheduler in a world of its own: virtual time, an engine whose loads end when the test says so, a small device.
+
+Sizes are small integers. Whatever breaks the contract between scheduler and engine is put down in `World.violations`.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virtual_time import VirtualTimeLoop
+
+from serve.errors import OutOfMemory
+from serve.residency.catalog import Archive
+from serve.residency.scheduler import Limits, Model, Scheduler, State
+
+
+class Version(Archive):
+    """An archive whose path makes the difference between versions."""
+
+    @property
+    def engine_name(self) -> str:
+        return f"{self.name}@{self.path.name}"
+
+
+def archive(name: str, version: int = 1) -> Archive:
+    return Version(name=name, path=Path("/store") / name / str(version))
+
+
+class Device:
+    """capacity: what it really has. held: by loaded workers. foreign: by others. predicted, actual: size by name."""
+
+    def __init__(self, budget: int, capacity: int) -> None:
+        self.budget, self.capacity, self.foreign = budget, capacity, 0
+        self.held: dict[str, int] = {}
+        self.predicted: dict[str, int] = {}
+        self.actual: dict[str, int] = {}
+
+    def free(self) -> int:
+        return self.capacity - self.foreign - sum(self.held.values())
+
+    def predict(self, archive: Archive) -> int:
+        return self.predicted.get(archive.name, 1)
+
+    def take(self, archive: Archive) -> int:
+        size = self.actual.get(archive.name, self.predict(archive))
+        if size > self.free():
+            raise OutOfMemory(f"{archive.name} does not fit")
+        self.held[archive.engine_name] = size
+        return size
+
+
+@dataclass
+class Engine:
+    """Loads and unloads end by `World.end`, or after so many seconds where these are given.
+
+    lost: workers that died since their load. undo_seconds: what a cancelled load takes to clean up.
+    """
+
+    world: "World"
+    load_seconds: float | None = None
+    unload_seconds: float | None = None
+    undo_seconds: float = 0.0
+    frees_late: bool = False
+    running: dict[str, tuple[str, asyncio.Future[None]]] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    log: list[str] = field(default_factory=list)
+
+    async def load(self, archive: Archive) -> int:
+        self._check_load(archive)
+        await self._run("load", archive, self.load_seconds)
+        self.lost.discard(archive.engine_name)
+        return self.world.device.take(archive)
+
+    async def unload(self, archive: Archive) -> None:
+        self._check_unload(archive)
+        try:
+            await self._run("unload", archive, self.unload_seconds)
+        finally:
+            size = self.world.device.held.pop(archive.engine_name, 0)
+            if self.frees_late:
+                self.world.device.foreign += size
+
+    async def _run(self, kind: str, archive: Archive, seconds: float | None) -> None:
+        self.log.append(f"{kind} {archive.name}")
+        key, done = archive.engine_name, asyncio.get_running_loop().create_future()
+        if key in self.running:
+            self.world.violations.append(f"{kind} of {key} while its {self.running[key][0]} runs")
+        self.running[key] = kind, done
+        try:
+            await (done if seconds is None else asyncio.sleep(seconds))
+        except asyncio.CancelledError:
+            if kind == "load" and self.undo_seconds:
+                await asyncio.sleep(self.undo_seconds)
+            raise
+        finally:
+            del self.running[key]
+
+    def _check_load(self, archive: Archive) -> None:
+        models = self.world.scheduler.models()
+        reserved = sum(m.reserved for m in models)
+        if reserved > self.world.device.budget:
+            self.world.violations.append(f"load of {archive.name}: {reserved} of {self.world.device.budget} reserved")
+        if sum(m.state is State.LOADING for m in models) > self.world.limits.concurrent_loads:
+            self.world.violations.append("too many loads at once")
+        if archive.engine_name in self.world.device.held:
+            self.world.violations.append(f"{archive.engine_name} is loaded twice")
+
+    def _check_unload(self, archive: Archive) -> None:
+        leases = self.world.model(archive).leases
+        if leases and archive.engine_name not in self.lost:
+            self.world.violations.append(f"unload of {archive.engine_name} with {leases} leases")
+
+
+class Request:
+    """One request: waits, holds its lease until `finish` (or for `seconds`), ends."""
+
+    def __init__(self, world: "World", archive: Archive, wait: float | None, seconds: float | None) -> None:
+        self._world, self.archive, self.wait, self._seconds = world, archive, wait, seconds
+        self._finish = asyncio.Event()
+        self.holding = False
+        self.since, self.waited = world.loop.time(), 0.0
+        self.task = world.loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        async with self._world.scheduler.lease(self.archive, self.wait) as model:
+            assert model.archive == self.archive
+            if model.state not in {State.READY, State.DRAINING} and self.archive.engine_name not in (
+                self._world.engine.lost
+            ):
+                self._world.violations.append(f"a lease of a model that is {model.state}")
+            self.holding, self.waited = True, self._world.loop.time() - self.since
+            try:
+                await (self._finish.wait() if self._seconds is None else asyncio.sleep(self._seconds))
+            finally:
+                self.holding = False
+
+    def finish(self) -> None:
+        self._finish.set()
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+    @property
+    def waiting(self) -> bool:
+        return not self.holding and not self.task.done()
+
+    @property
+    def served(self) -> bool:
+        return self.task.done() and not self.task.cancelled() and self.task.exception() is None
+
+    @property
+    def error(self) -> BaseException | None:
+        return self.task.exception() if self.task.done() and not self.task.cancelled() else None
+
+
+class World:
+    """budget: of the books. capacity: of the device, if it differs. limits: fields of Limits."""
+
+    def __init__(self, budget: int = 2, capacity: int | None = None, **limits: Any) -> None:
+        self.loop = VirtualTimeLoop()
+        self.violations: list[str] = []
+        self.loop.set_exception_handler(lambda loop, context: self.violations.append(str(context)))
+        self.limits = Limits(**limits)
+        self.device = Device(budget, budget if capacity is None else capacity)
+        self.engine = Engine(self)
+        self.events: Counter[str] = Counter()
+        self.requests: list[Request] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count)
+
+    def _count(self, event: str, model: Model, seconds: float) -> None:
+        self.events[event] += 1
+
+    # What a test does
+
+    def request(
+        self, name: str, version: int = 1, *, wait: float | None = None, seconds: float | None = None
+    ) -> Request:
+        request = Request(self, archive(name, version), wait, seconds)
+        self.requests.append(request)
+        self.pass_time(0)
+        return request
+
+    def start(self, coroutine: Any) -> asyncio.Task[Any]:
+        self.tasks.append(self.loop.create_task(coroutine))
+        self.pass_time(0)
+        return self.tasks[-1]
+
+    def call(self, function: Any, *arguments: Any) -> None:
+        """Calls a method of the scheduler inside the loop, as a callback of the supervisor would."""
+        self.loop.call_soon(function, *arguments)
+        self.pass_time(0)
+
+    def pass_time(self, seconds: float) -> None:
+        self.loop.run_for(seconds)
+
+    def end(self, name: str, error: Exception | None = None, version: int = 1) -> None:
+        """Ends the load or unload that runs for the model."""
+        _, done = self.engine.running[archive(name, version).engine_name]
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+        self.pass_time(0)
+
+    def loaded(self, *names: str) -> None:
+        """Loads models, each used a second after the one before."""
+        for name in names:
+            task = self.start(self.scheduler.load(archive(name)))
+            self.end(name)
+            assert task.done()
+            self.pass_time(1)
+        self.engine.log.clear()
+        self.events.clear()
+
+    def lose_worker(self, name: str, version: int = 1) -> None:
+        key = archive(name, version).engine_name
+
+        def lose() -> None:
+            self.engine.lost.add(key)
+            self.device.held.pop(key, None)
+            self.scheduler.on_worker_lost(key)
+
+        self.call(lose)
+
+    def lose_engine(self) -> None:
+        def lose() -> None:
+            self.engine.lost |= {m.archive.engine_name for m in self.scheduler.models()}
+            self.device.held.clear()
+            self.scheduler.on_engine_lost()
+
+        self.call(lose)
+
+    # What a test sees
+
+    def model(self, which: str | Archive) -> Model:
+        key = (archive(which) if isinstance(which, str) else which).engine_name
+        return next(m for m in self.scheduler.models() if m.archive.engine_name == key)
+
+    def state(self, name: str) -> State:
+        return self.model(name).state
+
+    def running(self) -> list[str]:
+        """Loads and unloads that run now."""
+        return sorted(f"{kind} {key.partition('@')[0]}" for key, (kind, _) in self.engine.running.items())
+
+    def close(self) -> None:
+        """Ends everything; the contract held throughout, and nothing is left over."""
+        for request in self.requests:
+            request.cancel()
+        self.pass_time(0)
+        self.loop.run_until_complete(self.scheduler.close(0))
+        self.pass_time(0)
+        for task in self.tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # seen, or asyncio would complain
+        self.pass_time(self.engine.undo_seconds)
+        left = asyncio.all_tasks(self.loop)
+        self.loop.close()
+        assert not self.violations, self.violations
+        assert not left

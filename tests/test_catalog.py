@@ -1,0 +1,400 @@
+"""Archives come, go and are replaced in the store while the catalog is asked; packed ones are unpacked once."""
+
+import asyncio
+import gzip
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from serve.archives.export import Format, export
+from serve.archives.store import replace_directory
+from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
+from serve.residency import unpack
+from serve.residency.catalog import MAX_DEPTH, Archive, Catalog
+from serve.residency.unpack import MANIFEST, UnpackLimits
+
+WEIGHTS = 1000  # bytes in each archive
+
+
+def make_folder(folder: Path, weights: bytes | None = None) -> Path:
+    (folder / "MAR-INF").mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    (folder / "weights").write_bytes(os.urandom(WEIGHTS - 2) if weights is None else weights)
+    return folder
+
+
+def put_file(file: Path, weights: bytes | None = None) -> None:
+    """Packs an archive and puts it into the store, in place of what is there, in one step."""
+
+    @contextmanager
+    def no_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda size: None
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_folder(Path(folder) / "made", weights)
+        export(made, Format.MAR if file.suffix == ".mar" else Format.TAR_GZ, file, no_progress)
+
+
+def prepare(catalog: Catalog, name: str) -> Archive:
+    return asyncio.run(catalog.prepare(catalog.find(name)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    store = tmp_path / "store"
+    make_folder(store / "sam")
+    make_folder(store / "demo" / "sam")
+    make_folder(store / "team" / "own")
+    put_file(store / "team" / "lama.tar.gz")
+    put_file(store / "sd.mar")
+    return store
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["sam", "/sam", "sam.tar.gz", "/sam.tar.gz", "sam.mar"])
+def test_every_spelling_of_a_name_is_the_same_archive(store: Path, name: str) -> None:
+    archive = Catalog(store, demo=False).find(name)
+    assert (archive.name, archive.path) == ("sam", store / "sam")
+
+
+def test_the_demo_set_stands_behind_the_bare_names(store: Path) -> None:
+    catalog = Catalog(store, demo=True)
+    assert [catalog.find(name).name for name in ("sam", "demo/sam", "team/own", "sd")] == [
+        "demo/sam",
+        "demo/sam",
+        "team/own",
+        "sd",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", ".tar.gz", "..", "../store/sam", "sam/../sam", "team//own", "team/", ".cache", "team/.own", "a--b",
+     "sam\\x", "sam\n", "sam\0", "s am", "säm", "-sam", "a" * 201, "a" * 100_000, "a/b/c/d/e", "sam.mar.tar.gz",
+     "sam.tar.gz.mar"],
+)  # fmt: skip
+def test_what_cannot_be_a_name_is_a_bad_request(store: Path, name: str) -> None:
+    with pytest.raises(BadRequest) as raised:
+        Catalog(store, demo=False).find(name)
+    assert (raised.value.status, raised.value.field) == (400, "model")
+    assert len(raised.value.message) < 1000
+
+
+def test_a_model_that_is_not_there_is_named_beside_those_that_are(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"'x'; the store holds demo/sam, sam, sd, team/lama, team/own$") as raised:
+        Catalog(store, demo=False).find("x")
+    assert raised.value.field == "model"
+    with pytest.raises(ModelNotFound, match="archives build"):
+        Catalog(tmp_path / "nowhere", demo=False).find("x")
+    for number in range(30):
+        make_folder(store / f"a{number:02}")
+    with pytest.raises(ModelNotFound, match=r"holds a00, .*, a19 and more$"):
+        Catalog(store, demo=False).find("x")
+
+
+def test_names_lists_archives_and_nothing_else(store: Path) -> None:
+    make_folder(store / ".build-1-sam" / "sam")
+    make_folder(store / "sam" / "inner")
+    make_folder(store / "un--sayable")
+    make_folder(store / "x.mar")
+    make_folder(store.joinpath(*"12345"))
+    (store / "empty").mkdir()
+    (store / "notes.txt").write_text("")
+    (store / "folder.tar.gz").mkdir()
+    (store / "sam.tar.gz").write_bytes(b"")
+    (store / "loop").symlink_to(store)
+    catalog = Catalog(store, demo=False)
+    names = catalog.names()
+    assert [name for name in names if not name.startswith("loop/")] == [
+        "demo/sam",
+        "sam",
+        "sd",
+        "team/lama",
+        "team/own",
+    ]
+    assert [catalog.find(name).name for name in names] == names
+
+
+PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+NAME = st.lists(PART, min_size=1, max_size=MAX_DEPTH).map("/".join)
+
+
+@given(name=st.text(max_size=30) | st.text("./\\a\0%", max_size=12) | NAME)
+@example("../secret").via("outside the store")
+def test_whatever_the_name_only_the_store_is_looked_at(name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make_folder(Path(folder) / "secret")
+        store = make_folder(Path(folder) / "store" / "a").parent
+        try:
+            found = Catalog(store, demo=False).find(name).path
+        except BadRequest:
+            return
+        assert found == store / "a"
+
+
+@given(names=st.lists(NAME.filter(lambda name: "--" not in name), min_size=2, max_size=5, unique=True))
+@example(["token", "t/oken"])
+@example(["a/" + "b" * 150, "a/" + "b" * 151])
+@example(["a-/b", "a/b"])
+def test_engine_names_are_short_plain_and_unique(names: list[str]) -> None:
+    archives = [Archive(name, Path("/x"), version) for name in names for version in ("0a1b2c3d4e5f", "ffffffffffff")]
+    engine_names = [archive.engine_name for archive in archives]
+    assert len(set(engine_names)) == len(archives)
+    for name in engine_names:
+        assert re.fullmatch(r"p\.[A-Za-z0-9_.-]{1,118}", name)
+        assert "/token" not in f"/models/{name}"
+
+
+# Folders
+
+
+def test_a_folder_is_ready_as_it_lies(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    archive = catalog.find("team/own")
+    assert archive.path == store / "team" / "own"
+    assert re.fullmatch("[0-9a-f]{12}", archive.version)
+    assert not archive.pending
+    assert asyncio.run(catalog.prepare(archive)) is archive
+    assert not (store / ".cache").exists()
+
+
+def test_a_relative_store_gives_absolute_paths(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.parent)
+    assert prepare(Catalog(Path("store"), demo=False), "sam").path == store / "sam"
+    assert prepare(Catalog(Path("store"), demo=False), "sd").path.parent == store / ".cache"
+
+
+def test_the_version_of_a_folder_changes_with_its_content_only(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    seen = [catalog.find("sam").version]
+
+    def changed() -> bool:
+        seen.append(catalog.find("sam").version)
+        assert catalog.find("sam").version == seen[-1]
+        return seen[-1] not in seen[:-1]
+
+    (store / "sam" / "__pycache__").mkdir()  # a worker starts
+    (store / "sam" / "__pycache__" / "handler.pyc").write_bytes(b"")
+    assert not changed()
+    (store / "sam" / "model-config.yaml").write_text("minWorkers: 1")
+    assert changed()
+    (store / "sam" / "model-config.yaml").write_text("minWorkers: 2")
+    assert changed()
+    (store / "sam" / MANIFEST).write_text("{ }")
+    assert changed()
+    os.rename(store / "sam", store / ".old")
+    os.rename(make_folder(store / ".new"), store / "sam")
+    assert changed()
+
+
+def test_an_archive_that_is_built_again_is_a_new_version_though_its_files_look_the_same(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    first = catalog.find("sam").version
+    staging = store / ".build-1-sam"
+    shutil.copytree(store / "sam", staging / "sam")
+    assert catalog.find("sam").version == first
+    replace_directory(staging / "sam", store / "sam", staging, store)
+    assert catalog.find("sam").version != first
+
+
+def test_archives_come_and_go_between_two_looks(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    put_file(store / "new.tar.gz")
+    assert prepare(catalog, "new").name == "new"
+    make_folder(store / "new")
+    assert catalog.find("new").path == store / "new", "a folder wins over a file"
+    os.rename(store / "new", store / ".gone")
+    assert catalog.find("new").file == store / "new.tar.gz"
+    put_file(store / "new.mar")
+    assert catalog.find("new").file == store / "new.tar.gz", ".tar.gz wins over .mar"
+    (store / "new.tar.gz").unlink()
+    assert catalog.find("new").file == store / "new.mar"
+    (store / "new.mar").unlink()
+    with pytest.raises(ModelNotFound):
+        catalog.find("new")
+
+
+def test_finding_what_is_there_never_lists_a_folder(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(store, demo=True)
+    prepare(catalog, "sd")
+    for function in ("listdir", "scandir"):
+        monkeypatch.setattr(os, function, lambda *arguments: pytest.fail("lists a folder"))
+    assert catalog.find("sam").version
+    assert catalog.find("sd").version
+
+
+# Files
+
+
+@pytest.mark.parametrize(("name", "file"), [("team/lama", "team/lama.tar.gz"), ("sd", "sd.mar")])
+def test_a_file_is_unpacked_once_and_then_found_ready(store: Path, tmp_path: Path, name: str, file: str) -> None:
+    catalog = Catalog(store, demo=False, cache=tmp_path / "cache")
+    told: list[tuple[Archive, float]] = []
+    catalog.on_unpacked = lambda archive, seconds: told.append((archive, seconds))
+    pending = catalog.find(name)
+    assert pending.pending
+    assert pending.file == store / file
+    archive = asyncio.run(catalog.prepare(pending))
+    assert not archive.pending
+    assert archive.path.parent == tmp_path / "cache"
+    assert (archive.path / "weights").stat().st_size == WEIGHTS - 2
+    assert catalog.find(name) == archive
+    assert asyncio.run(catalog.prepare(archive)) == archive
+    assert [archive for archive, _ in told] == [archive]
+    assert 0 < told[0][1] < 10
+    assert prepare(Catalog(store, demo=False, cache=tmp_path / "cache"), name) == archive, "after a restart"
+
+
+def test_the_version_of_a_file_is_its_content(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    first = prepare(catalog, "sd")
+    os.utime(store / "sd.mar")
+    assert catalog.find("sd").pending
+    assert prepare(catalog, "sd") == first
+    put_file(store / "sd.mar")
+    second = prepare(catalog, "sd")
+    assert second.version != first.version
+    assert second.engine_name != first.engine_name
+    assert first.path.exists(), "its requests are not yet finished"
+
+
+def test_concurrent_requests_share_one_unpacking_and_a_leaver_does_not_end_it(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    unpackings: list[Archive] = []
+    catalog.on_unpacked = lambda archive, seconds: unpackings.append(archive)
+
+    async def scenario() -> list[Archive]:
+        leaver, *others = (asyncio.create_task(catalog.prepare(catalog.find("sd"))) for _ in range(20))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        return await asyncio.gather(*others)
+
+    assert set(asyncio.run(scenario())) == {unpackings[0]}
+    assert len(unpackings) == 1
+
+
+def test_an_unpacking_that_everybody_left_goes_on(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+
+    async def scenario() -> Archive:
+        done = asyncio.get_running_loop().create_future()
+        catalog.on_unpacked = lambda archive, seconds: done.set_result(archive)
+        leaver = asyncio.create_task(catalog.prepare(catalog.find("sd")))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        return await done
+
+    assert asyncio.run(scenario()) == catalog.find("sd")
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".mar"])
+def test_a_file_that_is_still_being_copied_works_once_it_is_whole(store: Path, suffix: str) -> None:
+    catalog = Catalog(store, demo=False)
+    put_file(store / f".new{suffix}")
+    whole = (store / f".new{suffix}").read_bytes()
+    with open(store / f"new{suffix}", "wb") as file:
+        for part in (whole[: len(whole) // 2], whole[len(whole) // 2 : -1]):
+            file.write(part)
+            file.flush()
+            with pytest.raises(ModelLoadFailed, match=rf"new{re.escape(suffix)} cannot be unpacked: .*copied"):
+                prepare(catalog, "new")
+        file.write(whole[-1:])
+    assert (prepare(catalog, "new").path / "weights").stat().st_size == WEIGHTS - 2
+    assert len(list((store / ".cache").iterdir())) == 1
+
+
+def test_a_bad_file_is_read_once_and_again_when_it_is_replaced(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(store, demo=False)
+    (store / "bad.tar.gz").write_bytes(gzip.compress(b"no tar" * 1000))
+    for _ in range(2):
+        with pytest.raises(ModelLoadFailed, match=r"bad\.tar\.gz cannot be unpacked: it is no gzipped tar"):
+            prepare(catalog, "bad")
+        assert catalog.find("bad").pending
+        monkeypatch.setattr(unpack, "unpack", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.undo()
+    put_file(store / "bad.tar.gz")
+    assert prepare(catalog, "bad").version
+
+
+def test_a_file_that_goes_before_it_is_unpacked_is_not_found(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    archive = catalog.find("sd")
+    (store / "sd.mar").unlink()
+    with pytest.raises(ModelNotFound):
+        asyncio.run(catalog.prepare(archive))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_with_its_place(store: Path) -> None:
+    (store / ".cache").write_text("")
+    with pytest.raises(ModelLoadFailed, match=r"sd\.mar cannot be unpacked into .*/\.cache: File exists"):
+        prepare(Catalog(store, demo=False), "sd")
+
+
+def test_an_archive_larger_than_the_cache_or_the_limit_is_refused_with_its_numbers(store: Path) -> None:
+    for catalog in (
+        Catalog(store, demo=False, cache_bytes=WEIGHTS - 1),
+        Catalog(store, demo=False, limits=UnpackLimits(size=WEIGHTS - 1)),
+    ):
+        with pytest.raises(ModelLoadFailed, match="unpacks to 1,000 bytes or more, and 999 are allowed"):
+            prepare(catalog, "sd")
+
+
+def test_the_cache_keeps_what_is_loaded_and_brings_back_what_it_dropped(store: Path) -> None:
+    catalog = Catalog(store, demo=False, cache_bytes=2 * WEIGHTS)
+    loaded: set[Path] = set()
+    catalog.in_use = lambda: loaded
+    first, second = prepare(catalog, "sd"), prepare(catalog, "team/lama")
+    loaded.add(first.path)
+    put_file(store / "third.mar")
+    third = prepare(catalog, "third")
+    assert not second.path.exists()
+    assert catalog.find("team/lama").pending
+    loaded.add(third.path)
+    with pytest.raises(ModelLoadFailed, match="2,000 of the cache's 2,000 are in use; try again later"):
+        prepare(catalog, "team/lama")
+    loaded.clear()
+    assert prepare(catalog, "team/lama") == second
+    assert not first.path.exists()
+
+
+def test_an_archive_that_was_found_before_it_was_dropped_is_unpacked_again(store: Path) -> None:
+    catalog = Catalog(store, demo=False, cache_bytes=WEIGHTS)
+    found = prepare(catalog, "sd")
+    prepare(catalog, "team/lama")
+    assert not found.path.exists()
+    assert asyncio.run(catalog.prepare(found)) == found
+    assert found.path.exists()
+
+
+def test_nobody_gets_a_folder_that_another_unpacking_took_away(store: Path) -> None:
+    """With room for one, each of many concurrent callers finds its folder there when it is told of it."""
+    catalog = Catalog(store, demo=False, cache_bytes=WEIGHTS)
+    names = [f"m{number}" for number in range(4)]
+    for name in names:
+        put_file(store / f"{name}.mar")
+
+    async def use(name: str) -> bool:
+        return (await catalog.prepare(catalog.find(name))).path.exists()
+
+    async def scenario() -> list[bool]:
+        return await asyncio.gather(*(use(name) for name in names * 5))
+
+    assert all(asyncio.run(scenario()))
+
+
+def test_closing_ends_an_unpacking(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    catalog.close()
+    with pytest.raises(EngineUnavailable, match="stopping"):
+        prepare(catalog, "sd")
+    assert list((store / ".cache").iterdir()) == []

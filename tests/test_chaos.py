@@ -1,0 +1,155 @@
+"""Kill things under load: every client gets an answer within its deadline, and the service comes back by itself."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from serving import Server, serving
+from zoo import write_archive
+
+pytestmark = pytest.mark.torchserve
+DEADLINE = 60.0  # seconds within which every request must have some answer
+MODELS = ("quick", "slow", "third")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Three models, room for two."""
+    store = tmp_path / "store"
+    write_archive(store, "quick", memory_mib=200)
+    write_archive(store, "slow", memory_mib=200, predict="slow", seconds=3.0)
+    write_archive(store, "third", memory_mib=200)
+    monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "500")
+    with serving(tmp_path, store, "full") as running:
+        yield running
+
+
+@contextmanager
+def load(server: Server, models: tuple[str, ...], clients: int = 4) -> Iterator[Counter[object]]:
+    """Clients that ask without a pause until the context is left; yields the tally of their answers."""
+    tally: Counter[object] = Counter()
+    over = threading.Event()
+
+    def client(number: int) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=DEADLINE) as http:
+            while not over.is_set():
+                try:
+                    answer = http.post(f"/predictions/{models[number % len(models)]}", content=b"x")
+                    tally[answer.status_code if answer.status_code == 200 else answer.json()["error"]["code"]] += 1
+                except httpx.HTTPError as error:
+                    tally[type(error).__name__] += 1
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield tally
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+
+
+def worker_of(server: Server, model: str) -> psutil.Process:
+    return next(p for p in server.family() if is_worker(p, model))
+
+
+def is_worker(process: psutil.Process, model: str) -> bool:
+    try:
+        return Path(process.cwd()).name == model and "model_service_worker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def java_of(server: Server) -> psutil.Process:
+    return next(p for p in server.family() if "org.pytorch.serve.ModelServer" in p.cmdline())
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def ask(server: Server, model: str) -> httpx.Response:
+    return server.http.post(f"/predictions/{model}", content=b"x")
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_or_stopped_worker_is_noticed_within_two_seconds(server: Server, signal_: signal.Signals) -> None:
+    assert ask(server, "slow").status_code == 200
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(server, "slow")))
+    thread.start()
+    worker = worker_of(server, "slow")
+    until(lambda: server.http.get("/v1/models/slow").json()["leases"] == 1)
+    time_of_death = time.monotonic()
+    os.kill(worker.pid, signal_)
+    thread.join(DEADLINE)
+    assert time.monotonic() - time_of_death < 2
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "worker_died")
+    assert ask(server, "slow").status_code == 200
+    assert ask(server, "quick").status_code == 200
+
+
+def test_torchserve_itself_may_die(server: Server) -> None:
+    with load(server, ("quick", "third")) as tally:
+        until(lambda: tally[200] > 20)
+        java_of(server).kill()
+        lost = sum(tally.values())
+        until(lambda: tally[200] > lost + 20)
+    assert set(tally) <= {200, "worker_died", "unavailable", "model_not_ready"}
+    assert server.process.poll() is None
+
+
+def test_a_worker_may_die_while_it_loads(server: Server, tmp_path: Path) -> None:
+    write_archive(tmp_path / "store", "loading", load="slow", seconds=3.0, memory_mib=100)
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(server, "loading")))
+    thread.start()
+    until(lambda: any(is_worker(p, "loading") for p in server.family()))
+    worker_of(server, "loading").kill()
+    thread.join(DEADLINE)
+    assert answers[0].status_code in (200, 500, 503, 507)
+    until(lambda: ask(server, "loading").status_code == 200)
+
+
+def test_everything_at_once_and_nothing_is_left(server: Server) -> None:
+    with load(server, MODELS, clients=8) as tally:
+        for strike in range(6):
+            before = tally[200]
+            until(lambda before=before: tally[200] > before + 3)
+            victims = [p for p in server.family() if any(is_worker(p, model) for model in MODELS)]
+            if strike % 3 == 2:
+                java_of(server).kill()
+            elif victims:
+                os.kill(victims[0].pid, signal.SIGKILL if strike % 2 else signal.SIGSTOP)
+        before = tally[200]
+        until(lambda: tally[200] > before + 10)
+    # Every request had an answer in time: no time-out, no broken connection.
+    assert set(tally) <= {200, "worker_died", "unavailable", "model_not_ready", "load_failed", "out_of_memory"}
+    family = server.family()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    assert server.leftovers(family) == []
+
+
+def test_shutdown_lets_running_requests_finish(server: Server) -> None:
+    assert ask(server, "slow").status_code == 200
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(server, "slow")))
+    thread.start()
+    until(lambda: server.http.get("/v1/models/slow").json()["leases"] == 1)
+    server.process.send_signal(signal.SIGTERM)
+    thread.join(DEADLINE)
+    assert answers[0].status_code == 200
+    assert server.process.wait(60) == 0

@@ -1,0 +1,90 @@
+"""One tiny archive per failure, through a real TorchServe: the right answer in time, and nobody else harmed."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from serving import Server, serving
+from zoo import write_archive
+
+pytestmark = pytest.mark.torchserve
+
+ZOO: dict[str, dict[str, Any]] = {
+    "echo": {},
+    "load-fails": {"load": "fail"},
+    "load-fails-oddly": {"load": "fail oddly"},
+    "load-memory": {"load": "memory error"},
+    "load-hangs": {"load": "hang", "startup_timeout": 3},
+    "load-dies": {"load": "die"},
+    "predict-fails": {"predict": "fail"},
+    "predict-memory": {"predict": "memory error"},
+    "predict-hangs": {"predict": "hang", "response_timeout": 3},
+    "predict-exits": {"predict": "exit"},
+    "predict-dies": {"predict": "die"},
+    "predict-refuses": {"predict": "refuse"},
+    "too-much": {"reply_bytes": 600 << 20},
+    "large": {"reply_bytes": 20 << 20},
+    "slow": {"predict": "slow", "seconds": 1.0},
+    "huge": {"memory_mib": 10_000_000},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("faults")
+    for name, behaviour in ZOO.items():
+        write_archive(folder / "store", name, **behaviour)
+    with serving(folder, folder / "store", "full") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "code", "within"),
+    [
+        ("load-fails", 500, "load_failed", 30),
+        ("load-fails-oddly", 500, "load_failed", 30),
+        ("load-memory", 507, "out_of_memory", 30),
+        ("load-hangs", 500, "load_failed", 60),
+        ("predict-fails", 503, "unavailable", 30),
+        ("predict-memory", 507, "out_of_memory", 30),
+        ("predict-hangs", 503, "worker_died", 30),
+        ("predict-exits", 503, "worker_died", 30),
+        ("predict-dies", 503, "worker_died", 30),
+        ("predict-refuses", 400, "bad_request", 30),
+        ("too-much", 503, "worker_died", 60),
+        ("huge", 507, "out_of_memory", 5),
+    ],
+)
+def test_every_failure_has_its_answer(server: Server, name: str, status: int, code: str, within: float) -> None:
+    server.http.post("/predictions/echo", content=b"warm").raise_for_status()
+    began = time.monotonic()
+    answer = server.http.post(f"/predictions/{name}", content=b"x")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert time.monotonic() - began < within
+    assert "secret" not in answer.text
+    assert server.http.post("/predictions/echo", content=b"still here").content == b"still here"
+
+
+def test_a_worker_that_is_killed_while_it_loads_is_an_error_of_the_load(server: Server) -> None:
+    """TorchServe takes a kill for lack of memory if it sees the exit code in time, else for a failure."""
+    answer = server.http.post("/predictions/load-dies", content=b"x")
+    assert (answer.status_code, answer.json()["error"]["code"]) in [(507, "out_of_memory"), (500, "load_failed")]
+    assert server.http.post("/predictions/echo", content=b"still here").content == b"still here"
+
+
+@pytest.mark.parametrize("name", ["predict-dies", "predict-hangs"])
+def test_a_failing_model_fails_alike_the_next_time(server: Server, name: str) -> None:
+    answers = [server.http.post(f"/predictions/{name}", content=b"x") for _ in range(2)]
+    assert answers[0].status_code == answers[1].status_code
+    assert answers[0].json()["error"]["code"] == answers[1].json()["error"]["code"]
+
+
+def test_a_large_reply_comes_whole(server: Server) -> None:
+    assert server.http.post("/predictions/large", content=b"x").content == bytes(20 << 20)
+
+
+def test_what_is_too_large_says_both_numbers(server: Server) -> None:
+    message = server.http.post("/predictions/huge", content=b"x").json()["error"]["message"]
+    assert "10,000,000 MiB" in message
+    assert "budget" in message
