@@ -197,11 +197,14 @@ def test_the_version_of_a_folder_changes_with_its_content_only(store: Path) -> N
     assert changed()
 
 
-def test_an_archive_that_is_built_again_is_a_new_version_though_its_files_look_the_same(store: Path) -> None:
+@pytest.mark.parametrize("copy", [shutil.copy2, os.link])
+def test_an_archive_that_is_built_again_is_a_new_version_though_its_files_look_the_same(
+    store: Path, copy: Callable[[str, str], object]
+) -> None:
     catalog = Catalog(store, demo=False)
     first = catalog.find("sam").version
     staging = store / ".build-1-sam"
-    shutil.copytree(store / "sam", staging / "sam")
+    shutil.copytree(store / "sam", staging / "sam", copy_function=copy)
     assert catalog.find("sam").version == first
     replace_directory(staging / "sam", store / "sam", staging, store)
     assert catalog.find("sam").version != first
@@ -268,6 +271,35 @@ def test_the_version_of_a_file_is_its_content(store: Path) -> None:
     assert first.path.exists(), "its requests are not yet finished"
 
 
+def test_a_file_that_takes_the_place_of_another_is_noticed_though_size_and_time_are_the_same(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    first = prepare(catalog, "sd")
+    before = (store / "sd.mar").stat()
+    put_file(store / "sd.mar")
+    os.utime(store / "sd.mar", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (store / "sd.mar").stat().st_size == before.st_size
+    assert prepare(catalog, "sd") != first
+
+
+def test_a_file_replaced_on_the_way_is_not_taken_for_the_one_before(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(store, demo=False)
+    real = unpack.Cache.stage
+
+    def replace_and_stage(cache: unpack.Cache, path: Path) -> unpack.Staged:
+        os.rename(path, store / "aside")
+        put_file(path)
+        return real(cache, path)
+
+    monkeypatch.setattr(unpack.Cache, "stage", replace_and_stage)
+    replacement = prepare(catalog, "sd")
+    monkeypatch.undo()
+    assert prepare(catalog, "sd") == replacement
+    os.replace(store / "aside", store / "sd.mar")
+    assert prepare(catalog, "sd") != replacement
+
+
 def test_concurrent_requests_share_one_unpacking_and_a_leaver_does_not_end_it(store: Path) -> None:
     catalog = Catalog(store, demo=False)
     unpackings: list[Archive] = []
@@ -319,7 +351,7 @@ def test_a_bad_file_is_read_once_and_again_when_it_is_replaced(store: Path, monk
     for _ in range(2):
         with pytest.raises(ModelLoadFailed, match=r"bad\.tar\.gz cannot be unpacked: it is no gzipped tar"):
             prepare(catalog, "bad")
-        assert catalog.find("bad").pending
+        assert catalog.find("bad") == Archive("bad", store / "bad.tar.gz", file=store / "bad.tar.gz")
         monkeypatch.setattr(unpack, "unpack", lambda *arguments: pytest.fail("read again"))
     monkeypatch.undo()
     put_file(store / "bad.tar.gz")

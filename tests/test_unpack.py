@@ -331,6 +331,14 @@ def test_a_flipped_bit_in_the_weights_is_noticed(
         unpack_bytes(bytes(packed), tmp_path / "out")
 
 
+def test_the_checksum_of_a_tar_counts_however_much_padding_comes_before_it(tmp_path: Path) -> None:
+    tar = gzip.decompress(tar_gz(with_manifest())) + bytes(1_000_000)
+    packed = bytearray(gzip.compress(tar))
+    packed[-8] ^= 1
+    with pytest.raises(InvalidArchive, match="CRC"):
+        unpack_bytes(bytes(packed), tmp_path / "out")
+
+
 # Names end at a NUL in both formats, and one that ends in a slash is a folder's.
 FILE_NAME = (st.text(min_size=1, max_size=20) | st.text("./\\a", min_size=1, max_size=12)).filter(
     lambda name: "\0" not in name and not name.endswith("/")
@@ -447,7 +455,9 @@ def test_the_same_content_is_unpacked_once_under_any_name(
     entry = put(cache, path)
     (tmp_path / "copy").write_bytes(path.read_bytes())
     monkeypatch.setattr(module, "unpack", lambda *arguments: pytest.fail("unpacked again"))
+    os.utime(entry, ns=(0, 0))
     assert put(cache, tmp_path / "copy") == entry
+    assert entry.stat().st_mtime_ns > 0, "that was a use"
 
 
 def test_another_server_that_was_faster_is_no_error(tmp_path: Path, packed: Callable[[str, int], Path]) -> None:
