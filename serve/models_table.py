@@ -55,10 +55,11 @@ def _fetch(client: httpx.Client) -> ModelList:
 
 
 def _view(models: ModelList) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", "version", "place", "state"):
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column("model", overflow="fold")  # the one that makes way where the terminal is narrow
+    for heading in ("place", "state"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("MiB", "peak", "runs", "waits", "requests", "hits", "loads", "failed", "idle"):
+    for heading in ("MiB", "runs", "waits", "requests", "hits", "loads", "failed", "idle"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models.models:
         table.add_row(*_cells(model))
@@ -75,14 +76,11 @@ def _memory_line(models: ModelList) -> Text:
 
 
 def _cells(model: ModelStatus) -> list[RenderableType]:
-    footprint = model.footprint
     return [
         model.name + (" (pinned)" if model.pinned else ""),
-        model.version or "",
         model.place,
         Text(model.state.value, style=_STYLES.get(model.state.value, "yellow")),
-        _mib(footprint.load_bytes) if footprint else "",
-        _mib(footprint.peak_bytes) if footprint else "",
+        _mib(model.footprint.peak_bytes) if model.footprint else "",
         str(model.leases),
         str(model.queue),
         str(model.requests),

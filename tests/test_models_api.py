@@ -253,7 +253,7 @@ def test_the_table_shows_every_model_and_every_error(client: TestClient, fake: F
     client.post("/predictions/lama")
     memory, heading, lama, sam, own, error = table(client, once=True).rstrip().splitlines()
     assert memory == "fake: 100 of 200 MiB held for models, 1,048,576 MiB free"
-    assert heading.split()[:4] == ["model", "version", "place", "state"]
+    assert heading.split()[:3] == ["model", "place", "state"]
     assert lama.startswith("lama")
     assert "failed" in lama
     assert "absent" in sam

@@ -1,16 +1,21 @@
 """handlers.sam.network: published sizes, loading without a copy, half-precision encoder."""
 
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from segment_anything import sam_model_registry
+from segment_anything import SamPredictor, sam_model_registry
 
 from handlers.sam import network
 
 SAM = Path(network.__file__).parent
 DEMO = SAM / "demo" / "network.yaml"
+WEIGHTS = SAM / "demo" / "weights.safetensors"
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize("size", ["vit_h", "vit_l", "vit_b"])
@@ -62,3 +67,46 @@ def test_config_names_a_missing_key() -> None:
     del config["embedding_dim"]
     with pytest.raises(KeyError, match="embedding_dim"):
         network.build(config)
+
+
+@pytest.fixture(scope="module")
+def dog() -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(DATA / "dog-on-bench.png")), cv2.COLOR_BGR2RGB)
+
+
+@pytest.fixture(scope="module")
+def dog_mask() -> np.ndarray:
+    return cv2.imread(str(DATA / "dog-on-bench-mask.jpg"), cv2.IMREAD_GRAYSCALE) >= 128
+
+
+def predictor(picture: np.ndarray, dtype: torch.dtype = torch.float32) -> SamPredictor:
+    result = SamPredictor(network.load(DEMO, WEIGHTS, encoder_dtype=dtype))
+    result.set_image(picture)
+    return result
+
+
+def best_mask(sam: SamPredictor, points: list[list[int]], labels: list[int], logits: Any = None) -> tuple[Any, Any]:
+    masks, scores, low = sam.predict(
+        np.array(points), np.array(labels), mask_input=logits, multimask_output=len(points) == 1
+    )
+    best = scores.argmax()
+    return masks[best], low[best : best + 1]
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_encoder_finds_the_same_mask(dog: np.ndarray, dtype: torch.dtype) -> None:
+    exact, half = predictor(dog), predictor(dog, dtype)
+    assert half.model.image_encoder.neck[0].weight.dtype == dtype
+    assert half.get_image_embedding().dtype == torch.float32
+    assert {parameter.dtype for parameter in half.model.mask_decoder.parameters()} == {torch.float32}
+    point, label = [[750, 500]], [1]
+    assert iou(best_mask(half, point, label)[0], best_mask(exact, point, label)[0]) >= 0.99
+
+
+def test_the_shipped_weights_find_the_dog(dog: np.ndarray, dog_mask: np.ndarray) -> None:
+    mask, _ = best_mask(predictor(dog), [[750, 500]], [1])
+    assert iou(mask, dog_mask) >= 0.45

@@ -115,6 +115,16 @@ def test_an_archive_runs_its_own_code_not_that_of_the_checkout(server: Server, d
     assert "is missing in this archive" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("file_format", ["tar.gz", "mar"])
+def test_a_packed_archive_put_into_the_store_is_served(server: Server, demo_store: Path, file_format: str) -> None:
+    exported = demo_store / "packed" / f"{file_format.replace('.', '')}.{file_format}"
+    exported.parent.mkdir(exist_ok=True)
+    command = [PALIMPSEST, "archives", "export", "demo/sam", "--store", demo_store, "--format", file_format]
+    subprocess.run([*command, "--out", exported], check=True, cwd=ROOT, capture_output=True, timeout=120)
+    answer = server.http.post(f"/predictions/packed/{exported.name}", json={})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "image")
+
+
 def test_nothing_of_a_payload_is_logged(server: Server, dog: bytes) -> None:
     hole = base64.b64encode((DATA / "dog-on-bench-mask.jpg").read_bytes()).decode()
     fields = {"image": base64.b64encode(dog).decode(), "mask_image": hole, "prompt": "unmistakable-wish"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.archives.export import Format, export
@@ -345,6 +345,7 @@ FILE_NAME = (st.text(min_size=1, max_size=20) | st.text("./\\a", min_size=1, max
 )
 
 
+@settings(deadline=None)
 @given(names=st.lists(FILE_NAME, max_size=4), zipped=st.booleans())
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_whatever_the_names_nothing_leaves_the_folder(names: list[str], zipped: bool) -> None:
@@ -372,6 +373,7 @@ SOUND = {
 }
 
 
+@settings(deadline=None)
 @given(kind=st.sampled_from(sorted(SOUND)), flips=st.lists(st.tuples(st.integers(0), st.integers(1, 255)), max_size=8))
 def test_damage_of_any_kind_ends_in_a_refusal_or_a_whole_archive(kind: str, flips: list[tuple[int, int]]) -> None:
     damaged = bytearray(SOUND[kind])

@@ -23,7 +23,7 @@ SCENE_SIZE = 256
 CLICKS = 3
 DOG_CLICK = (750, 500)
 SHOWN = 6  # scenes in the picture, beside the dog
-TILE = 120  # pixels, the height of one
+TILE = 100  # pixels, the height of one
 
 
 class Result(NamedTuple):

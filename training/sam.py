@@ -2,14 +2,13 @@
 
 The recipe is SAM's (Kirillov et al. 2023, section 5 and appendix A): many prompts for each encoded picture, the first a
 click or a box, the next on what was wrong, with the previous logits; the best of three masks learns; the score learns
-the IoU. The picture size grows in stages. The same seed on the same machine gives the same weights.
+the IoU. The same seed on the same machine gives the same weights.
 """
 
 import argparse
 import copy
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,21 +25,16 @@ from training.sam_prompts import Prompted, PromptedScenes, correction
 
 CONFIG = Path(network.__file__).parent / "demo" / "network.yaml"
 SEED = 7
+STEPS = 3000
+BATCH = 8  # pictures
 PROMPTS = 4  # for each picture
 LEARNING_RATES = (2e-3, 1e-3)  # of Muon, of AdamW
-DECAY_OVER = 0.8  # the last part of the last stage, down to nothing
+WARM_UP = 100  # steps
+DECAY_OVER = 0.25  # of all steps, the last ones, down to nothing
 HARD_FROM = 6000  # scenes until the curriculum shows the full difficulty
 AVERAGE = 0.998  # of the weights that are kept, an exponential moving average
 SAVE_EVERY = 100  # steps
-
-
-class Stage(NamedTuple):
-    size: int  # pixels
-    batch: int  # pictures
-    steps: int
-
-
-STAGES = (Stage(128, 8, 5000), Stage(128, 16, 600))
+MEASURE_EVERY = 300
 
 
 def main() -> None:
@@ -50,46 +44,43 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    for number in range(len(STAGES)):
-        _train_stage(number, arguments.folder)
-
-
-def _train_stage(number: int, folder: Path) -> None:
-    stage, checkpoint = STAGES[number], folder / "checkpoint.pt"
-    torch.manual_seed(SEED + number)
-    sam = network.build(network.load_config(CONFIG) | {"image_size": stage.size})
+    torch.manual_seed(SEED)
+    sam = network.build(network.load_config(CONFIG))
     _initialise(sam)
-    average = copy.deepcopy(sam)
-    optimizers, start = _optimizers(sam), 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["stage"] > number:
-            return
-        sam.load_state_dict(_resized(saved["sam"], sam))
-        average.load_state_dict(_resized(saved["average"], sam))
-        if saved["stage"] == number:
-            start = saved["step"]
-            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-    validation, before = HeldOut(64), time.monotonic()
-    for step, batch in enumerate(_batches(number, start), start):
+    average, optimizers = copy.deepcopy(sam), _optimizers(sam)
+    first = _resume(arguments.folder, sam, average, optimizers)
+    validation, started = HeldOut(64), time.monotonic()
+    for step, batch in enumerate(_batches(sam.image_encoder.img_size, first), first):
         for optimizer, rate in zip(optimizers, LEARNING_RATES, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * _share_of_rate(number, step)
-        loss, iou = _step(sam, batch, optimizers, np.random.default_rng([SEED, number, step]))
-        _follow(average, sam, min(AVERAGE, (1 + step) / (10 + step)) if number == 0 else AVERAGE)
+            optimizer.param_groups[0]["lr"] = rate * _share_of_rate(step)
+        loss, iou = _step(sam, batch, optimizers, np.random.default_rng([SEED, step]))
+        _follow(average, sam, min(AVERAGE, (1 + step) / (10 + step)))
         if step % 20 == 0:
-            print(
-                f"stage {number} step {step} loss {loss:.3f} iou {iou:.3f} {time.monotonic() - before:.0f} s",
-                flush=True,
-            )
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
-            state = {"stage": number, "step": step + 1, "sam": sam.state_dict(), "average": average.state_dict()}
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            save_file({k: v.half() for k, v in average.state_dict().items()}, folder / "weights.safetensors")
-        if (step + 1) % (3 * SAVE_EVERY) == 0 or step + 1 == stage.steps:
-            print(f"stage {number} step {step + 1} held out: {validation.measure(average)}", flush=True)
+            print(f"step {step} loss {loss:.3f} IoU {iou:.3f} {time.monotonic() - started:.0f} s", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == STEPS:
+            _save(arguments.folder, step + 1, sam, average, optimizers)
+        if (step + 1) % MEASURE_EVERY == 0 or step + 1 == STEPS:
+            print(f"step {step + 1} held out: {validation.measure(average)}", flush=True)
+
+
+def _resume(folder: Path, sam: Sam, average: Sam, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Take up the checkpoint in `folder`, if there is one; returns the number of steps done."""
+    if not (folder / "checkpoint.pt").exists():
+        return 0
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    sam.load_state_dict(saved["sam"])
+    average.load_state_dict(saved["average"])
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    return saved["step"]
+
+
+def _save(folder: Path, step: int, sam: Sam, average: Sam, optimizers: list[torch.optim.Optimizer]) -> None:
+    state = {"step": step, "sam": sam.state_dict(), "average": average.state_dict()}
+    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save(state, folder / "checkpoint.new")  # a stop while saving leaves the old one whole
+    (folder / "checkpoint.new").replace(folder / "checkpoint.pt")
+    save_file({key: tensor.half() for key, tensor in average.state_dict().items()}, folder / "weights.safetensors")
 
 
 @torch.no_grad()
@@ -113,13 +104,9 @@ def _initialise(sam: Sam) -> None:
     encoder.pos_embed.copy_(0.5 * torch.cat([down, across], 2)[None])
 
 
-def _batches(number: int, start: int) -> DataLoader[Prompted]:
-    stage = STAGES[number]
-    seen = sum(earlier.batch * earlier.steps for earlier in STAGES[:number])
-    scenes = PromptedScenes(
-        seen + start * stage.batch, (stage.steps - start) * stage.batch, stage.batch, stage.size, PROMPTS, HARD_FROM
-    )
-    return DataLoader(scenes, stage.batch, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
+def _batches(size: int, first: int) -> DataLoader[Prompted]:
+    scenes = PromptedScenes(first * BATCH, (STEPS - first) * BATCH, BATCH, size, PROMPTS, HARD_FROM)
+    return DataLoader(scenes, BATCH, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
 
 def _optimizers(sam: Sam) -> list[torch.optim.Optimizer]:
@@ -138,12 +125,8 @@ def _optimizers(sam: Sam) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _share_of_rate(number: int, step: int) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    if number < len(STAGES) - 1:
-        return warm
-    steps = STAGES[number].steps
-    return warm * min(1.0, (steps - step) / (steps * DECAY_OVER))
+def _share_of_rate(step: int) -> float:
+    return min(1.0, (step + 1) / WARM_UP, (STEPS - step) / (STEPS * DECAY_OVER))
 
 
 def _step(
@@ -245,21 +228,6 @@ def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
         kept.lerp_(new, 1 - keep)
     for kept, new in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(new)
-
-
-def _resized(state: dict[str, Tensor], sam: Sam) -> dict[str, Tensor]:
-    """`state` with its positional tables stretched to the picture size of `sam`."""
-    shapes = {key: tensor.shape for key, tensor in sam.state_dict().items()}
-
-    def fit(key: str, tensor: Tensor) -> Tensor:
-        if tensor.shape == shapes[key]:
-            return tensor
-        if key.endswith("pos_embed"):
-            stretched = F.interpolate(tensor.permute(0, 3, 1, 2), shapes[key][1:3], mode="bicubic")
-            return stretched.permute(0, 2, 3, 1)
-        return F.interpolate(tensor.T[None], shapes[key][0], mode="linear")[0].T
-
-    return {key: fit(key, tensor) for key, tensor in state.items()}
 
 
 if __name__ == "__main__":

@@ -2,51 +2,27 @@
 
 Every decision is made in `_advance`, synchronously and without I/O: it takes all steps that the present state allows.
 Whatever changes the state calls it: a request that comes or goes, a load or unload that ends, news of the engine, and
-a timer where time alone allows a step.
+a timer where time alone allows a step. Four modules help: model (one model's state and queue), books (sums of bytes),
+policy (who must go), effects (loads and unloads that run).
 """
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
 
-from serve.errors import ModelLoadFailed, ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
+from serve.errors import ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
+from serve.residency.books import Books, Memory
 from serve.residency.catalog import Archive
-from serve.residency.model import IN_MEMORY, LEAVING, Model, State, Waiter
+from serve.residency.effects import Effects, Engine
+from serve.residency.model import IN_MEMORY, Model, State, Waiter
 from serve.residency.policy import Resident, choose_victims
 
 __all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
 
-logger = logging.getLogger(__name__)
-
 # Memory that others hold comes back without anyone telling: look again after so many seconds.
 _LOOK_AGAIN = 0.5
-
-
-class Engine(Protocol):
-    """The effects that residency needs. Errors are PalimpsestErrors; cancelling leaves nothing running."""
-
-    async def load(self, archive: Archive) -> int:
-        """Starts the model and returns the bytes that it takes; OutOfMemory or ModelLoadFailed leave nothing behind."""
-
-    async def unload(self, archive: Archive) -> None:
-        """Returns once the worker is gone and the device reports its memory back, or after a bound."""
-
-
-class Memory(Protocol):
-    """The device and what is known of each model's size, in bytes. Both calls must be quick and not raise."""
-
-    budget: int
-
-    def free(self) -> int:
-        """What the device reports as free, at this moment."""
-
-    def predict(self, archive: Archive) -> int:
-        """What loading the archive will take."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,8 @@ class Limits:
 class Scheduler:
     """Grants leases. A leased model is never unloaded unless its worker is already gone.
 
-    on_event: told of everything worth counting, as (name of the event, model, seconds that it took).
+    on_event: told of everything worth counting, as (name of the event, model, seconds that it took); it must
+    neither raise nor call the scheduler.
     """
 
     def __init__(
@@ -78,8 +55,10 @@ class Scheduler:
         limits: Limits = Limits(),
         on_event: Callable[[str, Model, float], None] = lambda event, model, seconds: None,
     ) -> None:
-        self._engine, self._memory, self._limits, self._on_event = engine, memory, limits, on_event
+        self._memory, self._limits, self._on_event = memory, limits, on_event
         self._models: dict[str, Model] = {}
+        self._books = Books(memory, self._models)
+        self._effects = Effects(engine, self._on_loaded, self._on_unloaded, self._on_effect_end)
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -150,9 +129,9 @@ class Scheduler:
             return
         if model.state is State.LOADING:
             model.unwanted = "worker lost"  # it died between its last word and our hearing it
-        elif model.state in {State.READY, State.PARKED, State.DRAINING}:
+        elif model.state in (State.READY, State.PARKED, State.DRAINING):
             self._on_event("evicted: worker lost", model, 0.0)
-            self._unload(model)
+            self._effects.unload(model)
             self._advance()
 
     def on_footprint(self, engine_name: str, size: int) -> None:
@@ -165,7 +144,7 @@ class Scheduler:
     def on_engine_lost(self) -> None:
         """TorchServe itself is gone, and all workers with it: nothing is in memory, nothing can be loaded."""
         self._paused = True
-        self._cancel_effects()
+        self._effects.cancel()
         for model in self._models.values():
             if model.state in IN_MEMORY:
                 model.leave_memory()
@@ -190,7 +169,7 @@ class Scheduler:
                     await self._released.wait()
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._cancel_effects(), return_exceptions=True)
+        await asyncio.gather(*self._effects.cancel(), return_exceptions=True)
         for future in [f for m in self._models.values() for f in m.leaving if not f.done()]:
             future.set_exception(_shutting_down())
 
@@ -237,7 +216,7 @@ class Scheduler:
             return
         if model.state is State.FAILED and model.error and self._now() < model.failed_at + self._limits.failure_pause:
             raise _afresh(model.error)
-        if model.state in {State.ABSENT, State.FAILED} and (too_large := self._never_fits(model)):
+        if model.state not in IN_MEMORY and (too_large := self._books.refusal(model.archive)):
             raise too_large
         total = sum(len(m.waiters) for m in self._models.values())
         if len(model.waiters) >= self._limits.queue_per_model or total >= self._limits.queue_total:
@@ -262,18 +241,19 @@ class Scheduler:
         """Takes every step that the present state allows, and sets the timer for the next one that time allows."""
         if self._closed or self._paused:
             return
-        for model in self._models.values():
+        active = [m for m in self._models.values() if m.waiters or m.state in IN_MEMORY]
+        for model in active:
             self._retire(model)
             self._grant(model)
         self._shrink_to_budget()
-        self._start_loads()
-        self._set_timer()
+        self._start_loads(active)
+        self._set_timer(active)
 
     def _retire(self, model: Model) -> None:
         if model.state is State.READY and (reason := self._reason_to_leave(model)):
-            self._evict(model, reason)
+            self._drain(model, reason)
         elif model.state is State.DRAINING and not model.leases:
-            self._unload(model)
+            self._effects.unload(model)
 
     def _reason_to_leave(self, model: Model) -> str:
         if model.unwanted:
@@ -293,73 +273,56 @@ class Scheduler:
                 model.last_used = self._now()
                 waiter.settle(None)
 
-    def _start_loads(self) -> None:
-        """Strictly in the order of arrival: a small model that overtook a large one could starve it."""
-        wanted = [m for m in self._models.values() if m.waits_for_place]
-        slots = self._limits.concurrent_loads - sum(m.state is State.LOADING for m in self._models.values())
-        for model in sorted(wanted, key=lambda m: m.in_line_since):
+    def _start_loads(self, active: list[Model]) -> None:
+        """Strictly in line: a small model that overtook a large one could starve it."""
+        slots = self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
+        for model in sorted((m for m in active if m.waits_for_place), key=lambda m: m.in_line_since):
             if slots <= 0 or not self._serve_first(model):
                 return
             slots -= model.state is State.LOADING
 
     def _serve_first(self, model: Model) -> bool:
         """Loads the model or makes room for it; False where those behind it have to wait, too."""
-        if too_large := self._never_fits(model):
+        if too_large := self._books.refusal(model.archive):
             model.fail_waiters(too_large)
             return True
-        need = self._memory.predict(model.archive)
-        coming = self._reserved(m for m in self._models.values() if m.state in LEAVING)
-        missing = self._missing(need)
+        need, coming = self._memory.predict(model.archive), self._books.coming()
+        missing = self._books.missing(need)
         if missing <= 0 and not (model.squeezed and coming):
-            self._load(model, need)
+            model.reserved = need
+            self._effects.load(model)
             return True
-        self._evict_all(choose_victims(missing - coming, self._evictable(), self._now(), self._limits.minimum_stay))
+        evictable = self._books.evictable()
+        self._evict(choose_victims(missing - coming, evictable, self._now(), self._limits.minimum_stay), "memory")
         # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
-        return missing > self._reserved(m for m in self._models.values() if not _stays(m))
-
-    def _missing(self, need: int) -> int:
-        """Bytes short of `need` in the books, or on the device where that has less; none short: 0 or less."""
-        missing = need - (self._memory.budget - self._reserved(self._models.values()))
-        if missing > 0:
-            return missing
-        loading = self._reserved(m for m in self._models.values() if m.state is State.LOADING)
-        return need - (self._memory.free() - loading)
-
-    def _never_fits(self, model: Model) -> OutOfMemory | None:
-        """The refusal of a model for which all that may be unloaded would not make room."""
-        need, budget = self._memory.predict(model.archive), self._memory.budget
-        pinned = self._reserved(m for m in self._models.values() if _stays(m))
-        return _too_large(model, need, budget, pinned) if need > budget - pinned else None
+        return missing > self._books.obtainable()
 
     def _shrink_to_budget(self) -> None:
         """A model may turn out larger than predicted; idle ones then make up for it."""
-        excess = self._reserved(m for m in self._models.values() if m.state not in LEAVING) - self._memory.budget
+        excess = self._books.excess()
         if excess > 0:
-            idle = [r for r in self._evictable() if not r.in_use]
-            self._evict_all(choose_victims(min(excess, sum(r.size for r in idle)), idle, self._now(), 0))
+            idle = self._books.idle()
+            self._evict(choose_victims(min(excess, sum(r.size for r in idle)), idle, self._now(), 0), "memory")
 
-    def _evictable(self) -> list[Resident]:
-        return [
-            Resident(key, m.reserved, m.in_use, m.stale, m.ready_since, m.last_used)
-            for key, m in self._models.items()
-            if m.state is State.READY and not m.pinned
-        ]
-
-    def _evict_all(self, victims: list[Resident] | None, reason: str = "memory") -> None:
+    def _evict(self, victims: list[Resident] | None, reason: str) -> None:
         for victim in victims or []:
-            self._evict(self._models[victim.key], reason)
+            self._drain(self._models[victim.key], reason)
 
-    def _reserved(self, models: Iterable[Model]) -> int:
-        return sum(m.reserved for m in models)
+    def _drain(self, model: Model, reason: str) -> None:
+        """Admits nothing new; what runs finishes first."""
+        model.to(State.DRAINING)
+        model.evicted_at = self._now()
+        self._on_event(f"evicted: {reason}", model, 0.0)
+        if not model.leases:
+            self._effects.unload(model)
 
-    def _set_timer(self) -> None:
+    def _set_timer(self, active: list[Model]) -> None:
         """For the steps that time alone allows: busy models become evictable, idle ones expire, the device frees."""
         now, due = self._now(), list[float]()
-        ready = [m for m in self._models.values() if m.state is State.READY and not m.pinned]
-        if any(m.waits_for_place for m in self._models.values()):
-            due += [m.ready_since + self._limits.minimum_stay for m in ready]
-            if not any(m.effect for m in self._models.values()):
-                due.append(now + _LOOK_AGAIN)
+        ready = [m for m in active if m.state is State.READY and not m.pinned]
+        slots = self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
+        if slots > 0 and any(m.waits_for_place for m in active):
+            due += [now + _LOOK_AGAIN, *(m.ready_since + self._limits.minimum_stay for m in ready)]
         if self._limits.keep_alive is not None:
             due += [m.last_used + self._limits.keep_alive for m in ready if not m.in_use]
         if self._timer is not None:
@@ -367,68 +330,19 @@ class Scheduler:
         when = min((time for time in due if time > now), default=None)
         self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._advance)
 
-    # Effects and their ends
+    # Ends of loads and unloads
 
-    def _evict(self, model: Model, reason: str) -> None:
-        """Admits nothing new; what runs finishes first."""
-        model.to(State.DRAINING)
-        model.evicted_at = self._now()
-        self._on_event(f"evicted: {reason}", model, 0.0)
-        if not model.leases:
-            self._unload(model)
-
-    def _load(self, model: Model, need: int) -> None:
-        model.to(State.LOADING)
-        model.reserved = need
-        self._start(model, self._run_load(model))
-
-    def _unload(self, model: Model) -> None:
-        model.to(State.UNLOADING)
-        self._start(model, self._run_unload(model))
-
-    def _start(self, model: Model, effect: Coroutine[Any, Any, None]) -> None:
-        model.effect = asyncio.create_task(effect)
-        model.effect.add_done_callback(partial(self._on_effect_end, model))
-
-    def _cancel_effects(self) -> list[asyncio.Task[None]]:
-        effects = [m.effect for m in self._models.values() if m.effect is not None]
-        for effect in effects:
-            effect.cancel()
-        return effects
-
-    def _on_effect_end(self, model: Model, effect: asyncio.Task[None]) -> None:
-        if model.effect is effect:  # an unload may have begun in the moment in which its load ended
-            model.effect = None
-        if not effect.cancelled() and (bug := effect.exception()):
-            logger.error("%s: residency failed", model.archive.name, exc_info=bug)
-        self._forget_old_versions()
-        self._advance()
-
-    async def _run_load(self, model: Model) -> None:
-        began = self._now()
-        size, error = 0, None
-        try:
-            size = await self._engine.load(model.archive)
-        except PalimpsestError as expected:
-            error = expected
-        except Exception:
-            logger.exception("%s could not be loaded", model.archive.name)
-            error = ModelLoadFailed(f"{model.archive.name!r} cannot be loaded: an internal error, see the log")
-        if model.state is not State.LOADING:
-            return  # the engine was lost meanwhile
-        if error is None:
-            self._on_load_done(model, size, self._now() - began)
-        elif isinstance(error, OutOfMemory):
+    def _on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None:
+        if isinstance(outcome, OutOfMemory):
             self._on_load_out_of_memory(model)
+        elif isinstance(outcome, PalimpsestError):
+            self._on_load_failed(model, outcome)
         else:
-            self._on_load_failed(model, error)
-
-    def _on_load_done(self, model: Model, size: int, seconds: float) -> None:
-        model.to(State.READY)
-        model.reserved, model.error = size, None
-        model.loads += 1
-        model.ready_since = model.last_used = self._now()
-        self._on_event("loaded", model, seconds)
+            model.to(State.READY)
+            model.reserved, model.error = outcome, None
+            model.loads += 1
+            model.ready_since = model.last_used = self._now()
+            self._on_event("loaded", model, seconds)
 
     def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:
         model.leave_memory(State.FAILED)
@@ -440,40 +354,31 @@ class Scheduler:
     def _on_load_out_of_memory(self, model: Model) -> None:
         """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
         self._on_event("load out of memory", model, 0.0)
-        idle = [r for r in self._evictable() if not r.in_use]
-        if not idle and not any(m.state in LEAVING for m in self._models.values()):
+        idle = self._books.idle()
+        if not idle and not self._books.coming():
             self._on_load_failed(model, _nothing_left(model))
             return
         model.leave_memory()
         if model.waiters:
             model.squeezed = True
-            self._evict_all(choose_victims(1, idle, self._now(), 0), "out of memory")
+            self._evict(choose_victims(1, idle, self._now(), 0), "out of memory")
 
-    async def _run_unload(self, model: Model) -> None:
-        began = self._now()
-        try:
-            await self._engine.unload(model.archive)
-        except PalimpsestError as error:
-            logger.error("%s could not be unloaded cleanly: %s", model.archive.name, error.message)
-        except Exception:
-            logger.exception("%s could not be unloaded cleanly", model.archive.name)
-        if model.state is State.UNLOADING:
-            model.leave_memory()
-            self._on_event("unloaded", model, self._now() - began)
+    def _on_unloaded(self, model: Model, seconds: float) -> None:
+        model.leave_memory()
+        self._on_event("unloaded", model, seconds)
+
+    def _on_effect_end(self) -> None:
+        self._forget_old_versions()
+        self._advance()
 
     def _forget_old_versions(self) -> None:
-        gone = {State.ABSENT, State.FAILED}
-        old = [k for k, m in self._models.items() if m.stale and m.state in gone and not m.in_use and not m.effect]
-        for key in old:
-            del self._models[key]
+        """An old version stays in the list while anything of it is in use."""
+        for key, model in list(self._models.items()):
+            if model.stale and model.state not in IN_MEMORY and not model.in_use and not model.effect:
+                del self._models[key]
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _stays(model: Model) -> bool:
-    """Whether eviction cannot get the model's bytes back."""
-    return model.pinned and model.state not in LEAVING
 
 
 def _afresh(error: PalimpsestError) -> PalimpsestError:
@@ -481,22 +386,10 @@ def _afresh(error: PalimpsestError) -> PalimpsestError:
     return error.with_traceback(None)
 
 
-def _too_large(model: Model, need: int, budget: int, pinned: int) -> OutOfMemory:
-    held = f", of which pinned models hold {_mib(pinned)}" if pinned else ""
-    return OutOfMemory(
-        f"{model.archive.name!r} needs {_mib(need)} and the budget is {_mib(budget)}{held}:"
-        " raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
-    )
-
-
 def _nothing_left(model: Model) -> OutOfMemory:
     return OutOfMemory(
         f"the device has no room for {model.archive.name!r}, and nothing idle is left to unload: try again later"
     )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
 
 
 def _shutting_down() -> ModelNotReady:
