@@ -66,20 +66,24 @@ async def traffic(server: Server, seconds: float, clients: int) -> dict[str, Any
                     statuses[type(error).__name__] += 1
                 latencies.append(time.monotonic() - began)
 
+    before = counters(server)
     await asyncio.gather(*(client(seed) for seed in range(clients)))
-    hits, requests = counters(server)
+    hits, requests, loads = (after - earlier for after, earlier in zip(counters(server), before, strict=True))
     return {
         "requests": len(trace),
         "answers": {str(status): count for status, count in statuses.items()},
-        "hit rate": round(hits / requests, 4),
+        "loads": loads,
+        # A request that finds its model loaded; and one that starts no load of its own, as a cache counts.
+        "hit rate, found loaded": round(hits / requests, 4),
+        "hit rate, no load of its own": round(1 - loads / requests, 4),
         "offline LRU hit rate": round(lru_hit_rate(trace, ROOM), 4),
         "latency s": quantiles(latencies),
     }
 
 
-def counters(server: Server) -> tuple[int, int]:
+def counters(server: Server) -> tuple[int, ...]:
     models = server.http.get("/v1/models").json()["models"]
-    return sum(m["hits"] for m in models), sum(m["requests"] for m in models)
+    return tuple(sum(m[name] for m in models) for name in ("hits", "requests", "loads"))
 
 
 def lru_hit_rate(trace: list[str], room: int) -> float:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from serve.engine.torchserve import Answer
 from serve.errors import NotReached, RequestTooLarge
+from serve.gateway.metrics import Invocation
 from serve.residency.catalog import Archive
 
 if TYPE_CHECKING:
@@ -101,16 +102,22 @@ async def predict(model: str, request: Request) -> Response:
 
 async def invoke(services: "Services", archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
     """Asks the model, which is loaded first where need be; once more where the request never reached its worker."""
-    try:
-        return await _invoke_once(services, archive, headers, body)
-    except NotReached:
-        return await _invoke_once(services, archive, headers, body)
+    with services.metrics.invocation(archive, services.scheduler.models()) as invocation:
+        try:
+            answer = await _invoke_once(services, archive, headers, body, invocation)
+        except NotReached:
+            answer = await _invoke_once(services, archive, headers, body, invocation)
+        invocation.status = answer.status
+        return answer
 
 
-async def _invoke_once(services: "Services", archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
+async def _invoke_once(
+    services: "Services", archive: Archive, headers: dict[str, str], body: bytes, invocation: Invocation
+) -> Answer:
     archive = await services.catalog.prepare(archive)
     async with services.scheduler.lease(archive):
-        return await services.workers.predict(archive, headers, body)
+        with invocation.in_engine():
+            return await services.workers.predict(archive, headers, body)
 
 
 async def read_body(request: Request, max_mib: int) -> bytes:
