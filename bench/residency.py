@@ -57,7 +57,6 @@ async def traffic(server: Server, seconds: float, clients: int) -> dict[str, Any
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=90) as http:
             while time.monotonic() < end:
                 model = f"m{draw.choices(range(ARCHIVES), weights)[0]:02}"
-                trace.append(model)
                 began = time.monotonic()
                 try:
                     answer = await http.post(f"/predictions/{model}", content=b"ping")
@@ -65,6 +64,7 @@ async def traffic(server: Server, seconds: float, clients: int) -> dict[str, Any
                 except httpx.HTTPError as error:
                     statuses[type(error).__name__] += 1
                 latencies.append(time.monotonic() - began)
+                trace.append(model)
 
     before = counters(server)
     await asyncio.gather(*(client(seed) for seed in range(clients)))
@@ -87,7 +87,11 @@ def counters(server: Server) -> tuple[int, ...]:
 
 
 def lru_hit_rate(trace: list[str], room: int) -> float:
-    """A cache of `room` models that sees the requests one after another, in the order in which they were sent."""
+    """A cache of `room` models that sees the requests one after another, in the order in which they were answered.
+
+    Sixteen clients have sixteen requests under way, and those for one model wait together and are served together: in
+    the order of sending, that would be another trace.
+    """
     cache: OrderedDict[str, None] = OrderedDict()
     hits = 0
     for model in trace:

@@ -85,18 +85,13 @@ check_click() {
         "http://127.0.0.1:$PORT/predictions/sam"
     # Width and height are the first fields of a PNG after its signature.
     [ "$(od -An -tx1 -j16 -N8 "$mask" | tr -d ' ')" = 000005db00000411 ] || fail "no mask of 1499 by 1041 pixels"
-    local pid
-    for pid in $(processes); do
-        ps -o pid=,user=,rss=,args= -p "$pid" | cut -c -100
-        [ "$(ps -o uid= -p "$pid")" -eq "$(config .User)" ] || fail "a process of another user"
-    done
+    ps -o pid,uid,rss,args -p "$(processes | paste -sd ,)" | cut -c -100
+    [ "$(processes | xargs -n 1 ps -o uid= -p | tr -d ' ' | sort -u)" = "$(config .User)" ] || fail "more than one user"
 }
 
 stop_server() {
     step "stop"
-    local pid
-    read -r pid _ <"$ROOT/state/serve-$PORT.pid"
-    kill -TERM "$pid"
+    kill -TERM "$(cut -d ' ' -f 1 "$ROOT/state/serve-$PORT.pid")"
     wait_for 60 stopped || fail "it still runs a minute after SIGTERM"
     wait "$SERVER" || fail "it ended with code $?: $(cat "$WORK/server.log")"
     [ -z "$(processes)" ] || fail "processes are left: $(processes)"

@@ -106,6 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(name=names)
     def worker_lost(self, name: str) -> None:
         """The engine does not report a worker that it is ending anyway."""
+        self.world.pass_time(0)
         version = archive(name, self.versions[name])
         if any(m.archive == version and m.state is not State.UNLOADING for m in self.world.scheduler.models()):
             self.world.lose_worker(name, self.versions[name])
@@ -196,7 +197,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.settled:
             before = self._picture()
             self.world.call(self.world.scheduler._advance)
-            assert self._picture() == before
+            after = self._picture()
+            assert after == before, f"{before} became {after}"
 
     @invariant()
     def where_requests_wait_something_will_happen(self) -> None:
@@ -244,7 +246,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _picture(self) -> Any:
         models = [
-            (m.archive, m.state, m.leases, len(m.waiters), m.reserved, m.stale, m.pinned)
+            (m.archive.engine_name, m.state.name, m.leases, len(m.waiters), m.reserved, m.stale, m.pinned)
             for m in self.world.scheduler.models()
         ]
         return models, sorted(self.world.engine.running), len(self.world.engine.log)

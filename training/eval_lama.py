@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from handlers.lama import network, refine
+from handlers.lama import network
+from training import lama_refine as refine
 from training.lama_holes import Holes
 from training.photographs import photographs, read_photograph
 

@@ -23,7 +23,7 @@ from training.sd import CELL, PIPELINE, load_photographs
 
 SEED = 4
 STEPS = 20
-GUIDANCE = 4.0
+GUIDANCE = 7.5  # the product's own
 BATCH = 8
 PATCH = 48  # pixels, what the classifier sees of a hole
 THINGS = list(shapes.THINGS)
@@ -83,6 +83,12 @@ def dominant_colour(picture: np.ndarray, hole: np.ndarray) -> str:
     away = np.abs(hsv[:, :1] - named[None])
     nearest = np.minimum(away, 360 - away).argmin(axis=1)
     return COLOURS[np.bincount(nearest, weights=hsv[:, 1] * hsv[:, 2], minlength=len(COLOURS)).argmax()]
+
+
+def middle(hole: np.ndarray) -> np.ndarray:
+    """The half of the hole that is farthest from its edge: where the thing is, and no surroundings are."""
+    distance = cv2.distanceTransform(np.pad(hole, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    return distance > 0.35 * distance.max()
 
 
 def seam(picture: np.ndarray, hole: np.ndarray) -> float:
@@ -151,17 +157,20 @@ def report(count: int, folder: Path = PIPELINE) -> None:
     holes = [case.hole for case in cases]
 
     def judge(title: str, pictures: list[np.ndarray]) -> None:
-        colours = [dominant_colour(p, c.hole) == c.thing.colour for p, c in zip(pictures, cases, strict=True)]
+        whole, inner = (
+            share([dominant_colour(p, part(c.hole)) == c.thing.colour for p, c in zip(pictures, cases, strict=True)])
+            for part in (lambda hole: hole, middle)
+        )
         names = classifier.names(pictures, holes)
         things = [name == case.thing.thing for name, case in zip(names, cases, strict=True)]
-        print(f"{title}: colour named is dominant {share(colours)}; thing recognised {share(things)}", flush=True)
+        print(f"{title}: colour named dominates hole {whole}, its middle {inner}; thing recognised {share(things)}")
 
     rng = np.random.default_rng(SEED + 2)
     judge("made pictures (ceiling)", [shapes.compose(c.photograph, c.hole, c.thing, rng) for c in cases])
     prompts = [shapes.prompt(case.thing) for case in cases]
     painted = painter.paint(cases, prompts)
     judge(f"painted, guidance {GUIDANCE:g}", painted)
-    for guidance in (1.0, 2.0, 7.5):
+    for guidance in (1.0, 3.0):
         judge(f"painted, guidance {guidance:g}", painter.paint(cases, prompts, guidance))
 
     steps = [np.mean([seam(p, h) for p, h in zip(ps, holes, strict=True)]) for ps in _seam_pictures(cases, painted)]
@@ -214,7 +223,7 @@ def _caption(text: str, side: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.eval_sd", description=__doc__)
-    parser.add_argument("--count", type=int, default=160, help="held-out prompts")
+    parser.add_argument("--count", type=int, default=96, help="held-out prompts")
     parser.add_argument("--grid", type=Path, help="write a grid of pictures here instead")
     parser.add_argument("--pipeline", type=Path, default=PIPELINE)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Train the demo LaMa: `python -m training.lama FOLDER`. Stop it at will; the same command goes on from where it was.
 
-The network learns what a smooth guess (`handlers.lama.refine`) lacks in wide holes of photographs at many scales,
+The network learns what a smooth guess (`training.lama_refine`) lacks in wide holes of photographs at many scales,
 first in small pieces, then in larger ones with more context. The same seed on the same machine gives the same weights.
 """
 
@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from handlers.lama import network, refine
+from handlers.lama import network
+from training import lama_refine as refine
 from training.lama_holes import KINDS, Holes
 from training.muon import Muon
 from training.photographs import photographs, read_photograph

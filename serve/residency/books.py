@@ -57,12 +57,13 @@ class Books:
     def idle(self) -> list[Resident]:
         return [resident for resident in self.evictable() if not resident.in_use]
 
-    def refusal(self, archive: Archive) -> OutOfMemory | None:
-        """Why the archive can never be loaded, whatever goes; None: it can."""
-        need, budget = self._memory.predict(archive), self._memory.budget
-        pinned = sum(m.reserved for m in self._models.values()) - self.obtainable()
-        if need <= budget - pinned:
-            return None
+    def largest(self) -> int:
+        """Bytes that a model could get if all went that may go."""
+        return self._memory.budget - sum(m.reserved for m in self._models.values()) + self.obtainable()
+
+    def refusal(self, archive: Archive) -> OutOfMemory:
+        """Of a model larger than that."""
+        need, budget, pinned = self._memory.predict(archive), self._memory.budget, self._memory.budget - self.largest()
         held = f", of which pinned models hold {_mib(pinned)}" if pinned else ""
         return OutOfMemory(
             f"{archive.name!r} needs {_mib(need)} and the budget is {_mib(budget)}{held}:"

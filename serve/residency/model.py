@@ -61,8 +61,8 @@ class Model:
 
     reserved: bytes held for it, from the start of its load until its unload is done. stale: a newer version was asked
     for. unwanted: why it is to leave as soon as it can. squeezed: the device had less room for it than the books said.
-    evicted_at: when it last had to go. effect: the load or unload that runs. leaving: resolved when its memory is back. error: of the last load. hits:
-    requests that found it ready.
+    effect: the load or unload that runs. leaving: resolved when its memory is back. evicted_at: when it last had to go.
+    error: of the last load. hits: requests that found it ready.
     """
 
     archive: Archive

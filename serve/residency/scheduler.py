@@ -1,44 +1,26 @@
-"""Who is in memory: the one owner of every model's state.
+"""Who is in memory and whose turn it is: the one owner of every model's state.
 
 Every decision is made in `_advance`, synchronously and without I/O: it takes all steps that the present state allows.
 Whatever changes the state calls it: a request that comes or goes, a load or unload that ends, news of the engine, and
-a timer where time alone allows a step. Four modules help: model (one model's state and queue), books (sums of bytes),
-policy (who must go), effects (loads and unloads that run).
+a timer where time alone allows a step.
+
+scheduler (requests, leases, versions) ──► places (loads, evictions) ──► books, policy, effects;  all know: model
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-from serve.errors import ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
-from serve.residency.books import Books, Memory
+from serve.errors import ModelNotReady, PalimpsestError, QueueFull
+from serve.residency.books import Memory
 from serve.residency.catalog import Archive
-from serve.residency.effects import Effects, Engine
+from serve.residency.effects import Engine
+from serve.residency.limits import Limits
 from serve.residency.model import IN_MEMORY, Model, State, Waiter
-from serve.residency.policy import Resident, choose_victims
+from serve.residency.places import Places
 
 __all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
-
-# Memory that others hold comes back without anyone telling: look again after so many seconds.
-_LOOK_AGAIN = 0.5
-
-
-@dataclass(frozen=True)
-class Limits:
-    """queue_per_model, queue_total: waiting requests. wait: seconds that one waits at most. concurrent_loads: at a
-    time. minimum_stay: seconds that a busy model keeps its place. keep_alive: seconds until an idle model goes even
-    if nobody needs its place (None: never; 0: after each answer). failure_pause: seconds in which a model that failed
-    to load is not tried again."""
-
-    queue_per_model: int = 64
-    queue_total: int = 256
-    wait: float = 60.0
-    concurrent_loads: int = 1
-    minimum_stay: float = 2.0
-    keep_alive: float | None = None
-    failure_pause: float = 5.0
 
 
 class Scheduler:
@@ -52,13 +34,12 @@ class Scheduler:
         self,
         engine: Engine,
         memory: Memory,
-        limits: Limits = Limits(),
+        limits: Limits = Limits(),  # noqa: B008 - frozen
         on_event: Callable[[str, Model, float], None] = lambda event, model, seconds: None,
     ) -> None:
-        self._memory, self._limits, self._on_event = memory, limits, on_event
+        self._limits, self._on_event = limits, on_event
         self._models: dict[str, Model] = {}
-        self._books = Books(memory, self._models)
-        self._effects = Effects(engine, self._on_loaded, self._on_unloaded, self._on_effect_end)
+        self._places = Places(engine, memory, limits, self._models, on_event, self._on_effect_end)
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -76,10 +57,10 @@ class Scheduler:
         model = self._register(archive)
         model.requests += 1
         model.hits += model.state is State.READY
-        began = self._now()
+        began = _now()
         await self._wait_for_lease(model, self._limits.wait if wait is None else wait)
         try:
-            self._on_event("queue_wait", model, self._now() - began)
+            self._on_event("queue_wait", model, _now() - began)
             yield model
         finally:
             self._release(model)
@@ -125,13 +106,8 @@ class Scheduler:
     def on_worker_lost(self, engine_name: str) -> None:
         """The model's worker died: its leases end with the error that their holders see, the queue stays."""
         model = self._models.get(engine_name)
-        if model is None or self._closed:
-            return
-        if model.state is State.LOADING:
-            model.unwanted = "worker lost"  # it died between its last word and our hearing it
-        elif model.state in (State.READY, State.PARKED, State.DRAINING):
-            self._on_event("evicted: worker lost", model, 0.0)
-            self._effects.unload(model)
+        if model is not None and not self._closed:
+            self._places.lose_worker(model)
             self._advance()
 
     def on_footprint(self, engine_name: str, size: int) -> None:
@@ -144,10 +120,7 @@ class Scheduler:
     def on_engine_lost(self) -> None:
         """TorchServe itself is gone, and all workers with it: nothing is in memory, nothing can be loaded."""
         self._paused = True
-        self._effects.cancel()
-        for model in self._models.values():
-            if model.state in IN_MEMORY:
-                model.leave_memory()
+        self._places.lose_all()
 
     def on_engine_ready(self) -> None:
         """TorchServe is back: what waits is loaded again, and what failed under the old one may be tried at once."""
@@ -169,11 +142,11 @@ class Scheduler:
                     await self._released.wait()
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._effects.cancel(), return_exceptions=True)
+        await self._places.close()
         for future in [f for m in self._models.values() for f in m.leaving if not f.done()]:
             future.set_exception(_shutting_down())
 
-    # Requests
+    # Versions
 
     def _register(self, archive: Archive) -> Model:
         """The archive's model. The version of a name that was asked for last is the one that stays."""
@@ -186,12 +159,20 @@ class Scheduler:
                     other.stale, model.pinned = True, model.pinned or other.pinned
                     other.pinned = False
             self._forget_old_versions()
+            self._advance()
         return model
+
+    def _forget_old_versions(self) -> None:
+        """An old version stays in the list while anything of it is in use."""
+        for key, model in list(self._models.items()):
+            if model.stale and model.state not in IN_MEMORY and not model.in_use and not model.effect:
+                del self._models[key]
+
+    # Turns
 
     async def _wait_for_lease(self, model: Model, wait: float) -> None:
         self._check_admission(model)
-        loop = asyncio.get_running_loop()
-        waiter = Waiter(loop.create_future(), loop.time())
+        waiter = Waiter(asyncio.get_running_loop().create_future(), _now())
         model.waiters.append(waiter)
         try:
             self._advance()
@@ -214,13 +195,21 @@ class Scheduler:
             raise _shutting_down()
         if model.state is State.READY and not model.in_use:
             return
-        if model.state is State.FAILED and model.error and self._now() < model.failed_at + self._limits.failure_pause:
+        if model.state is State.FAILED and model.error and _now() < model.failed_at + self._limits.failure_pause:
             raise _afresh(model.error)
-        if model.state not in IN_MEMORY and (too_large := self._books.refusal(model.archive)):
+        if too_large := self._places.refusal(model):
             raise too_large
         total = sum(len(m.waiters) for m in self._models.values())
         if len(model.waiters) >= self._limits.queue_per_model or total >= self._limits.queue_total:
             raise QueueFull(f"too many requests wait for {model.archive.name!r}: try again later", retry_after=2)
+
+    def _grant(self, model: Model) -> None:
+        while model.state is State.READY and model.waiters and not model.leases:
+            waiter = model.waiters.popleft()
+            if not waiter.outcome.done():
+                model.leases += 1
+                model.last_used = _now()
+                waiter.settle(None)
 
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
         if waiter.granted:
@@ -231,165 +220,40 @@ class Scheduler:
 
     def _release(self, model: Model) -> None:
         model.leases -= 1
-        model.last_used = self._now()
+        model.last_used = _now()
         self._released.set()
         self._advance()
 
-    # Decisions
+    # Steps
 
     def _advance(self) -> None:
         """Takes every step that the present state allows, and sets the timer for the next one that time allows."""
         if self._closed or self._paused:
             return
         active = [m for m in self._models.values() if m.waiters or m.state in IN_MEMORY]
+        self._places.clear(active)
         for model in active:
-            self._retire(model)
             self._grant(model)
-        self._shrink_to_budget()
-        self._start_loads(active)
-        self._set_timer(active)
+        self._places.fill(active)
+        self._set_timer(self._places.next_step(active))
 
-    def _retire(self, model: Model) -> None:
-        if model.state is State.READY and (reason := self._reason_to_leave(model)):
-            self._drain(model, reason)
-        elif model.state is State.DRAINING and not model.leases:
-            self._effects.unload(model)
-
-    def _reason_to_leave(self, model: Model) -> str:
-        if model.unwanted:
-            return model.unwanted
-        if model.in_use or model.pinned:
-            return ""
-        if model.stale:
-            return "stale"
-        keep_alive = self._limits.keep_alive
-        return "keep-alive" if keep_alive is not None and self._now() >= model.last_used + keep_alive else ""
-
-    def _grant(self, model: Model) -> None:
-        while model.state is State.READY and model.waiters and not model.leases:
-            waiter = model.waiters.popleft()
-            if not waiter.outcome.done():
-                model.leases += 1
-                model.last_used = self._now()
-                waiter.settle(None)
-
-    def _start_loads(self, active: list[Model]) -> None:
-        """Strictly in line: a small model that overtook a large one could starve it."""
-        slots = self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
-        for model in sorted((m for m in active if m.waits_for_place), key=lambda m: m.in_line_since):
-            if slots <= 0 or not self._serve_first(model):
-                return
-            slots -= model.state is State.LOADING
-
-    def _serve_first(self, model: Model) -> bool:
-        """Loads the model or makes room for it; False where those behind it have to wait, too."""
-        if too_large := self._books.refusal(model.archive):
-            model.fail_waiters(too_large)
-            return True
-        need, coming = self._memory.predict(model.archive), self._books.coming()
-        missing = self._books.missing(need)
-        if missing <= 0 and not (model.squeezed and coming):
-            model.reserved = need
-            self._effects.load(model)
-            return True
-        evictable = self._books.evictable()
-        self._evict(choose_victims(missing - coming, evictable, self._now(), self._limits.minimum_stay), "memory")
-        # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
-        return missing > self._books.obtainable()
-
-    def _shrink_to_budget(self) -> None:
-        """A model may turn out larger than predicted; idle ones then make up for it."""
-        excess = self._books.excess()
-        if excess > 0:
-            idle = self._books.idle()
-            self._evict(choose_victims(min(excess, sum(r.size for r in idle)), idle, self._now(), 0), "memory")
-
-    def _evict(self, victims: list[Resident] | None, reason: str) -> None:
-        for victim in victims or []:
-            self._drain(self._models[victim.key], reason)
-
-    def _drain(self, model: Model, reason: str) -> None:
-        """Admits nothing new; what runs finishes first."""
-        model.to(State.DRAINING)
-        model.evicted_at = self._now()
-        self._on_event(f"evicted: {reason}", model, 0.0)
-        if not model.leases:
-            self._effects.unload(model)
-
-    def _set_timer(self, active: list[Model]) -> None:
-        """For the steps that time alone allows: busy models become evictable, idle ones expire, the device frees."""
-        now, due = self._now(), list[float]()
-        ready = [m for m in active if m.state is State.READY and not m.pinned]
-        slots = self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
-        if slots > 0 and any(m.waits_for_place for m in active):
-            due += [now + _LOOK_AGAIN, *(m.ready_since + self._limits.minimum_stay for m in ready)]
-        if self._limits.keep_alive is not None:
-            due += [m.last_used + self._limits.keep_alive for m in ready if not m.in_use]
+    def _set_timer(self, when: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        when = min((time for time in due if time > now), default=None)
         self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._advance)
-
-    # Ends of loads and unloads
-
-    def _on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None:
-        if isinstance(outcome, OutOfMemory):
-            self._on_load_out_of_memory(model)
-        elif isinstance(outcome, PalimpsestError):
-            self._on_load_failed(model, outcome)
-        else:
-            model.to(State.READY)
-            model.reserved, model.error = outcome, None
-            model.loads += 1
-            model.ready_since = model.last_used = self._now()
-            self._on_event("loaded", model, seconds)
-
-    def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:
-        model.leave_memory(State.FAILED)
-        model.error, model.failed_at = error, self._now()
-        model.failures += 1
-        model.fail_waiters(error)
-        self._on_event("load failed", model, 0.0)
-
-    def _on_load_out_of_memory(self, model: Model) -> None:
-        """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
-        self._on_event("load out of memory", model, 0.0)
-        idle = self._books.idle()
-        if not idle and not self._books.coming():
-            self._on_load_failed(model, _nothing_left(model))
-            return
-        model.leave_memory()
-        if model.waiters:
-            model.squeezed = True
-            self._evict(choose_victims(1, idle, self._now(), 0), "out of memory")
-
-    def _on_unloaded(self, model: Model, seconds: float) -> None:
-        model.leave_memory()
-        self._on_event("unloaded", model, seconds)
 
     def _on_effect_end(self) -> None:
         self._forget_old_versions()
         self._advance()
 
-    def _forget_old_versions(self) -> None:
-        """An old version stays in the list while anything of it is in use."""
-        for key, model in list(self._models.items()):
-            if model.stale and model.state not in IN_MEMORY and not model.in_use and not model.effect:
-                del self._models[key]
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _afresh(error: PalimpsestError) -> PalimpsestError:
     """Several requests raise the same error: without this its traceback would grow with each, and keep them alive."""
     return error.with_traceback(None)
-
-
-def _nothing_left(model: Model) -> OutOfMemory:
-    return OutOfMemory(
-        f"the device has no room for {model.archive.name!r}, and nothing idle is left to unload: try again later"
-    )
 
 
 def _shutting_down() -> ModelNotReady:

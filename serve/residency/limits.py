@@ -1,0 +1,19 @@
+"""What the operator bounds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """queue_per_model, queue_total: waiting requests. wait: seconds that one waits at most. concurrent_loads: at a
+    time. minimum_stay: seconds that a busy model keeps its place. keep_alive: seconds until an idle model goes even
+    if nobody needs its place (None: never; 0: after each answer). failure_pause: seconds in which a model that failed
+    to load is not tried again."""
+
+    queue_per_model: int = 64
+    queue_total: int = 256
+    wait: float = 60.0
+    concurrent_loads: int = 1
+    minimum_stay: float = 2.0
+    keep_alive: float | None = None
+    failure_pause: float = 5.0
