@@ -19,7 +19,7 @@ from torch import nn
 
 from handlers import imaging
 from training import shapes
-from training.sd import CELL, PIPELINE, load_photographs
+from training.sd_vae import CELL, PIPELINE, load_photographs
 
 SEED = 4
 STEPS = 20
@@ -51,7 +51,7 @@ class Painter:
     """The shipped pipeline, used as the handler uses it."""
 
     def __init__(self, folder: Path) -> None:
-        self.pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder)
+        self.pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder, dtype=torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def paint(
@@ -202,7 +202,7 @@ def _seconds(painter: Painter, case: Case) -> float:
     return min(times)
 
 
-def draw_grid(path: Path, folder: Path = PIPELINE, columns: int = 8, rows: int = 3, side: int = 160) -> None:
+def draw_grid(path: Path, folder: Path = PIPELINE, columns: int = 8, rows: int = 3, side: int = 128) -> None:
     """Pairs of photograph with hole (above) and painted picture (below), each under its prompt."""
     cases = held_out_cases(columns * rows)
     painted = Painter(folder).paint(cases, [shapes.prompt(case.thing) for case in cases])
@@ -218,7 +218,7 @@ def draw_grid(path: Path, folder: Path = PIPELINE, columns: int = 8, rows: int =
 
 def _caption(text: str, side: int) -> np.ndarray:
     strip = np.full((20, side, 3), 255, np.uint8)
-    return cv2.putText(strip, text, (3, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1, cv2.LINE_AA)
+    return cv2.putText(strip, text, (3, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.28, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def main() -> None:
