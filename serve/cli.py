@@ -124,7 +124,8 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 def _announce(settings: Settings, seconds: float) -> None:
-    url = f"http://{settings.host}:{settings.port}"
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{host}:{settings.port}"
     console.print(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
     console.print(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"

@@ -55,13 +55,15 @@ class Device:
 class Engine:
     """Loads and unloads end by `World.end`, or after so many seconds where these are given.
 
-    lost: workers that died since their load. undo_seconds: what a cancelled load takes to clean up.
+    lost: workers that died since their load. undo_seconds: what a cancelled load takes to clean up. deaf: nothing can
+    be cancelled.
     """
 
     world: "World"
     load_seconds: float | None = None
     unload_seconds: float | None = None
     undo_seconds: float = 0.0
+    deaf: bool = False
     frees_late: bool = False
     running: dict[str, tuple[str, asyncio.Future[None]]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
@@ -93,7 +95,8 @@ class Engine:
         except asyncio.CancelledError:
             if kind == "load" and self.undo_seconds:
                 await asyncio.sleep(self.undo_seconds)
-            raise
+            if not self.deaf:
+                raise
         finally:
             del self.running[key]
 

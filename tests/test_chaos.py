@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -141,6 +143,34 @@ def test_everything_at_once_and_nothing_is_left(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     assert server.leftovers(family) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB where the unpacked archives go."""
+    cache = tmp_path / "store" / ".cache"
+    cache.mkdir(parents=True)
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", cache]).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    yield cache
+    subprocess.run(["umount", "--lazy", cache], check=True)
+
+
+def test_a_full_disk_fails_only_what_has_to_be_unpacked(small_disk: Path, server: Server, tmp_path: Path) -> None:
+    folder = write_archive(tmp_path / "elsewhere", "packed")
+    (folder / "weights.bin").write_bytes(os.urandom(4 << 20))
+    with tarfile.open(tmp_path / "store" / "packed.tar.gz", "w:gz") as tar:
+        tar.add(folder, ".")
+    with load(server, ("quick", "third")) as tally:
+        answers = [ask(server, "packed") for _ in range(2)]
+        before = tally[200]
+        until(lambda: tally[200] > before + 5)
+    assert [answer.status_code for answer in answers] == [500, 500]
+    assert "disk" in answers[0].json()["error"]["message"]
+    assert set(tally) == {200}
+    # Room again: the same file is served without a restart.
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    until(lambda: ask(server, "packed").status_code == 200)
 
 
 def test_shutdown_lets_running_requests_finish(server: Server) -> None:

@@ -14,7 +14,7 @@ MakeWorld = Callable[..., World]
 
 
 @pytest.fixture
-def make_world() -> Iterator[MakeWorld]:
+def make_world(caplog: pytest.LogCaptureFixture) -> Iterator[MakeWorld]:
     worlds: list[World] = []
 
     def make(*arguments: Any, **options: Any) -> World:
@@ -24,6 +24,7 @@ def make_world() -> Iterator[MakeWorld]:
     yield make
     for world in worlds:
         world.close()
+    assert "residency failed" not in caplog.text
 
 
 @pytest.fixture
@@ -98,6 +99,15 @@ def test_several_loads_at_a_time_where_the_limit_allows(make_world: MakeWorld) -
     for name in "abc":
         world.request(name)
     assert world.running() == ["load a", "load b"]
+
+
+@pytest.mark.parametrize(("budget", "capacity"), [(2, 9), (9, 2)])
+def test_loads_that_run_together_share_what_there_is(make_world: MakeWorld, budget: int, capacity: int) -> None:
+    world = make_world(budget, capacity, concurrent_loads=2)
+    world.device.predicted["b"] = 2
+    world.request("a")
+    world.request("b")
+    assert world.running() == ["load a"]
 
 
 # Eviction
@@ -179,6 +189,18 @@ def test_a_small_model_does_not_overtake_a_large_one(make_world: MakeWorld) -> N
     assert world.running() == ["load large"]
 
 
+def test_when_the_first_in_line_leaves_it_is_the_next_ones_turn(make_world: MakeWorld) -> None:
+    world = make_world(3)
+    world.device.predicted = {"large": 3}
+    world.loaded("a")
+    world.request("a")
+    large = world.request("large")
+    world.request("small")
+    large.cancel()
+    world.pass_time(0)
+    assert world.running() == ["load small"]
+
+
 def test_a_model_larger_than_predicted_is_made_up_for_by_idle_ones(make_world: MakeWorld) -> None:
     world = make_world(4, capacity=9)
     world.loaded("a", "b", "c")
@@ -239,9 +261,10 @@ def test_a_pinned_model_does_not_expire(make_world: MakeWorld) -> None:
     world.call(world.scheduler.pin, archive("a"), True)
     world.loaded("a")
     world.pass_time(100)
+    world.request("b")
     assert world.state("a") is State.READY
     world.call(world.scheduler.pin, archive("a"), False)
-    assert world.running() == ["unload a"]
+    assert world.running() == ["load b", "unload a"]
 
 
 # Fairness
@@ -346,6 +369,26 @@ def test_a_model_for_which_pinned_ones_leave_no_room_is_refused_and_blocks_nobod
     assert world.running() == ["load small"]
 
 
+def test_a_waiting_model_is_refused_as_soon_as_it_can_no_longer_fit(make_world: MakeWorld) -> None:
+    world = make_world(2)
+    world.device.predicted["large"] = 2
+    world.loaded("a")
+    world.request("a")
+    large = world.request("large")
+    assert large.waiting
+    world.call(world.scheduler.pin, archive("a"), True)
+    assert isinstance(large.error, OutOfMemory)
+
+
+def test_a_model_that_leaves_stands_in_nobodys_way_though_it_is_pinned(make_world: MakeWorld) -> None:
+    world = make_world(1)
+    world.loaded("a")
+    world.request("a")
+    world.start(world.scheduler.unload("a"))
+    world.call(world.scheduler.pin, archive("a"), True)
+    assert world.request("b").waiting
+
+
 # Memory that the books do not know of
 
 
@@ -363,6 +406,28 @@ def test_out_of_memory_in_a_load_evicts_one_idle_model_and_tries_again(make_worl
     world.end("d")
     assert request.holding
     assert world.state("b") is world.state("c") is State.READY
+
+
+def test_after_out_of_memory_the_next_try_waits_for_what_was_evicted(make_world: MakeWorld) -> None:
+    world = make_world(9)
+    world.loaded("a")
+    world.request("b")
+    world.end("b", OutOfMemory("whatever the device reports"))
+    assert world.running() == ["unload a"]
+    world.end("a")
+    assert world.running() == ["load b"]
+
+
+def test_out_of_memory_beside_a_model_that_leaves_is_not_the_end(make_world: MakeWorld) -> None:
+    world = make_world(9)
+    world.loaded("a")
+    request = world.request("b")
+    world.start(world.scheduler.unload("a"))
+    world.end("b", OutOfMemory("no"))
+    assert request.waiting
+    world.end("a")
+    world.end("b")
+    assert request.holding
 
 
 def test_out_of_memory_with_nothing_idle_left_disturbs_nothing_else(world: World) -> None:
@@ -527,6 +592,30 @@ def test_a_replaced_archive_serves_new_requests_and_the_old_one_finishes(make_wo
     assert world.events["evicted: stale"] == 1
 
 
+def test_an_old_version_goes_even_if_the_queue_has_no_room_for_the_new_one(make_world: MakeWorld) -> None:
+    world = make_world(9, queue_total=1)
+    world.loaded("a")
+    world.request("b")
+    assert isinstance(world.request("a", version=2).error, QueueFull)
+    assert world.running() == ["load b", "unload a"]
+
+
+def test_an_old_version_is_not_forgotten_while_anything_of_it_runs(world: World) -> None:
+    world.engine.undo_seconds = 3
+    old = world.request("a")
+    world.lose_engine()
+    world.request("a", version=2)
+    old.cancel()
+    world.pass_time(0)
+    world.request("a", version=2)
+    world.request("a")
+    world.call(world.scheduler.on_engine_ready)
+    assert world.running() == ["load a", "load a"]  # the cancelled one, and the new version's
+    world.pass_time(3)
+    world.end("a", version=2)
+    assert world.running() == ["load a"]
+
+
 def test_a_version_that_comes_back_is_current_again(make_world: MakeWorld) -> None:
     world = make_world(3)
     world.request("a")
@@ -655,6 +744,17 @@ def test_a_worker_lost_in_the_last_moment_of_its_load_serves_nobody(world: World
     assert request.holding
 
 
+def test_a_worker_lost_in_the_moment_in_which_its_load_ends(world: World) -> None:
+    request = world.request("a")
+    world.engine.running["a@1"][1].set_result(None)
+    world.lose_worker("a")  # before anyone else has heard of the load's end
+    assert world.running() == ["unload a"]
+    assert world.model("a").effect is not None
+    world.end("a")
+    world.end("a")
+    assert request.holding
+
+
 def test_news_of_an_unknown_or_absent_model_is_ignored(world: World) -> None:
     world.lose_worker("never seen")
     world.call(world.scheduler.on_footprint, "never seen", 5)
@@ -703,6 +803,19 @@ def test_a_load_that_is_still_being_cancelled_does_not_meet_the_next_one(world: 
     world.pass_time(3)
     assert world.engine.log == ["load a", "load a"]
     world.end("a")
+    assert request.holding
+
+
+def test_effects_that_end_well_after_the_engine_was_lost_change_nothing(world: World) -> None:
+    world.engine.deaf = True
+    world.loaded("a")
+    world.start(world.scheduler.unload("a"))
+    request = world.request("b")
+    world.lose_engine()
+    assert world.state("a") is world.state("b") is State.ABSENT
+    world.device.held.clear()
+    world.call(world.scheduler.on_engine_ready)
+    world.end("b")
     assert request.holding
 
 
@@ -776,19 +889,29 @@ def test_a_request_cancelled_in_the_moment_of_its_grant_passes_the_lease_on(worl
 
 @pytest.mark.parametrize("ticks", range(8))
 @pytest.mark.parametrize("victim", range(3))
-def test_a_cancellation_at_any_tick_loses_no_lease_and_no_wake_up(world: World, victim: int, ticks: int) -> None:
+@pytest.mark.parametrize("error", [None, ModelLoadFailed("broken")])
+def test_a_cancellation_at_any_tick_loses_no_lease_and_no_wake_up(
+    world: World, victim: int, ticks: int, error: Exception | None
+) -> None:
     """Three requests meet a load that ends, while one of them is cancelled some event-loop ticks later."""
-    requests = [Request(world, archive("a"), 60, 0) for _ in range(3)]
-    world.engine.load_seconds = 0
+    requests = [world.request("a", seconds=0) for _ in range(3)]
 
     async def cancel() -> None:
-        for _ in range(ticks):
+        for _ in range(ticks - 1):
             await asyncio.sleep(0)
         requests[victim].cancel()
 
-    world.loop.create_task(cancel())
+    done = world.engine.running["a@1"][1]
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+    if ticks:
+        world.start(cancel())
+    else:
+        requests[victim].cancel()
     world.pass_time(1)
-    assert all(r.served for i, r in enumerate(requests) if i != victim)
+    assert all(r.served if error is None else r.error is error for i, r in enumerate(requests) if i != victim)
     assert requests[victim].task.done()
     assert world.model("a").leases == 0
     assert not world.model("a").waiters

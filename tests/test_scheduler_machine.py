@@ -21,9 +21,14 @@ from hypothesis.stateful import (
 from scheduling import Request, World, archive
 
 from serve.errors import Busy, ModelLoadFailed, OutOfMemory, PalimpsestError
-from serve.residency.scheduler import State
+from serve.residency.catalog import Archive
+from serve.residency.scheduler import Model, State
 
 names = st.sampled_from("abcd")
+RARE = (
+    "replace_archive", "pin", "unload", "worker_lost", "footprint_measured", "engine_lost", "others_take_memory",
+    "unloads_free_late",
+)  # fmt: skip
 PATIENT = 1e5  # seconds that some requests wait: they must get a real answer
 
 
@@ -84,16 +89,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.engine.running)
     @rule(
         data=st.data(),
-        error=st.sampled_from(
-            [None, None, None, OutOfMemory("no room"), ModelLoadFailed("broken"), ZeroDivisionError("a bug")]
-        ),
+        error=st.sampled_from([None, None, None, OutOfMemory, ModelLoadFailed, ZeroDivisionError]),
         settle=st.booleans(),
     )
-    def effect_ends(self, data: st.DataObject, error: Exception | None, settle: bool) -> None:
+    def effect_ends(self, data: st.DataObject, error: type[Exception] | None, settle: bool) -> None:
         key = data.draw(st.sampled_from(sorted(self.world.engine.running)))
         _, done = self.world.engine.running[key]
         if not done.done():
-            done.set_exception(error) if error else done.set_result(None)
+            done.set_exception(error("no")) if error else done.set_result(None)
         self._settle(settle)
 
     # The world
@@ -103,22 +106,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.pass_time(seconds)
         self.settled = True
 
-    @rule(name=names)
-    def worker_lost(self, name: str) -> None:
-        """The engine does not report a worker that it is ending anyway."""
-        self.world.pass_time(0)
-        version = archive(name, self.versions[name])
-        if any(m.archive == version and m.state is not State.UNLOADING for m in self.world.scheduler.models()):
-            self.world.lose_worker(name, self.versions[name])
-            self.settled = True
-
-    @precondition(lambda self: self.engine_up)
-    @rule()
-    def engine_lost(self) -> None:
-        self.engine_up = False
-        self.world.lose_engine()
-        self.settled = True
-
     @precondition(lambda self: not self.engine_up)
     @rule()
     def engine_back(self) -> None:
@@ -126,39 +113,45 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world.call(self.world.scheduler.on_engine_ready)
         self.settled = True
 
-    @rule(foreign=st.integers(0, 2))
-    def others_take_memory(self, foreign: int) -> None:
-        self.world.device.foreign = foreign
+    @rule(data=st.data(), name=names)
+    def something_rare(self, data: st.DataObject, name: str) -> None:
+        """One rule for all of it, so that most steps are requests and effects."""
+        self.world.pass_time(0)
+        version = archive(name, self.versions[name])
+        model = next((m for m in self.world.scheduler.models() if m.archive == version), None)
+        getattr(self, data.draw(st.sampled_from(RARE)))(data, version, model)
+        self.settled = True
+
+    def replace_archive(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.versions[version.name] = 3 - self.versions[version.name]
+
+    def pin(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.world.call(self.world.scheduler.pin, version, data.draw(st.booleans()))
+
+    def unload(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.world.start(self.world.scheduler.unload(version.name))
+
+    def worker_lost(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        """The engine does not report a worker that it is ending anyway."""
+        if model is not None and model.state is not State.UNLOADING:
+            self.world.lose_worker(version.name, self.versions[version.name])
+
+    def footprint_measured(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        if version.engine_name in self.world.device.held:
+            size = data.draw(st.integers(1, 3))
+            self.world.device.held[version.engine_name] = self.world.device.predicted[version.name] = size
+            self.world.call(self.world.scheduler.on_footprint, version.engine_name, size)
+
+    def engine_lost(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.engine_up = False
+        self.world.lose_engine()
+
+    def others_take_memory(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.world.device.foreign = data.draw(st.integers(0, 2))
         self.world.pass_time(1)
-        self.settled = True
 
-    @rule(late=st.booleans())
-    def unloads_free_late(self, late: bool) -> None:
-        self.world.engine.frees_late = late
-
-    # The operator
-
-    @rule(name=names, pinned=st.booleans())
-    def pin(self, name: str, pinned: bool) -> None:
-        self.world.call(self.world.scheduler.pin, archive(name, self.versions[name]), pinned)
-        self.settled = True
-
-    @rule(name=names)
-    def unload(self, name: str) -> None:
-        self.world.start(self.world.scheduler.unload(name))
-        self.settled = True
-
-    @rule(name=names, version=st.integers(1, 2))
-    def replace_archive(self, name: str, version: int) -> None:
-        self.versions[name] = version
-
-    @rule(name=names, size=st.integers(1, 3))
-    def footprint_measured(self, name: str, size: int) -> None:
-        key = archive(name, self.versions[name]).engine_name
-        if key in self.world.device.held:
-            self.world.device.held[key] = self.world.device.predicted[name] = size
-            self.world.call(self.world.scheduler.on_footprint, key, size)
-            self.settled = True
+    def unloads_free_late(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.world.engine.frees_late = not self.world.engine.frees_late
 
     # What always holds
 

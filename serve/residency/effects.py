@@ -35,7 +35,7 @@ class Effects:
         on_end: Callable[[], None],
     ) -> None:
         self._engine, self._on_loaded, self._on_unloaded, self._on_end = engine, on_loaded, on_unloaded, on_end
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     def load(self, model: Model) -> None:
         model.to(State.LOADING)
@@ -53,11 +53,11 @@ class Effects:
 
     def _start(self, model: Model, effect: Coroutine[Any, Any, None]) -> None:
         model.effect = asyncio.create_task(effect)
-        self._tasks.add(model.effect)
+        self._tasks.append(model.effect)
         model.effect.add_done_callback(partial(self._end, model))
 
     def _end(self, model: Model, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.remove(task)
         if model.effect is task:  # an unload may have begun in the moment in which the load ended
             model.effect = None
         if not task.cancelled() and (bug := task.exception()):

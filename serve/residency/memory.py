@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,6 +124,7 @@ class Memory:
     def __init__(self, device: Device, budget: int, file: Path) -> None:
         self.device, self.budget, self._file = device, budget, file
         self._footprints = _read(file)
+        self._seeds: dict[str, int] = {}
 
     def free(self) -> int:
         return self.device.free()
@@ -132,7 +134,11 @@ class Memory:
         known = self._footprints.get(archive.engine_name)
         if known:
             return known.peak
-        return _seed(archive.path) or _weights_size(archive.path) + _UNKNOWN_OVERHEAD
+        # The scheduler asks at every decision: the disk is read once.
+        if archive.engine_name not in self._seeds:
+            seed = _seed(archive.path) or _weights_size(archive.path) + _UNKNOWN_OVERHEAD
+            self._seeds = {archive.engine_name: seed, **dict(islice(self._seeds.items(), self.MAX_ENTRIES))}
+        return self._seeds[archive.engine_name]
 
     def footprint(self, archive: Archive) -> Footprint | None:
         return self._footprints.get(archive.engine_name)

@@ -13,7 +13,8 @@ from serve.residency.limits import Limits
 from serve.residency.model import IN_MEMORY, Model, State
 from serve.residency.policy import Resident, choose_victims
 
-# Memory that others hold comes back without anyone telling: look again after so many seconds.
+# While a model waits for a place, look again after so many seconds: the minimum stay of others passes, and memory that
+# strangers hold comes back, without anyone telling.
 _LOOK_AGAIN = 0.5
 
 
@@ -64,14 +65,14 @@ class Places:
         return None if fits else self._books.refusal(model.archive)
 
     def next_step(self, active: Sequence[Model]) -> float | None:
-        """When time alone will allow a step: a busy model may be evicted, an idle one expires, the device frees."""
-        now, due = _now(), list[float]()
-        ready = [m for m in active if m.state is State.READY and not m.pinned]
+        """When time alone may allow a step."""
+        due = list[float]()
         if self._free_slots(active) > 0 and any(m.waits_for_place for m in active):
-            due += [now + _LOOK_AGAIN, *(m.ready_since + self._limits.minimum_stay for m in ready)]
+            due.append(_now() + _LOOK_AGAIN)
         if self._limits.keep_alive is not None:
-            due += [m.last_used + self._limits.keep_alive for m in ready if not m.in_use]
-        return min((time for time in due if time > now), default=None)
+            idle = (m for m in active if m.state is State.READY and not m.in_use and not m.pinned)
+            due += [m.last_used + self._limits.keep_alive for m in idle]
+        return min(due, default=None)
 
     def lose_worker(self, model: Model) -> None:
         """The model's worker is gone: what is left of it is cleared away, though leases may not have ended yet."""

@@ -214,9 +214,10 @@ class Scheduler:
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
         if waiter.granted:
             self._release(model)  # granted in the very moment in which it gave up
-        elif waiter in model.waiters:
+            return
+        with contextlib.suppress(ValueError):
             model.waiters.remove(waiter)
-            self._advance()
+        self._advance()
 
     def _release(self, model: Model) -> None:
         model.leases -= 1

@@ -1,0 +1,86 @@
+"""Footprints and budgets: what a model is expected to take, and what is remembered of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import FakeDevice
+
+from serve.residency.catalog import Archive
+from serve.residency.memory import HostDevice, Memory, parse_budget
+
+MIB = 2**20
+
+
+class CountingDevice(FakeDevice):
+    """Reports what the test says a process takes."""
+
+    used: int | None = None
+
+    def used_by(self, pid: int) -> int | None:
+        return self.used
+
+
+def archive(folder: Path, config: str = "", weights: int = 0) -> Archive:
+    folder.mkdir(exist_ok=True)
+    (folder / "model-config.yaml").write_text(config)
+    (folder / "weights.safetensors").write_bytes(bytes(weights))
+    return Archive("m", folder, "0123456789ab")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8000", 8000 * MIB), ("50%", 500), ("92.5%", 925), ("100%", 1000)])
+def test_budgets_are_mib_or_a_share(text: str, expected: int) -> None:
+    assert parse_budget(text, 1000) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "101%", "much", "%", "nan"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_budget(text, 1000)
+
+
+def test_a_size_is_first_seeded_then_guessed_then_measured(tmp_path: Path) -> None:
+    memory = Memory(CountingDevice(), 2**40, tmp_path / "footprints.json")
+    seeded = archive(tmp_path / "seeded", "handler:\n  memory_mib: 321\n", weights=5 * MIB)
+    assert memory.predict(seeded) == 321 * MIB
+    guessed = Archive("n", archive(tmp_path / "guessed", weights=5 * MIB).path, "ba9876543210")
+    assert memory.predict(guessed) > 5 * MIB
+    memory.device.used = 77 * MIB
+    assert memory.measure(guessed, 1, loaded=True) == 77 * MIB
+    assert memory.predict(guessed) == 77 * MIB
+
+
+def test_the_peak_is_kept_between_runs_and_per_version(tmp_path: Path) -> None:
+    device, file = CountingDevice(), tmp_path / "state" / "footprints.json"
+    memory, first = Memory(device, 2**40, file), archive(tmp_path / "m")
+    for used, peak in ((100, 100), (300, 300), (200, 300)):
+        device.used = used * MIB
+        assert memory.measure(first, 1, loaded=used == 100) == peak * MIB
+    again = Memory(device, 2**40, file)
+    assert again.predict(first) == 300 * MIB
+    assert again.predict(Archive("m", first.path, "another")) != 300 * MIB
+
+
+def test_where_the_device_cannot_tell_processes_apart_the_difference_counts(tmp_path: Path) -> None:
+    memory = Memory(CountingDevice(), 2**40, tmp_path / "footprints.json")
+    assert memory.measure(archive(tmp_path / "m"), 1, loaded=True, fallback=42 * MIB) == 42 * MIB
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": ["x", 2]}'])
+def test_a_damaged_file_costs_only_what_was_learned(tmp_path: Path, content: str) -> None:
+    (tmp_path / "footprints.json").write_text(content)
+    memory = Memory(CountingDevice(), 2**40, tmp_path / "footprints.json")
+    assert memory.predict(archive(tmp_path / "m", "handler: {memory_mib: 5}")) == 5 * MIB
+
+
+def test_the_host_counts_a_processes_own_memory() -> None:
+    hold = "data = bytearray(b'x') * (64 << 20); print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        used = HostDevice().used_by(process.pid)
+        process.communicate(b"\n")
+    assert used is not None
+    assert 64 * MIB < used < 128 * MIB
+    assert HostDevice().used_by(process.pid) is None
