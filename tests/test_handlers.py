@@ -172,7 +172,7 @@ def test_sd_works_for_boxes_that_broke_the_original(
     assert np.array_equal(reply.picture[hole == 0], picture[hole == 0])
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "unipc"])
 def test_sd_knows_the_usual_schedulers(open_handler: Open, dog: bytes, mask: bytes, scheduler: str) -> None:
     gen_args = QUICK | {"scheduler": scheduler}
     sd = open_handler("sd")
@@ -251,13 +251,13 @@ def test_nonsense_is_a_400_and_harms_nobody(
 def test_nothing_of_a_payload_is_logged(
     open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sd = open_handler("sd")
+    sd, wish = open_handler("sd"), "a secret wish"
 
     def fail(*_: object) -> None:
-        raise RuntimeError("what the client sent: a secret wish")
+        raise RuntimeError(wish)
 
     monkeypatch.setattr(sd.handler, "_paint", fail)
-    reply = sd.json(image=dog, mask_image=mask, prompt="a secret wish")
+    reply = sd.json(image=dog, mask_image=mask, prompt=wish)
     assert reply.status == 500
     assert "RuntimeError in predict" in caplog.text
     assert "secret" not in caplog.text + reply.body.decode()
