@@ -101,11 +101,7 @@ class Engine:
             del self.running[key]
 
     def _check_load(self, archive: Archive) -> None:
-        models = self.world.scheduler.models()
-        reserved = sum(m.reserved for m in models)
-        if reserved > self.world.device.budget:
-            self.world.violations.append(f"load of {archive.name}: {reserved} of {self.world.device.budget} reserved")
-        if sum(m.state is State.LOADING for m in models) > self.world.limits.concurrent_loads:
+        if sum(m.state is State.LOADING for m in self.world.scheduler.models()) > self.world.limits.concurrent_loads:
             self.world.violations.append("too many loads at once")
         if archive.engine_name in self.world.device.held:
             self.world.violations.append(f"{archive.engine_name} is loaded twice")
@@ -172,9 +168,23 @@ class World:
         self.requests: list[Request] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count)
+        self._watch_the_books()
 
     def _count(self, event: str, model: Model, seconds: float) -> None:
         self.events[event] += 1
+
+    def _watch_the_books(self) -> None:
+        """When a load is decided, not a moment later, when another may have turned out larger than predicted."""
+        effects = self.scheduler._places._effects
+        load = effects.load
+
+        def checked(model: Model) -> None:
+            reserved = sum(m.reserved for m in self.scheduler.models())
+            if not 0 < model.reserved <= reserved <= self.device.budget:
+                self.violations.append(f"load of {model.archive.name}: {reserved} of {self.device.budget} reserved")
+            load(model)
+
+        effects.load = checked
 
     # What a test does
 

@@ -36,6 +36,7 @@ def test_an_idle_model_goes_before_a_busy_one_and_a_stale_one_before_both() -> N
     assert victims(1, busy, idle) == ["idle"]
     assert victims(2, busy, idle) == ["idle", "busy"]
     assert victims(1, busy, idle, resident("old", stale=True, used=100)) == ["old"]
+    assert victims(1, busy, resident("old", in_use=True, stale=True, ready=50)) == ["old"]
 
 
 def test_a_busy_model_stays_for_the_minimum_stay() -> None:

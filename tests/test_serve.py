@@ -173,7 +173,7 @@ def test_the_end_leaves_nothing(tmp_path: Path, demo_store: Path, dog: bytes, ho
 def test_every_setting_is_documented() -> None:
     readme = (ROOT / "README.md").read_text()
     for name, field in Settings.model_fields.items():
-        row = next((line for line in readme.splitlines() if f"`PALIMPSEST_{name.upper()}`" in line), "")
+        row = next((line for line in readme.splitlines() if line.startswith(f"| `PALIMPSEST_{name.upper()}`")), "")
         assert field.description
         assert field.description in row
         assert str(field.default) in row or name == "config"
