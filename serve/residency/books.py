@@ -29,11 +29,9 @@ class Books:
 
     def missing(self, need: int) -> int:
         """Bytes short of `need` in the books, or on the device where that has less; none short: 0 or less."""
-        missing = need - (self._memory.budget - sum(m.reserved for m in self._models.values()))
-        if missing > 0:
-            return missing
+        reserved = sum(m.reserved for m in self._models.values())
         loading = sum(m.reserved for m in self._models.values() if m.state is State.LOADING)
-        return need - (self._memory.free() - loading)
+        return need - min(self._memory.budget - reserved, self._memory.free() - loading)
 
     def coming(self) -> int:
         """Bytes that come back without anything more to be done."""
