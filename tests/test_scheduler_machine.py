@@ -137,7 +137,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.lose_worker(version.name, self.versions[version.name])
 
     def footprint_measured(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
-        if version.engine_name in self.world.device.held:
+        if model is not None and model.state in {State.READY, State.DRAINING}:
             size = data.draw(st.integers(1, 3))
             self.world.device.held[version.engine_name] = self.world.device.predicted[version.name] = size
             self.world.call(self.world.scheduler.on_footprint, version.engine_name, size)

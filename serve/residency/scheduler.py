@@ -113,7 +113,7 @@ class Scheduler:
     def on_footprint(self, engine_name: str, size: int) -> None:
         """The model was measured while it worked: it has grown, or shrunk, since its load."""
         model = self._models.get(engine_name)
-        if model is not None and model.state is State.READY:
+        if model is not None and model.state in (State.READY, State.DRAINING):
             model.reserved = size
             self._advance()
 
