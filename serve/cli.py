@@ -18,7 +18,7 @@ from rich.console import Console
 from serve import models_table
 from serve.archives import build
 from serve.archives.commands import archives_app, ensure_full, one_message_per_error
-from serve.archives.weights import Places
+from serve.archives.weights import Places, default_names, read_weights
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
@@ -29,8 +29,6 @@ from serve.settings import Settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
 app.add_typer(archives_app, name="archives")
 console = Console(highlight=False, soft_wrap=True)
-
-FULL = ("sam", "lama", "sd")
 
 
 @app.callback()
@@ -163,9 +161,9 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
     """Returns (whether to serve the demo set, the reason in words); builds the full set where it is due."""
     if settings.models == DEMO:
         return True, "MODELS=demo"
-    built = set(FULL) <= set(Catalog(settings.store, demo=False).names())
-    if built:
-        return False, f"{', '.join(FULL)} are built in {settings.store}"
+    full = default_names(read_weights())
+    if set(full) <= set(Catalog(settings.store, demo=False).names()):
+        return False, f"{', '.join(full)} are built in {settings.store}"
     if settings.models == "auto" and not has_cuda_gpu():
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
     missing = ensure_full(settings.store, Places(settings.state / "downloads", None))

@@ -19,7 +19,7 @@ from typing import Any
 from serve.archives import convert
 from serve.archives.download import Progress, copy
 from serve.archives.store import Report, replace_directory, staging_folder
-from serve.archives.weights import File, Places, Weights, obtain, read_weights
+from serve.archives.weights import File, Places, Weights, default_names, obtain, read_weights
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 SHARED_CODE = ("__init__.py", "base.py", "payload.py", "imaging.py")
@@ -114,7 +114,7 @@ def ensure_demo(store: Path, report: Report) -> None:
 
 def demo_names(handlers: Path = HANDLERS) -> list[str]:
     """The default archives of weights.toml that have a tiny version in handlers/<name>/demo."""
-    return [name for name, weights in read_weights().items() if weights.default and (handlers / name / "demo").is_dir()]
+    return [name for name in default_names(read_weights()) if (handlers / name / "demo").is_dir()]
 
 
 def _build(archive: Archive, fill: Callable[[Path], None], report: Report) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from serve.archives import export as exporting
 from serve.archives.build import BuildError, build_demo, build_full, demo_names
 from serve.archives.checkpoint import CheckpointError
-from serve.archives.weights import NotAvailable, Places, WeightsError, missing_report, read_weights
+from serve.archives.weights import NotAvailable, Places, WeightsError, default_names, missing_report, read_weights
 
 SMALL = 16 << 20  # bytes; less than this needs no bar
 
@@ -90,7 +90,7 @@ def ensure_full(store: Path, places: Places, names: Sequence[str] = ()) -> str |
     known = read_weights()
     _require_known(names, known, "full")
     unavailable: list[NotAvailable] = []
-    for name in names or [name for name, weights in known.items() if weights.default]:
+    for name in names or default_names(known):
         try:
             build_full(known[name], store, places, _show, console.print)
         except NotAvailable as error:

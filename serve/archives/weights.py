@@ -83,6 +83,11 @@ def read_weights(path: Path = WEIGHTS_TOML) -> dict[str, Weights]:
     return {name: _weights(name, stanza) for name, stanza in stanzas.items()}
 
 
+def default_names(known: Mapping[str, Weights]) -> list[str]:
+    """The archives that make up a set: those that are built and served without being asked for by name."""
+    return [name for name, weights in known.items() if weights.default]
+
+
 def obtain(weights: Weights, places: Places, progress: Progress) -> dict[File, Path]:
     """All files of one source, checked: of one that is here already, else of the first that can be downloaded.
 

@@ -90,7 +90,6 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    # The container API first: its /models/{model}/invoke is stricter than the one that predictions has.
     for each in (container, predictions, sagemaker, models, metrics):
         app.include_router(each.router)
     app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)

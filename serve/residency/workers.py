@@ -84,7 +84,7 @@ class Workers:
         except (EngineUnavailable, OutOfMemory):
             # TorchServe calls a worker that was killed out of memory.
             if worker is not None and await self._ends_soon(worker):
-                raise WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again") from None
+                raise _died(archive) from None
             raise
         finally:
             request.cancel()
@@ -113,7 +113,7 @@ class Workers:
         finally:
             died.cancel()
         if not request.done():
-            raise WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again")
+            raise _died(archive)
         return request.result()
 
     async def _ends_soon(self, worker: Worker) -> bool:
@@ -170,6 +170,10 @@ class Workers:
                 logger.warning("the device does not report the memory of an unloaded model back")
                 return
             await asyncio.sleep(0.05)
+
+
+def _died(archive: Archive) -> WorkerDied:
+    return WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again")
 
 
 def _is_stopped(pid: int) -> bool:
