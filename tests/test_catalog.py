@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from serve.archives.export import Format, export
 from serve.archives.store import replace_directory
 from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
-from serve.residency import unpack
+from serve.residency import cache as caching
 from serve.residency.catalog import MAX_DEPTH, Archive, Catalog
 from serve.residency.unpack import MANIFEST, UnpackLimits
 
@@ -287,14 +287,14 @@ def test_a_file_replaced_on_the_way_is_not_taken_for_the_one_before(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = Catalog(store, demo=False)
-    real = unpack.Cache.stage
+    real = caching.Cache.stage
 
-    def replace_and_stage(cache: unpack.Cache, path: Path) -> unpack.Staged:
+    def replace_and_stage(cache: caching.Cache, path: Path) -> caching.Staged:
         os.rename(path, store / "aside")
         put_file(path)
         return real(cache, path)
 
-    monkeypatch.setattr(unpack.Cache, "stage", replace_and_stage)
+    monkeypatch.setattr(caching.Cache, "stage", replace_and_stage)
     replacement = prepare(catalog, "sd")
     monkeypatch.undo()
     os.replace(store / "aside", store / "sd.mar")
@@ -353,7 +353,7 @@ def test_a_bad_file_is_read_once_and_again_when_it_is_replaced(store: Path, monk
         with pytest.raises(ModelLoadFailed, match=r"bad\.tar\.gz cannot be unpacked: it is no gzipped tar"):
             prepare(catalog, "bad")
         assert catalog.find("bad") == Archive("bad", store / "bad.tar.gz", file=store / "bad.tar.gz")
-        monkeypatch.setattr(unpack, "unpack", lambda *arguments: pytest.fail("read again"))
+        monkeypatch.setattr(caching, "unpack", lambda *arguments: pytest.fail("read again"))
     monkeypatch.undo()
     put_file(store / "bad.tar.gz")
     assert prepare(catalog, "bad").version

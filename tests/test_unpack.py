@@ -21,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.archives.export import Format, export
+from serve.residency import cache as caching
 from serve.residency import unpack as module
-from serve.residency.unpack import MANIFEST, Cache, CacheFull, InvalidArchive, Stopped, UnpackLimits, unpack
+from serve.residency.cache import Cache, CacheFull
+from serve.residency.unpack import MANIFEST, InvalidArchive, Stopped, UnpackLimits, unpack
 
 ROOT = Path(__file__).parent.parent
 LIMITS = UnpackLimits(entries=50, size=10_000_000, ratio=100, ratio_from=1_000_000)
@@ -477,14 +479,14 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
     tmp_path: Path, packed: Callable[[str, int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = packed("one", 300)
-    real = module.unpack
+    real = caching.unpack
 
     def unpack_while_it_grows(*arguments: Any) -> Any:
         with open(path, "ab") as file:
             file.write(b"\0")
         return real(*arguments)
 
-    monkeypatch.setattr(module, "unpack", unpack_while_it_grows)
+    monkeypatch.setattr(caching, "unpack", unpack_while_it_grows)
     with pytest.raises(InvalidArchive, match="changed while it was read"):
         put(Cache(tmp_path / "cache", 1000, LIMITS), path)
     assert names(tmp_path / "cache") == set()
@@ -498,7 +500,8 @@ def test_a_killed_unpacking_leaves_only_what_the_next_one_sweeps(
     script = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from serve.residency.unpack import Cache, UnpackLimits
+        from serve.residency.cache import Cache
+        from serve.residency.unpack import UnpackLimits
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))

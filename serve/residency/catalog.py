@@ -20,7 +20,8 @@ from itertools import islice
 from pathlib import Path
 
 from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
-from serve.residency.unpack import MANIFEST, SUFFIXES, Cache, CacheFull, InvalidArchive, Stopped, UnpackLimits
+from serve.residency.cache import Cache, CacheFull
+from serve.residency.unpack import MANIFEST, SUFFIXES, InvalidArchive, Stopped, UnpackLimits
 
 DEMO = "demo"
 MAX_DEPTH = 4  # folders, the archive's own included
