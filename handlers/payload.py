@@ -1,90 +1,60 @@
-"""What arrives in a request and what leaves in a reply: bytes <-> arrays, field checks, limits.
+"""What arrives in a request: bytes -> arrays, field checks.
 
 The original example's payloads are taken as they are: a JSON object with base64 pictures and `gen_args` as a JSON
 string, or the same fields as multipart parts. Whatever is wrong with them raises BadRequest, which names the field.
 """
 
-import base64
-import binascii
 import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from io import BytesIO
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-import numpy as np
+from handlers import decoding
+from handlers.base64_text import from_base64
+from handlers.errors import BadRequest
+from handlers.jobs import Job
+from handlers.limits import LIMITS
+from handlers.picture import Mask, Picture
+from handlers.reply import Reply
 
-from handlers import imaging
-from handlers.imaging import Mask, Picture
+__all__ = ["Arguments", "BadRequest", "Reply", "Request", "is_number"]
 
-_DATA_URI = re.compile(r"^data:[\w.+/-]*(;[\w=.+-]+)*;base64,", re.ASCII)
-_PICTURE_TYPES = ("image/png", "image/jpeg", "image/webp")
-
-
-class BadRequest(Exception):
-    """The client's fault: becomes a 4xx reply that names the field and says what is allowed."""
-
-    def __init__(self, message: str, field: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.message, self.field, self.status = message, field, status
-
-
-@dataclass
-class Reply:
-    """A handler's answer.
-
-    picture: the edited picture, or a mask; leaves as `generated_image` (base64) in JSON or as the body itself.
-    fields: further JSON fields; those with a plain value also leave as X-Palimpsest-* headers of a binary reply.
-    """
-
-    picture: Picture | Mask
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    def encode(self, accept: str) -> tuple[bytes, str, dict[str, str]]:
-        """Returns (body, content type, headers) in the form that the Accept header asks for; JSON by default."""
-        wanted = preferred_picture_type(accept)
-        if wanted is None:
-            body = {"generated_image": to_base64(imaging.encode(self.picture, "image/png")), **self.fields}
-            return json.dumps(body).encode(), "application/json", {}
-        # A mask is never JPEG: its edge would come back as 93 grey levels.
-        content_type = wanted if isinstance(self.picture, Picture) else "image/png"
-        return imaging.encode(self.picture, content_type), content_type, _headers(self.fields)
+_Decoded = TypeVar("_Decoded")
 
 
 class Request:
     """The fields of one request, decoded on demand.
 
-    warnings: what the client should know although the request is served; handlers put them into their reply.
+    job: where to tell the progress. warnings: what the client should know although the request is served; handlers put
+    them into their reply.
     """
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
+    def __init__(self, fields: Mapping[str, Any], job: Job | None = None) -> None:
         self.fields = fields
+        self.job = job or Job()
         self.warnings: list[str] = []
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> "Request":
+    def parse(cls, data: Mapping[str, Any], job: Job | None = None) -> "Request":
         """data: TorchServe's view of a request: the raw or already decoded JSON under "body", or multipart parts."""
         body = data.get("body", data.get("data"))
         if body is None:
-            return cls(data)
+            return cls(data, job)
         if isinstance(body, (bytes, bytearray, str)):
             body = _json(body, "the body")
         if not isinstance(body, Mapping):
             raise BadRequest("the body must be a JSON object or multipart/form-data")
-        return cls(body)
+        return cls(body, job)
 
     def picture(self, name: str) -> Picture:
-        """The upright picture in field `name`; 413 where it has too many pixels."""
-        picture, frames = _decoded(imaging.decode_picture, self._bytes(name), name)
-        if frames > 1:
-            self.warnings.append(f"{name} has {frames} frames; only the first was used")
+        """The upright picture in field `name`; 413 where it is past a limit."""
+        picture = _decoded(decoding.decode_picture, self._bytes(name), name)
+        self.warnings += [f"{name} {note}" for note in picture.notes]
         return picture
 
     def mask(self, name: str, size: tuple[int, int]) -> Mask:
         """The mask in field `name`, which must be of `size` (width, height) and mark at least one pixel."""
-        mask = _decoded(imaging.decode_mask, self._bytes(name), name)
+        mask = _decoded(decoding.decode_mask, self._bytes(name), name)
         height, width = mask.shape
         if (width, height) != size:
             raise BadRequest(
@@ -105,6 +75,8 @@ class Request:
             raise BadRequest(f"{name} is missing: send a text", name)
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a text, not {_show(value)}", name)
+        if len(value) > LIMITS.max_text:
+            raise BadRequest(f"{name} has {len(value)} characters; the limit is {LIMITS.max_text}", name)
         return value
 
     def arguments(self) -> "Arguments":
@@ -124,7 +96,7 @@ class Request:
             return from_base64(value, name)
         if isinstance(value, (bytes, bytearray)):
             # A multipart field may carry the base64 text as well as the file.
-            return bytes(value) if imaging.is_picture(value) else _maybe_base64(bytes(value), name)
+            return bytes(value) if decoding.is_picture(value) else _maybe_base64(bytes(value), name)
         raise BadRequest(f"{name} must be base64 text or a file, not {_show(value)}", name)
 
 
@@ -189,80 +161,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def to_base64(data: bytes) -> str:
-    """Standard base64 without line breaks."""
-    return base64.b64encode(data).decode("ascii")
-
-
-def from_base64(text: str, name: str) -> bytes:
-    """Accepts a data URI, base64url, line breaks and missing padding; anything else is a BadRequest for `name`."""
-    payload = "".join(_DATA_URI.sub("", text, count=1).split()).rstrip("=")
-    payload = payload.replace("-", "+").replace("_", "/")
-    # 4n+1 characters cannot come from any number of bytes: the text was cut.
-    if len(payload) % 4 == 1:
-        raise BadRequest(f"{name} is cut off: its base64 text does not end at a whole byte", name)
-    try:
-        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise BadRequest(f"{name} is neither base64 nor a data URI of a picture", name) from None
-
-
-def array_to_text(array: np.ndarray[Any, np.dtype[Any]]) -> str:
-    """An array as base64 of the .npy format in float16, small enough to travel in JSON."""
-    buffer = BytesIO()
-    np.save(buffer, array.astype(np.float16), allow_pickle=False)
-    return to_base64(buffer.getvalue())
-
-
-def text_to_array(text: Any, shape: tuple[int, ...], name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The inverse of array_to_text; the array must be finite and of `shape`."""
-    if not isinstance(text, str):
-        raise BadRequest(f"{name} must be the text that an earlier reply carried", name)
-    try:
-        array = np.load(BytesIO(from_base64(text, name)), allow_pickle=False)
-    except (ValueError, EOFError, OSError):
-        raise BadRequest(f"{name} is not the text that an earlier reply carried", name) from None
-    if array.shape != shape or array.dtype != np.float16 or not np.isfinite(array).all():
-        raise BadRequest(f"{name} must hold finite float16 values of shape {list(shape)}", name)
-    return array.astype(np.float32)
-
-
-def preferred_picture_type(accept: str) -> str | None:
-    """The picture type that an Accept header prefers over JSON, or None for JSON."""
-    ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(accept.lower().split(",")):
-        media, *parameters = (part.strip() for part in item.split(";"))
-        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
-        media = "image/png" if media == "image/*" else media
-        if quality > 0 and media in (*_PICTURE_TYPES, "application/json", "*/*"):
-            ranked.append((-quality, position, media))
-    best = min(ranked)[2] if ranked else "application/json"
-    return best if best in _PICTURE_TYPES else None
-
-
-def _quality(parameter: str) -> float:
-    try:
-        return float(parameter[2:])
-    except ValueError:
-        return 0.0
-
-
-def _headers(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Plain values as headers; text is JSON-quoted ASCII, so that no value can break out of its header."""
-    return {
-        "X-Palimpsest-" + name.replace("_", "-").title(): json.dumps(value)
-        for name, value in fields.items()
-        if isinstance(value, (bool, int, float))
-        or (isinstance(value, list) and all(isinstance(v, str) for v in value) and len(json.dumps(value)) < 2000)
-    }
-
-
-def _decoded(decode: Any, data: bytes, name: str) -> Any:
+def _decoded(decode: Callable[[bytes], _Decoded], data: bytes, name: str) -> _Decoded:
     try:
         return decode(data)
-    except imaging.TooManyPixels as error:
+    except decoding.TooLarge as error:
         raise BadRequest(f"{name} {error}", name, status=413) from None
-    except imaging.NotAPicture as error:
+    except decoding.NotAPicture as error:
         raise BadRequest(f"{name} {error}", name) from None
 
 
@@ -271,7 +175,7 @@ def _maybe_base64(data: bytes, name: str) -> bytes:
         decoded = from_base64(data.decode("ascii"), name)
     except (UnicodeDecodeError, BadRequest):
         return data
-    return decoded if imaging.is_picture(decoded) else data
+    return decoded if decoding.is_picture(decoded) else data
 
 
 def _json(text: bytes | bytearray | str, name: str) -> Any:

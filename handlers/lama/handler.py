@@ -4,27 +4,43 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from handlers import imaging
+from handlers import geometry
 from handlers.base import Handler
-from handlers.imaging import RGB, Mask
+from handlers.edit import Edit
+from handlers.finite import first_finite, wide_copy
+from handlers.geometry import Fit
+from handlers.jobs import UNWATCHED, Report
 from handlers.lama import network
+from handlers.limits import LIMITS
 from handlers.payload import Reply, Request
+from handlers.picture import RGB, Mask, Picture
+from handlers.reply import OUTPUT_FORMATS
+from handlers.weights import empty_network, fill
+
+# The longest side that the network sees at once. Full-size LaMa takes 1 to 1.1 kB per pixel in float32 besides its
+# weights: 0.3 GB at 512 x 512, 4.1 GB at 2048 x 2048. Larger holes would gain nothing: it was trained on 256 x 256.
+NATIVE_SIDE = 2048
 
 
 class LamaHandler(Handler):
-    """Fields: `image`; `mask_image`, as large as the picture, white where to erase. Anything else is ignored.
+    """Fields: `image`; `mask_image`, as large as the picture, white where to erase; `gen_args` with
+
+    feather: px over which the paint fades in, inside the mask. 0 by default: a mask often ends at the object's very
+        rim, and fading would bring the rim back.
+    output_format: of the picture inside JSON: png (the default), jpeg, webp, tiff, or input for the input's own.
+
+    All but the first two are optional; anything else is ignored. `handler.native_side` in model-config.yaml replaces
+    NATIVE_SIDE.
 
     Reply: the picture with the masked pixels filled in; all others are those of the input.
     """
 
     def load(self, model_dir: Path) -> None:
-        with torch.device("meta"):
+        with empty_network():
             self.network = network.build(network.load_config(model_dir / "config.yaml"))
-        weights = load_file(model_dir / "weights.safetensors", device=str(self.device))
-        self.network.load_state_dict(weights, assign=True)
-        self.network.to(dtype=self.dtype).eval().requires_grad_(False)
+        fill(self.network, self.read_weights(model_dir / "weights.safetensors", lambda name: self.dtype))
 
     def warm_up(self) -> None:
         self._inpaint(np.zeros((512, 512, 3), np.uint8), np.ones((512, 512), bool))
@@ -32,11 +48,35 @@ class LamaHandler(Handler):
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
         mask = request.mask("mask_image", picture.size)
-        painted = self._inpaint(picture.rgb, mask)
-        return Reply(imaging.paste_back(picture, painted, mask), {"warnings": request.warnings})
+        arguments = request.arguments()
+        feather = arguments.integer("feather", 0, 0, LIMITS.max_feather)
+        output_format = OUTPUT_FORMATS[arguments.choice("output_format", "png", tuple(OUTPUT_FORMATS))]
+        arguments.finish()
+
+        erased = self.erase(picture, mask, feather, request.job.report)
+        return Reply(erased, warnings=request.warnings, output_format=output_format)
+
+    def erase(self, picture: Picture, mask: Mask, feather: int = 0, report: Report = UNWATCHED) -> Picture:
+        """The picture with the masked pixels filled in; report is told (pieces done, pieces)."""
+        native = int(self.config.get("native_side", NATIVE_SIDE))
+        pieces = geometry.pieces(mask, native)
+        edit = Edit(picture, mask, feather)
+        report(0, len(pieces))
+        for index, piece in enumerate(pieces, 1):
+            edit.repaint(piece, Fit.within(piece.box, native), self._inpaint)
+            report(index, len(pieces))
+        return edit.picture
 
     def _inpaint(self, rgb: RGB, mask: Mask) -> RGB:
-        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].to(self.dtype) / 255
-        hole = torch.from_numpy(mask).to(self.device)[None, None].to(self.dtype)
-        painted = network.inpaint(self.network, image, hole)[0].permute(1, 2, 0)
+        """HxWx3 uint8 and what is unknown of it -> the network's picture, HxWx3 uint8; raises NotFinite."""
+        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None]
+        hole = torch.from_numpy(mask).to(self.device)[None, None]
+
+        def run(net: nn.Module, dtype: torch.dtype) -> Tensor:
+            return network.inpaint(net, image.to(dtype) / 255, hole.to(dtype))
+
+        attempts = [lambda: run(self.network, self.dtype)]
+        if self.dtype != torch.float32:
+            attempts.append(lambda: run(wide_copy(self.network), torch.float32))
+        painted = first_finite(attempts)[0].permute(1, 2, 0)
         return painted.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

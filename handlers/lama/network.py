@@ -14,6 +14,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from handlers.lama.detail import detail
+from handlers.lama.prefill import prefill
 
 Features = tuple[Tensor, Tensor | None]
 
@@ -39,6 +43,10 @@ FREE = {
     "generator.resnet_conv_kwargs.ratio_gin",
     "generator.resnet_conv_kwargs.ratio_gout",
 }
+# Ours: the longer side of pictures in which a network too small for wide holes adds to a hole that is filled smoothly.
+# It sees every picture at this size, that of its training; fine detail is copied from elsewhere in the picture.
+PREFILLED_SIDE = "generator.prefilled_side"
+DETAIL = 0.9  # of the copied detail: more looks crisper and is further from the truth
 MAX_FEATURES = 1024
 PAD_MULTIPLE = 8
 # Three halvings must leave two pixels: the blocks' reflection padding of one needs a neighbour to reflect.
@@ -53,7 +61,7 @@ def load_config(path: Path) -> DictConfig:
     return config
 
 
-def build(config: DictConfig) -> nn.Module:
+def build(config: DictConfig) -> "LaMa":
     """The network of a checkpoint's config.yaml, in evaluation mode, with untrained weights.
 
     Its state dict has the published keys (`generator.model.…`). All of its buffers are in the state dict, so
@@ -85,10 +93,29 @@ class LaMa(nn.Module):
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
         self.generator = Generator(settings)
+        self.prefilled_side: int | None = settings.get("prefilled_side")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Bx4xHxW (masked RGB in 0..1, mask) to Bx3xHxW in 0..1. H and W: multiples of 8, at least 16."""
-        return self.generator(inputs)
+        if self.prefilled_side is None:
+            return self.generator(inputs)
+        # In single precision: what is added up here would lose the picture in half of it.
+        image, mask = inputs[:, :3].float(), inputs[:, 3:].float()
+        smooth = self.smooth(image, mask)
+        detailed = [filled + DETAIL * detail(filled, hole) for filled, hole in zip(smooth, mask, strict=True)]
+        return torch.stack(detailed).clamp(0, 1).to(inputs.dtype)
+
+    def smooth(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The hole filled without detail, Bx3xHxW, of a prefilled network: a guess and what it adds at its own size."""
+        assert self.prefilled_side is not None
+        guess, size = prefill(image, mask), image.shape[2:]
+        scale = self.prefilled_side / max(size)
+        own_size = [max(MIN_PADDED, PAD_MULTIPLE * round(side * scale / PAD_MULTIPLE)) for side in size]
+        seen = F.interpolate(torch.cat((guess, mask), dim=1), size=own_size, mode="bilinear", antialias=True)
+        # Nothing is added outside the hole, so that what is added fades towards its rim.
+        answer = self.generator(seen.to(next(self.generator.parameters()).dtype)).float()
+        added = (2 * answer - 1) * seen[:, 3:]
+        return guess + F.interpolate(added, size=size, mode="bilinear")
 
 
 class Generator(nn.Module):
@@ -261,8 +288,11 @@ def _check(config: DictConfig) -> None:
             raise ValueError(f"{key} is missing")
     # A setting that is not known here could change the network without a sign.
     for key in _keys(config.generator, "generator"):
-        if key not in REQUIRED and key not in FREE:
+        if key not in REQUIRED and key not in FREE and key != PREFILLED_SIDE:
             raise ValueError(f"{key} is not supported by this network")
+    side = OmegaConf.select(config, PREFILLED_SIDE)
+    if side is not None and not (isinstance(side, int) and side >= MIN_PADDED):
+        raise ValueError(f"{PREFILLED_SIDE} must be {MIN_PADDED} or more; it is {side!r}")
     blocks = config.generator.resnet_conv_kwargs
     if blocks.ratio_gin != blocks.ratio_gout or not 0 < blocks.ratio_gin < 1:
         raise ValueError("generator.resnet_conv_kwargs.ratio_gin and ratio_gout must be equal, between 0 and 1")

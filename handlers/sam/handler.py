@@ -1,18 +1,24 @@
 """Segment Anything behind TorchServe: a picture and clicks or a box -> the mask of the object."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from segment_anything import SamPredictor
 
-from handlers import imaging, payload
+from handlers import encoding
 from handlers.base import Handler
-from handlers.payload import Arguments, BadRequest, Reply, Request
+from handlers.base64_text import array_to_text, to_base64
+from handlers.finite import first_finite, wide_copy
+from handlers.geometry import bounding_box
+from handlers.payload import Request
+from handlers.picture import RGB, Mask
+from handlers.reply import Reply
 from handlers.sam import network
-
-MAX_POINTS = 128
-MAX_KERNEL = 255
+from handlers.sam.prompt import parse_prompt
+from handlers.sam.shaping import Shaping
 
 
 class SamHandler(Handler):
@@ -26,15 +32,15 @@ class SamHandler(Handler):
         as SAM was trained.
     masks: "best" (the default) or "all".
     return_logits: whether the reply carries `logits`.
-    dilate_kernel_size: grows the mask by a square of this many pixels.
+    smooth, fill_holes, erode, dilate, dilate_kernel_size, invert: what is done to each mask, in this order (Shaping).
 
-    Reply: the best-scored mask, its `score`, its `box`, and on request `masks` with `scores`, and `logits`.
+    Reply: the best-scored mask with its `score`, `box` ([left, top, right, bottom] or null) and `area` (pixels); on
+    request `masks` with `scores`, `boxes` and `areas`, and `logits`.
     """
 
     def load(self, model_dir: Path) -> None:
-        self.model = network.load(
-            model_dir / "network.yaml", model_dir / "weights.safetensors", self.device, self.dtype
-        )
+        weights = self.read_weights(model_dir / "weights.safetensors", network.served_dtype(self.dtype))
+        self.model = network.assemble(model_dir / "network.yaml", weights, self.device, self.dtype)
 
     def warm_up(self) -> None:
         side = self.model.image_encoder.img_size
@@ -45,113 +51,61 @@ class SamHandler(Handler):
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
         arguments = request.arguments()
-        prompt = _prompt(arguments, picture.size, self._logits_shape())
+        prompt = parse_prompt(arguments, picture.size, self._logits_shape())
         all_masks = arguments.choice("masks", "best", ("best", "all")) == "all"
-        ambiguous = prompt["box"] is None and prompt["mask_input"] is None and len(prompt["point_coords"]) == 1
-        multimask = arguments.flag("multimask_output", ambiguous or all_masks)
+        multimask = arguments.flag("multimask_output", prompt.is_ambiguous or all_masks)
         return_logits = arguments.flag("return_logits", False)
-        kernel_size = arguments.integer("dilate_kernel_size", 0, 0, MAX_KERNEL)
+        shaping = Shaping.parse(arguments)
         arguments.finish()
 
-        # A predictor of its own per request: its embedding must never meet another request's clicks.
-        predictor = SamPredictor(self.model)
-        predictor.set_image(picture.rgb)
-        masks, scores, logits = predictor.predict(**prompt, multimask_output=multimask)
-        masks = [imaging.dilate(mask, kernel_size) for mask in masks]
+        predictor = self._look_at(picture.rgb)
+        raw_masks, scores, logits = predictor.predict(**prompt.as_arguments(), multimask_output=multimask)
+        masks = [shaping.applied(mask) for mask in raw_masks]
         best = int(scores.argmax())
         if not masks[best].any():
             request.warnings.append("nothing was found at this prompt: the mask is empty")
 
-        fields: dict[str, Any] = {"score": _rounded(scores[best]), "box": _box(masks[best])}
+        fields: dict[str, Any] = {"score": _rounded(scores[best]), "box": _box(masks[best]), "area": _area(masks[best])}
         if all_masks:
-            fields["masks"] = [payload.to_base64(imaging.encode(mask, "image/png")) for mask in masks]
+            fields["masks"] = [to_base64(encoding.encode_mask(mask)) for mask in masks]
             fields["scores"] = [_rounded(score) for score in scores]
+            fields["boxes"] = [_box(mask) for mask in masks]
+            fields["areas"] = [_area(mask) for mask in masks]
         if return_logits:
-            fields["logits"] = payload.array_to_text(logits[best][None])
-        return Reply(masks[best], fields | {"warnings": request.warnings})
+            fields["logits"] = array_to_text(logits[best][None])
+        return Reply(masks[best], fields, request.warnings)
+
+    def _look_at(self, rgb: RGB) -> SamPredictor:
+        """A predictor of its own per request: its embedding must never meet another request's clicks."""
+        predictor = SamPredictor(self.model)
+        predictor.set_image(rgb)
+        attempts = [lambda: predictor.features]
+        if self.dtype != torch.float32:
+            attempts.append(lambda: self._embedded_wide(rgb))
+        predictor.features = first_finite(attempts)
+        return predictor
+
+    def _embedded_wide(self, rgb: RGB) -> torch.Tensor:
+        model = copy.copy(self.model)
+        model._modules = {**self.model._modules, "image_encoder": wide_copy(self.model.image_encoder)}
+        predictor = SamPredictor(model)
+        predictor.set_image(rgb)
+        return predictor.features
 
     def _logits_shape(self) -> tuple[int, int, int]:
         height, width = self.model.prompt_encoder.mask_input_size
         return 1, height, width
 
 
-def _prompt(arguments: Arguments, size: tuple[int, int], logits_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """SamPredictor.predict's arguments: points Nx2, labels N, box 4 (all in pixels), mask_input 1xHxW logits."""
-    coords, labels = _points(arguments.get("point_coords"), arguments.get("point_labels"), size)
-    box = _checked_box(arguments.get("box"), size)
-    mask_input = arguments.get("mask_input")
-    if not len(coords) and box is None:
-        raise BadRequest(
-            "gen_args must hold point_coords ([x, y] or a list of them) or box ([left, top, right, bottom])",
-            "gen_args",
-        )
-    return {
-        "point_coords": coords if len(coords) else None,
-        "point_labels": labels if len(coords) else None,
-        "box": box,
-        "mask_input": None
-        if mask_input is None
-        else payload.text_to_array(mask_input, logits_shape, "gen_args.mask_input"),
-    }
-
-
-def _points(coords: Any, labels: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    if coords is None and labels is None:
-        return np.zeros((0, 2)), np.zeros(0, np.int64)
-    points = [coords] if _is_pair(coords) else coords
-    if not isinstance(points, list) or not 1 <= len(points) <= MAX_POINTS:
-        raise BadRequest(
-            f"gen_args.point_coords must be [x, y] or a list of 1 to {MAX_POINTS} of them",
-            "gen_args.point_coords",
-        )
-    marks = [1] * len(points) if labels is None else labels if isinstance(labels, list) else [labels]
-    if len(marks) != len(points):
-        raise BadRequest(
-            f"gen_args.point_labels has {len(marks)} labels for {len(points)} points", "gen_args.point_labels"
-        )
-    for index, (point, mark) in enumerate(zip(points, marks, strict=True)):
-        _check_point(index, point, size)
-        if isinstance(mark, bool) or mark not in (0, 1):
-            raise BadRequest(
-                f"gen_args.point_labels[{index}] must be 1 (the object) or 0 (not the object), not {mark!r:.40}",
-                "gen_args.point_labels",
-            )
-    return np.array(points, np.float64), np.array(marks, np.int64)
-
-
-def _check_point(index: int, point: Any, size: tuple[int, int]) -> None:
-    where = f"gen_args.point_coords[{index}]"
-    if not _is_pair(point):
-        raise BadRequest(f"{where} must be two finite numbers [x, y], not {point!r:.60}", "gen_args.point_coords")
-    if not (0 <= point[0] <= size[0] and 0 <= point[1] <= size[1]):
-        raise BadRequest(
-            f"{where} = {point!r:.60} lies outside the {size[0]}x{size[1]} picture", "gen_args.point_coords"
-        )
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(payload.is_number(v) for v in value)
-
-
-def _checked_box(box: Any, size: tuple[int, int]) -> Any:
-    if box is None:
-        return None
-    if not (isinstance(box, list) and len(box) == 4 and all(payload.is_number(v) for v in box)):
-        raise BadRequest("gen_args.box must be four finite numbers [left, top, right, bottom]", "gen_args.box")
-    left, top, right, bottom = box
-    if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
-        raise BadRequest(
-            f"gen_args.box = {box} must have left < right and top < bottom inside the {size[0]}x{size[1]} picture",
-            "gen_args.box",
-        )
-    return np.array(box, np.float64)
-
-
-def _box(mask: imaging.Mask) -> list[int] | None:
+def _box(mask: Mask) -> list[int] | None:
     if not mask.any():
         return None
-    box = imaging.bounding_box(mask)
+    box = bounding_box(mask)
     return [box.left, box.top, box.right, box.bottom]
+
+
+def _area(mask: Mask) -> int:
+    return int(np.count_nonzero(mask))
 
 
 def _rounded(score: Any) -> float:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import nn
+from torch import Tensor, nn
+
+from handlers.weights import DtypeOf, empty_network, fill, open_weights
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -29,9 +30,8 @@ def load_config(path: Path) -> dict[str, Any]:
 def build(config: Mapping[str, Any]) -> Sam:
     """A SAM in evaluation mode with fresh parameters on the current default device.
 
-    Under `torch.device("meta")` this allocates nothing; give it tensors with `load_state_dict(..., assign=True)`
-    and its pixel statistics with `set_pixel_statistics`. Raises KeyError or TypeError naming a missing or unknown
-    key.
+    Within `empty_network` this allocates nothing; give it its pixel statistics with `set_pixel_statistics` and its
+    weights with `fill`. Raises KeyError or TypeError naming a missing or unknown key.
     """
     image_size, patch_size, dim = config["image_size"], config["patch_size"], config["embedding_dim"]
     grid = (image_size // patch_size, image_size // patch_size)
@@ -62,39 +62,37 @@ def build(config: Mapping[str, Any]) -> Sam:
     return sam.eval()
 
 
-def load(
-    config_path: Path,
-    weights_path: Path,
-    device: torch.device | str = "cpu",
-    encoder_dtype: torch.dtype = torch.float32,
-) -> Sam:
-    """A SAM with the weights of a safetensors file, ready to predict on `device`.
+def load(config_path: Path, weights_path: Path, encoder_dtype: torch.dtype = torch.float32) -> Sam:
+    """A SAM with the weights of a safetensors file, on the CPU; see `assemble`."""
+    device = torch.device("cpu")
+    weights = open_weights(weights_path, device, served_dtype(encoder_dtype))
+    return assemble(config_path, weights.tensors, device, encoder_dtype)
 
-    Each tensor goes from the file straight to its place: no random initialisation, no second copy. The image
-    encoder computes in `encoder_dtype`; prompt encoder and mask decoder stay in float32, and so does the embedding
-    between them: in half precision the decoder's masks drift. Raises RuntimeError when the file's keys or shapes
-    are not the network's.
+
+def assemble(config_path: Path, tensors: Mapping[str, Tensor], device: torch.device, encoder_dtype: torch.dtype) -> Sam:
+    """A SAM of which the tensors, on `device` and in `served_dtype`, are the parameters, without a copy.
+
+    The image encoder computes in `encoder_dtype`; prompt encoder and mask decoder stay in float32, and so does the
+    embedding between them: in half precision the decoder's masks drift. Raises RuntimeError when names or shapes are
+    not the network's.
     """
-    with torch.device("meta"):
+    with empty_network():
         sam = build(load_config(config_path))
-    sam.load_state_dict(_read_weights(weights_path, device, encoder_dtype), assign=True)
     set_pixel_statistics(sam, device)
+    fill(sam, tensors)
     _cast_around(sam.image_encoder, encoder_dtype)
-    return sam.requires_grad_(False)
+    return sam
+
+
+def served_dtype(encoder_dtype: torch.dtype) -> DtypeOf:
+    """The dtype of each parameter, by its name."""
+    return lambda name: encoder_dtype if name.startswith("image_encoder.") else torch.float32
 
 
 def set_pixel_statistics(sam: Sam, device: torch.device | str) -> None:
     """Give `sam` its normalisation constants: they are in no checkpoint, and the meta device has no values."""
     sam.pixel_mean = torch.tensor(PIXEL_MEAN, device=device).view(-1, 1, 1)
     sam.pixel_std = torch.tensor(PIXEL_STD, device=device).view(-1, 1, 1)
-
-
-def _read_weights(path: Path, device: torch.device | str, encoder_dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt", device=str(device)) as weights:
-        return {
-            key: weights.get_tensor(key).to(encoder_dtype if key.startswith("image_encoder.") else torch.float32)
-            for key in weights.keys()  # noqa: SIM118 - not a dict
-        }
 
 
 def _cast_around(encoder: nn.Module, dtype: torch.dtype) -> None:

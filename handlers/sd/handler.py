@@ -1,38 +1,46 @@
 """Stable Diffusion inpainting behind TorchServe: a picture, a mask and a prompt -> the object replaced."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
+from torch import Tensor, nn
 
-from handlers import imaging
+from handlers import geometry, imaging
 from handlers.base import Handler
-from handlers.imaging import RGB, Mask, SquareFit
+from handlers.edit import Edit
+from handlers.finite import first_finite, wide_copy
+from handlers.geometry import Fit, Piece
+from handlers.jobs import UNWATCHED, Report
 from handlers.payload import Reply, Request
+from handlers.picture import RGB, Mask, Picture
+from handlers.sd import network
 from handlers.sd.settings import Settings
 
 
 class SdHandler(Handler):
     """Fields: `image`; `mask_image`, as large as the picture, white where to paint; `prompt`; `negative_prompt`;
-    `gen_args` with num_inference_steps, guidance_scale, strength, seed and scheduler (see Settings).
-    All but the first three are optional.
+    `gen_args`, see Settings. All but the first three are optional.
 
-    Reply: the picture with the masked pixels repainted; all others are those of the input. `seed` is the one used.
+    One crop around the whole mask is painted at the network's own size: without any scaling where the mask takes up
+    to 80 % of it.
+
+    Reply: the picture with the masked pixels repainted; all others are those of the input. `seed` and `parameters` are
+    the ones used; with variants, `variants` holds all pictures and `seeds` theirs.
     """
 
     def load(self, model_dir: Path) -> None:
-        self.pipeline = StableDiffusionInpaintPipeline.from_pretrained(
-            model_dir / "pipeline",
-            dtype=self.dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        ).to(self.device)
-        self.pipeline.set_progress_bar_config(disable=True)
+        def read(path: Path) -> Mapping[str, Tensor]:
+            return self.read_weights(path, lambda name: self.dtype)
+
+        self.pipeline = network.load(model_dir / "pipeline", read, self.device)
         self.default_scheduler = self.pipeline.scheduler
+        self.default_guidance = float(self.config.get("guidance_scale", Settings.guidance_scale))
         self.cell = self.pipeline.vae_scale_factor
         self.native = self.pipeline.unet.config.sample_size * self.cell
 
@@ -44,20 +52,61 @@ class SdHandler(Handler):
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
         mask = request.mask("mask_image", picture.size)
-        settings = Settings.parse(request)
+        settings = Settings.parse(request, self.default_guidance)
         settings.warn_of_cut(request, self.pipeline.tokenizer)
 
-        box = imaging.context_box(mask, self.native)
-        fit = SquareFit(box.width, box.height, self.native)
-        canvas = self._paint(fit.put(box.of(picture.rgb)), fit.put_mask(box.of(mask)), settings)
-        painted = picture.rgb.copy()
-        box.of(painted)[:] = fit.take(canvas)
-        return Reply(imaging.paste_back(picture, painted, mask), {"seed": settings.seed, "warnings": request.warnings})
+        variants = [settings.of_variant(index) for index in range(settings.variants)]
+        pictures = [
+            self.replace(picture, mask, variant, _part(request.job.report, index, len(variants)))
+            for index, variant in enumerate(variants)
+        ]
+        fields: dict[str, Any] = {"seed": settings.seed, "parameters": settings.parameters(self.default_scheduler)}
+        if len(variants) > 1:
+            fields["seeds"] = [variant.seed for variant in variants]
+        return Reply(pictures[0], fields, request.warnings, variants=pictures[1:], output_format=settings.output_format)
 
-    def _paint(self, rgb: RGB, mask: Mask, settings: Settings) -> RGB:
-        """rgb native x native x 3, mask native x native -> the model's picture, uint8 of the same shape."""
-        self.pipeline.scheduler = settings.make_scheduler(self.default_scheduler)
-        output = self.pipeline(
+    def replace(self, picture: Picture, mask: Mask, settings: Settings, report: Report = UNWATCHED) -> Picture:
+        """The picture with the masked pixels repainted as the settings say, `variants` aside; raises as _paint."""
+        box = geometry.context_box(mask, self.native)
+        edit = Edit(picture, mask, settings.feather)
+        fit = Fit.square(box, self.native)
+        edit.repaint(Piece(box, box.of(mask)), fit, lambda rgb, hole: self._paint(rgb, hole, settings, report))
+        if not settings.embed_parameters:
+            return edit.picture
+        prompts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
+        text = {"parameters": json.dumps(prompts | settings.parameters(self.default_scheduler))}
+        return replace(edit.picture, metadata=replace(picture.metadata, text=text))
+
+    def _paint(self, rgb: RGB, mask: Mask, settings: Settings, report: Report = UNWATCHED) -> RGB:
+        """rgb native x native x 3, mask native x native -> the model's picture, uint8 of the same shape.
+
+        Raises NotFinite, and what report raises.
+        """
+        latents = self._denoise(self.pipeline, rgb, mask, settings, report)
+        attempts = [lambda: _decoded(self.pipeline.vae, latents)]
+        if self.dtype != torch.float32:
+            # The autoencoder is the part that overflows; a second run of all costs as much as the first.
+            attempts.append(lambda: _decoded(wide_copy(self.pipeline.vae), latents))
+            attempts.append(lambda: self._paint_wide(rgb, mask, settings, report))
+        picture = first_finite(attempts)
+        return (picture / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+
+    def _paint_wide(self, rgb: RGB, mask: Mask, settings: Settings, report: Report) -> Tensor:
+        parts = self.pipeline.components
+        wide = {name: wide_copy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+        pipeline = type(self.pipeline)(**wide, requires_safety_checker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        return _decoded(pipeline.vae, self._denoise(pipeline, rgb, mask, settings, report))
+
+    def _denoise(self, pipeline: Any, rgb: RGB, mask: Mask, settings: Settings, report: Report) -> Tensor:
+        """The finished latents, 1x4xhxw."""
+
+        def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            report(step + 1, pipeline.num_timesteps)
+            return tensors
+
+        pipeline.scheduler = settings.make_scheduler(self.default_scheduler)
+        return pipeline(
             prompt=settings.prompt,
             negative_prompt=settings.negative_prompt or None,
             image=Image.fromarray(rgb),
@@ -69,8 +118,16 @@ class SdHandler(Handler):
             strength=settings.strength,
             # On the CPU, so that one seed means one picture on every device.
             generator=torch.Generator("cpu").manual_seed(settings.seed),
-            output_type="np",
-        ).images[0]
-        if not np.isfinite(output).all():
-            raise ArithmeticError("the pipeline's output is not finite")
-        return np.asarray((output * 255).round(), dtype=np.uint8)
+            output_type="latent",
+            callback_on_step_end=on_step_end,
+        ).images
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Latents -> HxWx3 float32, of which -1 to 1 is the range of colours."""
+    return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample[0].float().permute(1, 2, 0)
+
+
+def _part(report: Report, index: int, count: int) -> Report:
+    """Reports the steps of one variant, of `count`, as part of all."""
+    return lambda step, steps: report(index * steps + step, count * steps)

@@ -1,15 +1,14 @@
 """How to paint: what a request says beside picture and mask, checked and completed."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
 
+from handlers.limits import LIMITS
 from handlers.payload import BadRequest, Request
-
-MAX_STEPS = 150
-MAX_SEED = 2**63 - 1
+from handlers.reply import OUTPUT_FORMATS
 
 # The names that other programs use -> diffusers' class and what it needs to be told.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,8 +25,15 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """prompt, negative_prompt: text. steps: 1..MAX_STEPS. guidance_scale: 0..50. strength: 0..1. seed: 0..MAX_SEED.
-    scheduler: a key of SCHEDULERS, or "" for the archive's own."""
+    """What to paint and how. All but the prompts are from gen_args; limits are in handlers.limits.
+
+    prompt, negative_prompt: text. steps: `num_inference_steps`, from 1. strength: 0..1.
+    guidance_scale: 0..50; absent, `handler.guidance_scale` of the archive's model-config.yaml, else 7.5.
+    seed: from 0; absent or -1 is a random one. scheduler: a key of SCHEDULERS, or "" for the archive's own.
+    variants: how many pictures, from 1, with seed, seed + 1, and so on.
+    feather: px over which the paint fades in, inside the mask; 0 by default, for fading brings back what was there.
+    output_format: a value of OUTPUT_FORMATS. embed_parameters: whether a PNG's text chunk says them and the prompts.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -36,24 +42,49 @@ class Settings:
     strength: float = 1.0
     seed: int = 0
     scheduler: str = ""
+    variants: int = 1
+    feather: int = 0
+    output_format: str = "image/png"
+    embed_parameters: bool = False
 
     @classmethod
-    def parse(cls, request: Request) -> "Settings":
-        """Reads prompt, negative_prompt and gen_args; an absent seed, or -1, becomes a random one."""
+    def parse(cls, request: Request, default_guidance: float) -> "Settings":
+        """Reads prompt, negative_prompt and gen_args; raises BadRequest. default_guidance: the archive's own."""
         arguments = request.arguments()
-        seed = arguments.integer("seed", -1, -1, MAX_SEED)
+        seed = arguments.integer("seed", -1, -1, LIMITS.max_seed)
         settings = cls(
             prompt=request.text("prompt"),
             negative_prompt=request.text("negative_prompt", ""),
-            steps=arguments.integer("num_inference_steps", cls.steps, 1, MAX_STEPS),
-            guidance_scale=arguments.number("guidance_scale", cls.guidance_scale, 0, 50),
+            steps=arguments.integer("num_inference_steps", cls.steps, 1, LIMITS.max_steps),
+            guidance_scale=arguments.number("guidance_scale", default_guidance, 0, 50),
             strength=arguments.number("strength", cls.strength, 0, 1),
-            seed=secrets.randbelow(MAX_SEED + 1) if seed < 0 else seed,
+            seed=secrets.randbelow(LIMITS.max_seed + 1) if seed < 0 else seed,
             scheduler=arguments.choice("scheduler", cls.scheduler, tuple(SCHEDULERS)),
+            variants=arguments.integer("variants", cls.variants, 1, LIMITS.max_variants),
+            feather=arguments.integer("feather", cls.feather, 0, LIMITS.max_feather),
+            output_format=OUTPUT_FORMATS[arguments.choice("output_format", "png", tuple(OUTPUT_FORMATS))],
+            embed_parameters=arguments.flag("embed_parameters", cls.embed_parameters),
         )
         arguments.finish()
         settings._check(request)
         return settings
+
+    def of_variant(self, index: int) -> "Settings":
+        """These settings with the seed of the variant; the one after the largest is 0."""
+        return replace(self, seed=(self.seed + index) % (LIMITS.max_seed + 1))
+
+    def parameters(self, default_scheduler: Any) -> dict[str, Any]:
+        """gen_args that give this picture again; a scheduler that has no name here goes by its class."""
+        own = type(default_scheduler).__name__
+        known = {kind: name for name, (kind, options) in SCHEDULERS.items() if "use_karras_sigmas" not in options}
+        return {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "strength": self.strength,
+            "seed": self.seed,
+            "scheduler": self.scheduler or known.get(own, own),
+            "feather": self.feather,
+        }
 
     def make_scheduler(self, default: Any) -> Any:
         """A new scheduler with the noise schedule of the archive's own; never a used one, for they carry state."""

@@ -1,0 +1,36 @@
+"""Every limit on what a request may hold, in one place. What is past them is refused before it is decoded."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_pixels: width times height of a picture or mask (413).
+    max_side: of a picture or mask, pixels (413).
+    small_picture, max_pixels_per_byte: a picture of more than small_picture pixels must not decode to more than
+        max_pixels_per_byte pixels per byte of its file (413). PNG can't reach it: its best is 8,240 at one bit.
+    max_jpeg_scans: passes over a progressive JPEG, each of which may touch every pixel (413).
+    max_exif_bytes, max_icc_bytes: larger metadata are left out of the reply, with a warning.
+    max_text: characters of a prompt (400).
+    max_points, max_grow, max_smooth, max_feather: of the requests' arguments (400); the last three are pixels.
+    max_steps, max_variants, max_seed: of Stable Diffusion's arguments (400).
+    """
+
+    max_pixels: int = 64_000_000
+    max_side: int = 32_767
+    small_picture: int = 16_000_000
+    max_pixels_per_byte: int = 10_000
+    max_jpeg_scans: int = 100
+    max_exif_bytes: int = 60_000
+    max_icc_bytes: int = 4_000_000
+    max_text: int = 10_000
+    max_points: int = 128
+    max_grow: int = 255
+    max_smooth: int = 64
+    max_feather: int = 255
+    max_steps: int = 150
+    max_variants: int = 4
+    max_seed: int = 2**63 - 1
+
+
+LIMITS = Limits()

@@ -1,0 +1,104 @@
+"""What leaves in a reply: pictures and fields -> a body, in the form that the Accept header asks for."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from handlers import encoding
+from handlers.base64_text import to_base64
+from handlers.picture import Mask, Picture
+
+INPUTS_OWN = "image/*"
+OUTPUT_FORMATS = {"input": INPUTS_OWN} | {kind.removeprefix("image/"): kind for kind in encoding.WRITABLE}
+"""gen_args.output_format -> content type."""
+
+_MAX_HEADER = 2000
+
+
+@dataclass
+class Reply:
+    """A handler's answer.
+
+    picture: the edited picture, or a mask. variants: further ones of it (JSON only).
+    fields: further JSON fields; those with a short value also leave as X-Palimpsest-* headers of a binary reply.
+    warnings: a field of their own.
+    output_format: the content type of the pictures inside JSON; INPUTS_OWN for that of the request.
+    """
+
+    picture: Picture | Mask
+    fields: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    variants: list[Picture] = field(default_factory=list)
+    output_format: str = "image/png"
+
+    def encode(self, accept: str) -> tuple[bytes, str, dict[str, str]]:
+        """Returns (body, content type, headers) in the form that the Accept header asks for.
+
+        JSON by default, with the picture as base64 in `generated_image` (and the variants, it first, in `variants`);
+        the picture itself for a picture type, in the request's own format for image/*.
+        """
+        wanted = preferred_picture_type(accept)
+        kind = self._writable(wanted or self.output_format)
+        picture = self._encoded(self.picture, kind)
+        if wanted is not None:
+            if self.variants:
+                self.warnings.append("this reply holds the first variant only: accept application/json for all")
+            return picture, kind, _headers(self.fields | {"warnings": self.warnings})
+        body: dict[str, Any] = {"generated_image": to_base64(picture), "content_type": kind}
+        if self.variants:
+            others = [to_base64(self._encoded(variant, kind)) for variant in self.variants]
+            body["variants"] = [body["generated_image"], *others]
+        return json.dumps(body | self.fields | {"warnings": self.warnings}).encode(), "application/json", {}
+
+    def _encoded(self, picture: Picture | Mask, kind: str) -> bytes:
+        if not isinstance(picture, Picture):
+            return encoding.encode_mask(picture)
+        return encoding.encode_picture(picture, kind)
+
+    def _writable(self, wanted: str) -> str:
+        """The format to use, with warnings of what it can't hold."""
+        if not isinstance(self.picture, Picture):
+            return "image/png"  # a JPEG's edge would come back as 93 grey levels
+        kind = self.picture.metadata.content_type if wanted == INPUTS_OWN else wanted
+        if not encoding.can_write(self.picture, kind):
+            self.warnings.append(f"{kind} cannot hold this picture: it was sent as image/png")
+            kind = "image/png"
+        if kind == "image/jpeg" and self.picture.alpha is not None:
+            self.warnings.append("image/jpeg holds no transparency: it was left out")
+        if kind in ("image/jpeg", "image/webp") and self.picture.samples.dtype == np.uint16:
+            self.warnings.append(f"{kind} holds 8 bits per sample: the lower 8 were left out")
+        if self.picture.metadata.text and kind != "image/png":
+            self.warnings.append("embed_parameters needs a PNG: nothing was embedded")
+        return kind
+
+
+def preferred_picture_type(accept: str) -> str | None:
+    """The picture type (or image/*) that an Accept header prefers over JSON, or None for JSON."""
+    kinds = (*encoding.WRITABLE, INPUTS_OWN)
+    ranked: list[tuple[float, int, str]] = []
+    for position, item in enumerate(accept.lower().split(",")):
+        media, *parameters = (part.strip() for part in item.split(";"))
+        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
+        if quality > 0 and media in (*kinds, "application/json", "*/*"):
+            ranked.append((-quality, position, media))
+    best = min(ranked)[2] if ranked else "application/json"
+    return best if best in kinds else None
+
+
+def _quality(parameter: str) -> float:
+    try:
+        return float(parameter[2:])
+    except ValueError:
+        return 0.0
+
+
+def _headers(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Short values as headers; JSON-quoted ASCII, so that no value can break out of its header."""
+    return {
+        "X-Palimpsest-" + name.replace("_", "-").title(): text
+        for name, value in fields.items()
+        if isinstance(value, (bool, int, float, list, dict)) and len(text := json.dumps(value)) < _MAX_HEADER
+    }

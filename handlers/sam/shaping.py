@@ -1,0 +1,44 @@
+"""What is done to a mask after SAM has found it."""
+
+from dataclasses import dataclass
+
+from handlers import imaging
+from handlers.limits import LIMITS
+from handlers.payload import Arguments
+from handlers.picture import Mask
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """What is done to a mask at the picture's full resolution, in the order of the fields.
+
+    smooth: px; rounds steps and corners up to about this size (imaging.smooth). fill_holes: what the mask encloses
+    joins it. erode, dilate: px by which its edge moves inwards, outwards, equally far in every direction (a disc).
+    dilate_kernel_size: the original example's way: grows by a square of this many pixels. invert: the rest instead.
+    """
+
+    smooth: int
+    fill_holes: bool
+    erode: int
+    dilate: int
+    dilate_kernel_size: int
+    invert: bool
+
+    @classmethod
+    def parse(cls, arguments: Arguments) -> "Shaping":
+        return cls(
+            smooth=arguments.integer("smooth", 0, 0, LIMITS.max_smooth),
+            fill_holes=arguments.flag("fill_holes", False),
+            erode=arguments.integer("erode", 0, 0, LIMITS.max_grow),
+            dilate=arguments.integer("dilate", 0, 0, LIMITS.max_grow),
+            dilate_kernel_size=arguments.integer("dilate_kernel_size", 0, 0, LIMITS.max_grow),
+            invert=arguments.flag("invert", False),
+        )
+
+    def applied(self, mask: Mask) -> Mask:
+        mask = imaging.smooth(mask, self.smooth)
+        if self.fill_holes:
+            mask = imaging.fill_holes(mask)
+        mask = imaging.grow(imaging.shrink(mask, self.erode), self.dilate)
+        mask = imaging.dilate(mask, self.dilate_kernel_size)
+        return ~mask if self.invert else mask
