@@ -28,6 +28,8 @@ from serve.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
 app.add_typer(archives_app, name="archives")
+models_app = typer.Typer()
+app.add_typer(models_app, name="models")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -66,16 +68,22 @@ def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for runnin
     console.print("Stopped.")
 
 
-@app.command()
+@models_app.callback(invoke_without_command=True)
 def models(
+    context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and end.")] = False,
 ) -> None:
     """Show the running server's models until Ctrl-C: where each is, what it takes, how it is used."""
-    settings = _settings()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    with contextlib.suppress(KeyboardInterrupt):
-        models_table.show(f"http://{host}:{settings.port}", once, as_json, console)
+    if context.invoked_subcommand is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            models_table.show(_url(_settings()), once, as_json, console)
+
+
+@models_app.command()
+def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
+    """Read a model's archive into main memory, so that its next load does not wait for the disk."""
+    models_table.warm(_url(_settings()), name, console)
 
 
 def _serve(settings: Settings, catalog: Catalog) -> None:
@@ -99,12 +107,19 @@ def _serve(settings: Settings, catalog: Catalog) -> None:
 
 def _memory(settings: Settings) -> Memory:
     device = find_device()
-    try:
-        budget = parse_budget(settings.memory_budget, device.total)
-    except ValueError as error:
-        raise _fail(f"PALIMPSEST_MEMORY_BUDGET {error}") from None
+    budget = _budget("MEMORY_BUDGET", settings.memory_budget, device.total)
+    host_budget = _budget("HOST_BUDGET", settings.host_budget, psutil.virtual_memory().total)
+    if budget == 0:
+        raise _fail("PALIMPSEST_MEMORY_BUDGET must be more than 0")
     console.print(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
-    return Memory(device, budget, settings.state / "footprints.json")
+    return Memory(device, budget, settings.state / "footprints.json", host_budget)
+
+
+def _budget(setting: str, text: str, total: int) -> int:
+    try:
+        return parse_budget(text, total)
+    except ValueError as error:
+        raise _fail(f"PALIMPSEST_{setting} {error}") from None
 
 
 class _AnnouncingServer(uvicorn.Server):
@@ -122,8 +137,7 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 def _announce(settings: Settings, seconds: float) -> None:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    url = f"http://{host}:{settings.port}"
+    url = _url(settings)
     console.print(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
     console.print(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
@@ -134,6 +148,12 @@ def _announce(settings: Settings, seconds: float) -> None:
     -F 'gen_args={{"point_coords": [750, 500], "dilate_kernel_size": 15}}' -o mask.png"""
     )
     console.print("Ctrl-C stops everything.")
+
+
+def _url(settings: Settings) -> str:
+    """Where this machine reaches the server."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def _settings() -> Settings:

@@ -3,14 +3,22 @@
 PalimpsestError            500
 ├── BadRequest             400  the client must change the request
 │   ├── ModelNotFound      404  no archive of that name in the store
-│   └── RequestTooLarge    413
+│   ├── RequestTooLarge    413
+│   └── BodyTimeout        408  the request's body did not arrive in time
+├── Busy                   429  try again later: Retry-After says when
+│   ├── QueueFull               too many requests wait
+│   └── ModelNotReady           no place or turn in time
 ├── ModelLoadFailed        500  the archive's handler failed while loading
 ├── OutOfMemory            507  the device has no room for this model or request
 ├── EngineUnavailable      503  TorchServe is starting, restarting or gone
+│   ├── NotReached              and no worker has seen the request: it may be sent again
+│   └── WorkerDied
 └── DeadlineExceeded       504  TorchServe did not answer in time
 """
 
 from typing import Any
+
+UNEXPECTED = "an unexpected error; the server's log says where"
 
 
 class PalimpsestError(Exception):
@@ -38,6 +46,10 @@ class ModelNotFound(BadRequest):
 
 class RequestTooLarge(BadRequest):
     status, code = 413, "too_large"
+
+
+class BodyTimeout(BadRequest):
+    status, code = 408, "body_timeout"
 
 
 class Busy(PalimpsestError):

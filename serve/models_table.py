@@ -1,19 +1,25 @@
-"""`palimpsest models`: the running server's models as a table."""
+"""`palimpsest models`: the running server's models as a table, and reading one ahead."""
 
 import json
 import time
+from contextlib import suppress
+from typing import TypeVar
 
 import httpx
+from pydantic import BaseModel
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from serve.errors import EngineUnavailable, PalimpsestError
-from serve.gateway.models import ModelList, ModelStatus
+from serve.gateway.models import ErrorReply, ModelList, ModelStatus, Warmed
+
+Reply = TypeVar("Reply", bound=BaseModel)
 
 REFRESH = 1.0  # seconds between two looks
 _TIMEOUT = 5.0
+_WARM_TIMEOUT = 600.0  # a large archive on a slow disk
 _STYLES = {"ready": "green", "failed": "red", "absent": "dim"}
 
 
@@ -40,18 +46,35 @@ def _watch(client: httpx.Client, console: Console) -> None:
             live.update(_view(_fetch(client)), refresh=True)
 
 
+def warm(base_url: str, name: str, console: Console, transport: httpx.BaseTransport | None = None) -> None:
+    """Has the server read an archive into main memory. Raises as show, and PalimpsestError where it refuses."""
+    with httpx.Client(base_url=base_url, timeout=_WARM_TIMEOUT, transport=transport, trust_env=False) as client:
+        with console.status(f"Reading {name}"):
+            answer = _ask(client, "POST", f"/v1/models/{name}/warm")
+        warmed = _parsed(client, Warmed, answer)
+    console.print(f"{warmed.name}: {_mib(warmed.bytes)} MiB read in {warmed.seconds:.1f} s")
+
+
 def _fetch(client: httpx.Client) -> ModelList:
+    return _parsed(client, ModelList, _ask(client, "GET", "/v1/models"))
+
+
+def _ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
     try:
-        answer = client.get("/v1/models")
-        answer.raise_for_status()
-        return ModelList.model_validate_json(answer.content)
+        return client.request(method, path)
     except httpx.TransportError:
         raise EngineUnavailable(
             f"no server answers at {client.base_url}: `make serve` starts one; PALIMPSEST_HOST and PALIMPSEST_PORT say"
             " where to look"
         ) from None
-    except (httpx.HTTPStatusError, ValueError):
-        raise PalimpsestError(f"what answers at {client.base_url} is no Palimpsest of this version") from None
+
+
+def _parsed(client: httpx.Client, kind: type[Reply], answer: httpx.Response) -> Reply:
+    with suppress(ValueError):
+        if answer.is_success:
+            return kind.model_validate_json(answer.content)
+        raise PalimpsestError(ErrorReply.model_validate_json(answer.content).error.message)
+    raise PalimpsestError(f"what answers at {client.base_url} is no Palimpsest of this version")
 
 
 def _view(models: ModelList) -> RenderableType:

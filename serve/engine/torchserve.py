@@ -4,6 +4,7 @@ TorchServe's own errors become exceptions of serve.errors; what a handler answer
 """
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from serve.errors import (
+    BadRequest,
     DeadlineExceeded,
     EngineUnavailable,
     ModelLoadFailed,
@@ -19,12 +21,22 @@ from serve.errors import (
     PalimpsestError,
 )
 
-# Hop-by-hop headers belong to one connection, the tokens to us.
+# Hop-by-hop headers belong to one connection; the tokens, and what tells workers what to do, to us.
 _DROPPED = {
     "connection", "content-length", "host", "keep-alive", "proxy-authorization", "te", "trailer", "transfer-encoding",
     "upgrade", "authorization", "accept-encoding", "expect",
+    "x-palimpsest-command", "x-palimpsest-key", "x-palimpsest-job",
 }  # fmt: skip
 
+
+# What TorchServe's multipart parser throws at a body that is none; it answers 500.
+_UNREADABLE = {
+    "ErrorDataDecoderException",
+    "EndOfDataDecoderException",
+    "NotEnoughDataDecoderException",
+    "TooManyFormFieldsException",
+    "TooLongFormFieldException",
+}
 
 CONNECT_TIMEOUT = 5.0
 METRICS_TIMEOUT = 1.0
@@ -32,19 +44,20 @@ METRICS_TIMEOUT = 1.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where one running TorchServe listens, and its two tokens."""
+    """Where one running TorchServe listens, its two tokens, and the key that its workers' commands need."""
 
     inference: str
     management: str
     inference_token: str
     management_token: str
     metrics: str = ""
+    command_key: str = ""
 
     @classmethod
-    def read(cls, inference: str, management: str, metrics: str, key_file: Path) -> "Endpoint":
+    def read(cls, inference: str, management: str, metrics: str, key_file: Path, command_key: str) -> "Endpoint":
         """key_file: the key_file.json that TorchServe wrote into its working directory."""
         keys = json.loads(key_file.read_text())
-        return cls(inference, management, keys["inference"]["key"], keys["management"]["key"], metrics)
+        return cls(inference, management, keys["inference"]["key"], keys["management"]["key"], metrics, command_key)
 
 
 @dataclass(frozen=True)
@@ -67,11 +80,10 @@ class TorchServe:
         self,
         endpoint: Endpoint,
         load_timeout: float,
-        predict_timeout: float,
         session: aiohttp.ClientSession | None = None,
     ) -> None:
         """session: stands in for the network in tests."""
-        self._endpoint, self._load_timeout, self._predict_timeout = endpoint, load_timeout, predict_timeout
+        self._endpoint, self._load_timeout = endpoint, load_timeout
         # aiohttp: a third faster than httpx for megabytes, by bench/http_clients.py. No limit: the scheduler has one.
         self._http = session or aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -119,20 +131,37 @@ class TorchServe:
         if response.status not in (200, 404):
             raise EngineUnavailable(f"TorchServe cannot unload {name!r}: {_message(response)}")
 
-    async def predict(self, name: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Passes one request to the model's handler; NotReached where the model is not loaded."""
-        response = await self._send(
-            "POST",
-            f"{self._endpoint.inference}/predictions/{name}",
-            self._endpoint.inference_token,
-            self._predict_timeout,
-            headers={key: value for key, value in headers.items() if key.lower() not in _DROPPED},
-            content=body,
-        )
-        _raise_own_error(name, response)
-        passed = {key: value for key, value in response.headers.items() if key.startswith("x-palimpsest-")}
+    async def predict(
+        self, name: str, headers: dict[str, str], length: int | None, body: AsyncIterator[bytes], job: str = ""
+    ) -> Answer:
+        """Passes one request to the model's handler; NotReached where the model is not loaded. No time limit.
+
+        length: of the body in bytes, where it is known beforehand. job: where the handler tells its progress.
+        """
+        passed = {key: value for key, value in headers.items() if key.lower() not in _DROPPED}
+        if length is not None:
+            passed["content-length"] = str(length)
+        if job:
+            passed["x-palimpsest-job"] = job
+        response = await self._ask(name, passed, body)
+        own = {key: value for key, value in response.headers.items() if key.startswith("x-palimpsest-")}
         content_type = response.headers.get("content-type", "application/octet-stream")
-        return Answer(response.status, {"content-type": content_type, **passed}, response.body)
+        return Answer(response.status, {"content-type": content_type, **own}, response.body)
+
+    async def command(self, name: str, command: str) -> dict[str, Any]:
+        """Tells a model of ours to park, wake or report its status, and returns the status. No time limit.
+
+        Raises OutOfMemory, NotReached where it is not loaded, EngineUnavailable where it refuses or fails.
+        """
+        headers = {"x-palimpsest-command": command, "x-palimpsest-key": self._endpoint.command_key}
+        response = await self._ask(name, headers)
+        fields = _fields(response)
+        if response.status == 507:
+            raise OutOfMemory(f"there is not enough memory to {command} {name!r}")
+        if response.status != 200 or "state" not in fields:
+            error = fields.get("error", {})
+            raise EngineUnavailable(f"{name!r} did not {command}: {error.get('message', response.status)}")
+        return fields
 
     async def _unregister_quietly(self, name: str) -> None:
         """A failed register can leave a registration without a worker behind, which would answer the next one 409."""
@@ -144,6 +173,13 @@ class TorchServe:
             if response.status == 404:
                 return
 
+    async def _ask(self, name: str, headers: dict[str, str], body: AsyncIterator[bytes] | None = None) -> Answer:
+        """What the model's handler answers; raises for what TorchServe itself answers in its place."""
+        url = f"{self._endpoint.inference}/predictions/{name}"
+        answer = await self._send("POST", url, self._endpoint.inference_token, None, headers=headers, content=body)
+        _raise_own_error(name, answer)
+        return answer
+
     async def _manage(self, method: str, path: str, timeout: float, params: dict[str, str] | None = None) -> Answer:
         url = f"{self._endpoint.management}{path}"
         return await self._send(method, url, self._endpoint.management_token, timeout, params=params)
@@ -153,9 +189,9 @@ class TorchServe:
         method: str,
         url: str,
         token: str,
-        timeout: float,
+        timeout: float | None,
         headers: dict[str, str] | None = None,
-        content: bytes | None = None,
+        content: AsyncIterator[bytes] | None = None,
         params: dict[str, str] | None = None,
     ) -> Answer:
         try:
@@ -172,7 +208,7 @@ class TorchServe:
         except aiohttp.ClientConnectorError as error:
             raise NotReached("TorchServe cannot be reached: try again in a few seconds") from error
         except TimeoutError as error:
-            raise DeadlineExceeded(f"TorchServe did not answer within {timeout:g} s") from error
+            raise DeadlineExceeded(f"TorchServe did not answer within {timeout or CONNECT_TIMEOUT:g} s") from error
         except aiohttp.ClientError as error:
             raise EngineUnavailable("TorchServe ended while it had this request: try again") from error
 
@@ -181,6 +217,9 @@ def _raise_own_error(name: str, answer: Answer) -> None:
     """Raises for an error that TorchServe itself made: it has the fields code, type and message."""
     if answer.status < 400 or not {"code", "type", "message"} <= _fields(answer).keys():
         return
+    kind = str(_fields(answer)["type"])
+    if answer.status == 400 or kind in _UNREADABLE:
+        raise BadRequest(f"the body cannot be read: {_message(answer).rpartition('Exception: ')[2]}")
     if answer.status == 404:
         raise NotReached(f"{name!r} is not loaded any more: try again")
     if answer.status == 507:

@@ -1,24 +1,30 @@
 """The door: one FastAPI application in front of one TorchServe."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from serve.errors import BadRequest, Busy, EngineUnavailable, PalimpsestError
-from serve.gateway import container, metrics, models, predictions, sagemaker
+from serve.errors import UNEXPECTED, BadRequest, Busy, EngineUnavailable, PalimpsestError
+from serve.gateway import container, docs, metrics, models, predictions, sagemaker
+from serve.gateway.edit import routes
+from serve.gateway.edit.images import Images
+from serve.gateway.edit.jobs import Jobs
 from serve.gateway.metrics import Metrics
 from serve.residency import workers
 from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
-from serve.residency.model import IN_MEMORY
+from serve.residency.model import IN_MEMORY, Model
+from serve.residency.prefetch import Prefetch, Usage
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
 from serve.settings import Settings
@@ -28,13 +34,26 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = """Segment Anything (click → mask), LaMa (mask → erased) and Stable Diffusion inpainting
 (mask + prompt → replaced) on one GPU. Models are loaded when a request names them."""
 
+# In the order of the page /docs: what most people look for comes first.
+TAGS = ("editing", "predictions", "models", "server", "SageMaker runtime", "SageMaker container")
+
 
 class EngineHost(workers.EngineHost, Protocol):
     """Starts and ends the engine: the supervisor, or a stand-in in tests."""
 
+    @property
+    def warm(self) -> "WarmStarts": ...
+
     async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None: ...
 
     async def stop(self) -> None: ...
+
+
+class WarmStarts(Protocol):
+    """How often workers could not start from the zygote, and how often it was started again."""
+
+    slow_starts: int
+    zygote_restarts: int
 
 
 @dataclass(frozen=True)
@@ -48,52 +67,112 @@ class Services:
     memory: Memory
     host: EngineHost
     metrics: Metrics
+    prefetch: Prefetch
+    images: Images
+    jobs: Jobs
+
+
+class Gateway(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI documents a 422 of its own wherever a parameter may be wrong; here that is a 400 as any other."""
+        if self.openapi_schema is None:
+            for operation in [each for item in super().openapi()["paths"].values() for each in item.values()]:
+                if operation["responses"].pop("422", None):
+                    operation["responses"].setdefault("400", _WRONG_PARAMETER)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+_WRONG_PARAMETER = {
+    "description": "A parameter is wrong.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorReply"}}},
+}
 
 
 def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> FastAPI:
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
-    crew = Workers(host, memory)
-    numbers = Metrics()
-    scheduler = Scheduler(crew, memory, _limits(settings), numbers.on_event)
-    crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
-    catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
-
-    def on_engine_lost() -> None:
-        crew.forget()
-        scheduler.on_engine_lost()
-
-    def on_engine_ready() -> None:
-        numbers.on_engine_restart()
-        scheduler.on_engine_ready()
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await host.start(on_engine_lost, on_engine_ready)
-            app.state.services = Services(settings, catalog, scheduler, crew, memory, host, numbers)
-            yield
-        finally:
-            catalog.close()
-            await scheduler.close(settings.stop_timeout)
-            crew.forget()  # from here on the death of a worker is no news
-            await host.stop()
-
-    app = FastAPI(
+    services = _services(settings, catalog, host, memory)
+    app = Gateway(
         title="Palimpsest",
         description=DESCRIPTION,
         version="0.1.0",
-        lifespan=lifespan,
+        openapi_tags=[{"name": tag} for tag in TAGS],
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lambda app: _lifespan(app, services),
         exception_handlers={
             PalimpsestError: _on_palimpsest_error,
+            ClientDisconnect: _on_client_disconnect,
             HTTPException: _on_http_exception,
             RequestValidationError: _on_validation_error,
             Exception: _on_unexpected,
         },
     )
-    for each in (container, predictions, sagemaker, models, metrics):
+    for each in (container, predictions, sagemaker, routes, models, metrics):
         app.include_router(each.router)
+    docs.add(app)
     app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)
     return app
+
+
+def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> Services:
+    """All of them, each told whom to tell what."""
+    crew = Workers(host, memory, settings.predict_timeout)
+    numbers = Metrics()
+
+    def on_event(event: str, model: Model, seconds: float) -> None:
+        numbers.on_event(event, model, seconds)
+        if event == "queue_wait":
+            prefetch.on_use(model.archive)
+
+    scheduler = Scheduler(crew, memory, _limits(settings), on_event)
+    prefetch = Prefetch(
+        catalog,
+        Usage(settings.state / "usage.json"),
+        room=lambda: memory.host_budget - sum(m.host for m in scheduler.models()),
+        idle=lambda: not any(m.in_use for m in scheduler.models()),
+    )
+    crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
+    crew.on_phases = numbers.on_phases
+    catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
+    images = Images(settings.images_mib << 20, settings.images_seconds)
+    return Services(settings, catalog, scheduler, crew, memory, host, numbers, prefetch, images, Jobs(settings.jobs))
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+    workers, scheduler = services.workers, services.scheduler
+
+    def on_engine_lost() -> None:
+        workers.forget()
+        scheduler.on_engine_lost()
+
+    def on_engine_ready() -> None:
+        services.metrics.on_engine_restart()
+        scheduler.on_engine_ready()
+
+    try:
+        await services.host.start(on_engine_lost, on_engine_ready)
+        services.jobs.open()
+        app.state.services = services
+        async with _running(services.prefetch.run()):
+            yield
+    finally:
+        services.catalog.close()
+        services.prefetch.close()
+        await scheduler.close(services.settings.stop_timeout)
+        workers.forget()  # from here on the death of a worker is no news
+        await services.host.stop()
+
+
+@asynccontextmanager
+async def _running(background: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(background)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _paths_in_use(scheduler: Scheduler) -> set[Path]:
@@ -124,6 +203,10 @@ async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
     return JSONResponse(error.body(), error.status, headers)
 
 
+async def _on_client_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # to nobody: what the access logs of other servers call it
+
+
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
@@ -140,4 +223,4 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
     # Starlette's server-error layer raises it again for uvicorn, which logs the traceback.
-    return JSONResponse(PalimpsestError("an unexpected error; the server's log says where").body(), 500)
+    return JSONResponse(PalimpsestError(UNEXPECTED).body(), 500)

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
-from serve.gateway.predictions import invoke, read_body
+from serve.gateway.body import Body
+from serve.gateway.predictions import invoke
 from serve.residency.catalog import Archive
 from serve.residency.model import State
 
@@ -140,7 +141,7 @@ async def unload(name: str, request: Request) -> Done:
 async def invoke_loaded(name: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = _require(request, name).archive
-    body = await read_body(request, services.settings.max_request_mib)
+    body = Body(request, services.settings.max_request_mib)
     answer = await invoke(services, archive, dict(request.headers), body)
     return Response(answer.body, answer.status, answer.headers)
 

@@ -38,6 +38,9 @@ _RESIDENCY = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 # As Java writes it.
 _NUMBER = r"-?[0-9.]+(?:E-?[0-9]+)?"
 
+# Of handlers/base.py; from others nothing becomes a label.
+_PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
+
 _LOADED = {State.READY, State.PARKED, State.DRAINING}
 
 
@@ -78,6 +81,8 @@ class Metrics:
         self._unloading = seconds(
             "model_unloading", "Time to unload a model and get its memory back.", _RESIDENCY, "model"
         )
+        self._parking = seconds("model_parking", "Time to move a model to host memory.", _RESIDENCY, "model")
+        self._waking = seconds("model_waking", "Time to bring a parked model back.", _RESIDENCY, "model")
         self._load_failures = count("model_load_failures", "Loads that failed.", "model", "reason")
         self._load_retries = count("model_load_out_of_memory", "Loads for which the device had no room.", "model")
         self._evictions = count("evictions", "Models that had to leave memory.", "model", "reason")
@@ -95,6 +100,10 @@ class Metrics:
                 # TorchServe, too, remembers every version that it ever had.
                 self._names[model.archive.engine_name] = name
                 self._loading.observe(seconds, name, "total")
+            case "parked", _:
+                self._parking.observe(seconds, name)
+            case "woken", _:
+                self._waking.observe(seconds, name)
             case "load failed", _:
                 self._load_failures.labels(name, model.error.code if model.error else "unknown").inc()
             case "load out of memory", _:
@@ -108,6 +117,11 @@ class Metrics:
 
     def on_unpacked(self, archive: Archive, seconds: float) -> None:
         self._downloading.observe(seconds, archive.name)
+
+    def on_phases(self, archive: Archive, phases: Mapping[str, float]) -> None:
+        """Of a load, as the worker timed them itself."""
+        for phase in _PHASES & phases.keys():
+            self._loading.observe(phases[phase], archive.name, phase)
 
     def on_engine_restart(self) -> None:
         self._restarts.inc()
@@ -124,7 +138,7 @@ class Metrics:
         self._lookups.labels(name).inc()
         if hit:
             self._hits.labels(name).inc()
-        invocation = Invocation()
+        invocation = Invocation(hit)
         try:
             yield invocation
         except Exception as error:
@@ -152,11 +166,12 @@ class Metrics:
 
 @dataclass
 class Invocation:
-    """One request to a model. status: of its answer. entered: when it went to the engine for the first time.
+    """One request to a model. hit: whether it found the model loaded. status: of its answer.
 
-    engine_seconds: time in the engine, all tries together.
+    entered: when it went to the engine for the first time. engine_seconds: time in the engine, all tries together.
     """
 
+    hit: bool
     status: int = 0
     entered: float = 0.0
     engine_seconds: float = 0.0
@@ -194,12 +209,24 @@ async def _torchserves_own(services: "Services") -> str:
 
 
 def _state(services: "Services") -> Iterator[Metric]:
-    models, memory = services.scheduler.models(), services.memory
+    models, memory, warm = services.scheduler.models(), services.memory, services.host.warm
     loaded = [m for m in models if m.state in _LOADED]
     yield _gauge("loaded_models", "Models that are loaded.", len(loaded))
     yield _gauge("memory_budget_bytes", "Memory that models may take together.", memory.budget)
     yield _gauge("memory_used_bytes", "Memory of the loaded models.", sum(m.reserved for m in loaded))
     yield _gauge("memory_reserved_bytes", "The same with those that load or unload.", sum(m.reserved for m in models))
+    yield _gauge("host_budget_bytes", "Main memory that parked models may take together.", memory.host_budget)
+    yield _gauge("host_reserved_bytes", "Main memory held for parked models.", sum(m.host for m in models))
+    yield _gauge("parked_models", "Models that are parked.", sum(m.state is State.PARKED for m in models))
+    yield CounterMetricFamily(
+        "palimpsest_prefetched_bytes", "Bytes of archives read ahead.", services.prefetch.bytes_read
+    )
+    yield CounterMetricFamily(
+        "palimpsest_worker_slow_starts", "Workers that had to start without the zygote.", warm.slow_starts
+    )
+    yield CounterMetricFamily(
+        "palimpsest_zygote_restarts", "Times that the zygote had to be started again.", warm.zygote_restarts
+    )
     yield _gauge("device_free_bytes", "Memory that the device reports as free.", memory.free())
     yield _gauge_per_model(
         "model_memory_bytes", "Memory held for a model.", ((m, m.reserved) for m in models if m.reserved)

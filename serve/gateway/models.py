@@ -1,7 +1,8 @@
-"""What an operator sees and does: every model's place, size and counts; load, unload, pin, unpin."""
+"""What an operator sees and does: every model's place, size and counts; load, unload, warm, pin, unpin."""
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
-from serve.errors import BadRequest, ModelNotFound
+from serve.errors import BadRequest, ModelNotFound, OutOfMemory
 from serve.residency.catalog import Archive, Catalog
 from serve.residency.memory import CudaDevice
 from serve.residency.model import IN_MEMORY, Model, State
@@ -36,7 +37,8 @@ class ModelStatus(BaseModel):
     state: State
     pinned: bool = Field(description="Never evicted.")
     footprint: Footprint | None = Field(description="None before its first load.")
-    reserved_bytes: int = Field(description="Memory held for it now.")
+    reserved_bytes: int = Field(description="Memory of the device held for it now.")
+    host_bytes: int = Field(description="Main memory held for it while it is parked.")
     leases: int = Field(description="Requests that run.")
     queue: int = Field(description="Requests that wait.")
     last_used: datetime | None
@@ -44,8 +46,17 @@ class ModelStatus(BaseModel):
     requests: int
     hits: int = Field(description="Requests that found it loaded.")
     loads: int
+    wakes: int = Field(description="Times that it came back from being parked.")
     failures: int = Field(description="Loads that failed.")
     last_error: str | None = Field(description="Of its last load, if that failed.")
+
+
+class Warmed(BaseModel):
+    """What was read into the page cache."""
+
+    name: str
+    bytes: int
+    seconds: float
 
 
 class MemoryStatus(BaseModel):
@@ -53,6 +64,8 @@ class MemoryStatus(BaseModel):
     budget_bytes: int = Field(description="What models may take together.")
     reserved_bytes: int = Field(description="What is held for models.")
     free_bytes: int = Field(description="What the device reports as free.")
+    host_budget_bytes: int = Field(description="What parked models may take of main memory together.")
+    host_reserved_bytes: int = Field(description="What is held for them.")
 
 
 class ModelList(BaseModel):
@@ -158,6 +171,25 @@ async def pin(name: str, request: Request) -> ModelStatus:
     return await _set_pin(request, name, pinned=True)
 
 
+@router.post(
+    "/{name:path}/warm",
+    summary="Read a model's archive into main memory",
+    description="Its next load then does not wait for the disk. Answers once it is read.",
+    responses=_UNPACKING | _errors(_507="It is larger than what is left of PALIMPSEST_HOST_BUDGET."),
+)
+async def warm(name: str, request: Request) -> Warmed:
+    services: Services = request.app.state.services
+    archive = await _prepared(services, name)
+    size, room = await asyncio.to_thread(archive.size), services.prefetch.room()
+    if size > room:
+        raise OutOfMemory(
+            f"{archive.name!r} has {size / 2**20:,.0f} MiB, and PALIMPSEST_HOST_BUDGET has {room / 2**20:,.0f} MiB left"
+        )
+    began = time.monotonic()
+    read = await services.prefetch.warm(archive)
+    return Warmed(name=archive.name, bytes=read, seconds=round(time.monotonic() - began, 3))
+
+
 @router.post("/{name:path}/unpin", summary="Unpin a model", responses=_UNPACKING)
 async def unpin(name: str, request: Request) -> ModelStatus:
     return await _set_pin(request, name, pinned=False)
@@ -212,6 +244,7 @@ def _status(services: "Services", model: Model) -> ModelStatus:
         pinned=model.pinned,
         footprint=footprint and Footprint(load_bytes=footprint.load, peak_bytes=footprint.peak),
         reserved_bytes=model.reserved,
+        host_bytes=model.host,
         leases=model.leases,
         queue=len(model.waiters),
         last_used=None if idle is None else datetime.now(UTC) - timedelta(seconds=idle),
@@ -219,6 +252,7 @@ def _status(services: "Services", model: Model) -> ModelStatus:
         requests=model.requests,
         hits=model.hits,
         loads=model.loads,
+        wakes=model.wakes,
         failures=model.failures,
         last_error=model.error and model.error.message,
     )
@@ -232,10 +266,12 @@ def _place(services: "Services", state: State) -> Literal["gpu", "memory", "park
     return "disk"
 
 
-def _memory_status(services: "Services", models: Iterable[Model]) -> MemoryStatus:
+def _memory_status(services: "Services", models: Collection[Model]) -> MemoryStatus:
     return MemoryStatus(
         device=services.memory.device.name,
         budget_bytes=services.memory.budget,
         reserved_bytes=sum(m.reserved for m in models),
         free_bytes=services.memory.free(),
+        host_budget_bytes=services.memory.host_budget,
+        host_reserved_bytes=sum(m.host for m in models),
     )

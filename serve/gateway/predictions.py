@@ -1,11 +1,14 @@
 """TorchServe's own prediction routes, which load the model first where need be."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 
 from serve.engine.torchserve import Answer
-from serve.errors import NotReached, RequestTooLarge
+from serve.errors import NotReached
+from serve.gateway.body import Body
 from serve.gateway.metrics import Invocation
 from serve.residency.catalog import Archive
 
@@ -81,6 +84,7 @@ _OPENAPI: dict[str, Any] = {
         },
         "400": {"description": "Something in the request is wrong; `field` names it.", **_ERROR},
         "404": {"description": "The store holds no such model.", **_ERROR},
+        "408": {"description": "The body did not arrive in time.", **_ERROR},
         "413": {"description": "The request or its picture is too large.", **_ERROR},
         "429": {"description": "Too many requests wait, or no place in time; see Retry-After.", **_ERROR},
         "500": {"description": "The model failed.", **_ERROR},
@@ -95,41 +99,57 @@ _OPENAPI: dict[str, Any] = {
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = services.catalog.find(model)
-    body = await read_body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, dict(request.headers), body)
+    answer = await invoke(services, archive, dict(request.headers), Body(request, services.settings.max_request_mib))
     return Response(answer.body, answer.status, answer.headers)
 
 
-async def invoke(services: "Services", archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
+class Content(Protocol):
+    """A body that can be iterated again. length: its bytes, where they are known beforehand."""
+
+    length: int | None
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+class Job(Protocol):
+    """Who wants to know when the model is held. id: the worker's name for it."""
+
+    id: str
+
+    def begin(self) -> None: ...
+
+
+async def invoke(
+    services: "Services", archive: Archive, headers: dict[str, str], body: Content, job: Job | None = None
+) -> Answer:
     """Asks the model, which is loaded first where need be; once more where the request never reached its worker."""
     with services.metrics.invocation(archive, services.scheduler.models()) as invocation:
         try:
-            answer = await _invoke_once(services, archive, headers, body, invocation)
+            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=invocation.hit)
         except NotReached:
-            answer = await _invoke_once(services, archive, headers, body, invocation)
+            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=False)
         invocation.status = answer.status
         return answer
 
 
 async def _invoke_once(
-    services: "Services", archive: Archive, headers: dict[str, str], body: bytes, invocation: Invocation
+    services: "Services",
+    archive: Archive,
+    headers: dict[str, str],
+    body: Content,
+    job: Job | None,
+    invocation: Invocation,
+    early: bool,
 ) -> Answer:
-    archive = await services.catalog.prepare(archive)
-    async with services.scheduler.lease(archive):
-        with invocation.in_engine():
-            return await services.workers.predict(archive, headers, body)
-
-
-async def read_body(request: Request, max_mib: int) -> bytes:
-    """The whole body, cut off as soon as it is known to be too large."""
-    limit = max_mib * 2**20
-    error = RequestTooLarge(f"the request is larger than {max_mib} MiB: send a smaller picture, or binary multipart")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise error
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise error
-    return bytes(body)
+    """early: whether the body goes on while it still comes in, to a model that is loaded."""
+    with closing(services.workers.prediction(headers, body.length, job.id if job else "")) as prediction:
+        if early:
+            prediction.begin(archive.engine_name)
+        async for piece in body:
+            prediction.feed(piece)
+        archive = await services.catalog.prepare(archive)
+        async with services.scheduler.lease(archive):
+            if job:
+                job.begin()
+            with invocation.in_engine():
+                return await services.workers.finish(archive, prediction)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from serve.engine.torchserve import Answer
 from serve.errors import (
+    UNEXPECTED,
     BadRequest,
     Busy,
     DeadlineExceeded,
@@ -27,7 +28,8 @@ from serve.errors import (
     PalimpsestError,
 )
 from serve.gateway import eventstream
-from serve.gateway.predictions import invoke, read_body
+from serve.gateway.body import Body
+from serve.gateway.predictions import invoke
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -135,7 +137,7 @@ class RuntimeRoute(APIRoute):
                 response = _error("ValidationError", f"{first['loc'][-1]}: {first['msg']}")
             except Exception:
                 logger.exception("%s %s", request.method, request.url.path)
-                response = _error("InternalFailure", "an unexpected error; the server's log says where")
+                response = _error("InternalFailure", UNEXPECTED)
             response.headers["x-amzn-RequestId"] = str(uuid4())
             return response
 
@@ -202,7 +204,7 @@ async def invoke_endpoint_with_response_stream(
 async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
     services: Services = request.app.state.services
     archive = services.catalog.find(headers.model())
-    body = await read_body(request, services.settings.max_request_mib)
+    body = Body(request, services.settings.max_request_mib)
     answer = await invoke(services, archive, _model_headers(request), body)
     if answer.status >= 400:
         raise HandlerError(answer)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from serve.errors import OutOfMemory
 from serve.residency.catalog import Archive
-from serve.residency.model import LEAVING, Model, State
+from serve.residency.model import LEAVING, Model, State, Taken
 from serve.residency.policy import Resident
 
 
@@ -13,12 +13,16 @@ class Memory(Protocol):
     """The device and what is known of each model's size, in bytes. Both calls must be quick and not raise."""
 
     budget: int
+    host_budget: int
 
     def free(self) -> int:
         """What the device reports as free, at this moment."""
 
     def predict(self, archive: Archive) -> int:
         """What loading the archive will take."""
+
+    def predict_parked(self, archive: Archive) -> Taken | None:
+        """What the archive's model will take once it is parked; None where it can't be, or where that frees nothing."""
 
 
 class Books:
@@ -35,7 +39,7 @@ class Books:
 
     def coming(self) -> int:
         """Bytes that come back without anything more to be done."""
-        return sum(m.reserved for m in self._models.values() if m.state in LEAVING)
+        return sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
 
     def obtainable(self) -> int:
         """Bytes that would come back if all went that may go."""
@@ -43,17 +47,41 @@ class Books:
 
     def excess(self) -> int:
         """Bytes by which models that stay exceed the budget; 0 or less if they don't."""
-        return sum(m.reserved for m in self._models.values() if m.state not in LEAVING) - self._memory.budget
+        models = self._models.values()
+        return sum(_stays(m) if m.state in LEAVING else m.reserved for m in models) - self._memory.budget
 
-    def evictable(self) -> list[Resident]:
+    def evictable(self, park: bool) -> list[Resident]:
+        """park: those that can be parked give back only what that frees; else all go altogether."""
         return [
-            Resident(key, m.reserved, m.in_use, m.stale, m.ready_since, m.last_used)
+            _resident(key, m, m.reserved - (parked.device if park and (parked := self.parked(m)) else 0))
             for key, m in self._models.items()
-            if m.state is State.READY and not m.pinned
+            if m.state in (State.READY, State.PARKED) and not m.pinned
         ]
 
     def idle(self) -> list[Resident]:
-        return [resident for resident in self.evictable() if not resident.in_use]
+        """Those of them that nobody uses and whose going frees something, parked where they can be."""
+        return [r for r in self.evictable(park=True) if not r.in_use and r.size > 0]
+
+    def parked(self, model: Model) -> Taken | None:
+        """What the model will take once it is parked; None where it should not be."""
+        parked = None if model.state is State.PARKED or model.stale else self._memory.predict_parked(model.archive)
+        return parked if parked and parked.host <= self._memory.host_budget else None
+
+    def host_missing(self, need: int) -> int:
+        """Bytes short of `need` in host memory."""
+        return need - self._memory.host_budget + sum(m.host for m in self._models.values())
+
+    def host_coming(self) -> int:
+        """Bytes of host memory that come back without anything more to be done."""
+        return sum(m.host for m in self._models.values() if m.state is State.UNLOADING)
+
+    def idle_parked(self) -> list[Resident]:
+        """By what they hold of host memory."""
+        return [
+            _resident(key, m, m.host)
+            for key, m in self._models.items()
+            if m.state is State.PARKED and not m.in_use and not m.pinned
+        ]
 
     def largest(self) -> int:
         """Bytes that a model could get if all went that may go."""
@@ -67,6 +95,15 @@ class Books:
             f"{archive.name!r} needs {_mib(need)} and the budget is {_mib(budget)}{held}:"
             " raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
         )
+
+
+def _stays(model: Model) -> int:
+    """Bytes that a leaving model keeps on the device."""
+    return model.parking.device if model.parking else 0
+
+
+def _resident(key: str, model: Model, size: int) -> Resident:
+    return Resident(key, size, model.in_use, model.stale, model.ready_since, model.last_used)
 
 
 def _mib(size: int) -> str:

@@ -57,6 +57,14 @@ class Archive:
     def pending(self) -> bool:
         return self.file is not None and not self.version
 
+    def files(self) -> list[Path]:
+        """All files of its folder; of a pending one the file that it is packed in."""
+        return [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
+
+    def size(self) -> int:
+        """Bytes of these."""
+        return sum(file.stat().st_size for file in self.files())
+
     @property
     def engine_name(self) -> str:
         """Name and version as TorchServe can carry them in a URL, metrics and logs: [A-Za-z0-9_.-], 120 at most."""

@@ -1,14 +1,16 @@
-"""Loads and unloads while they run: the tasks, at most one per model, and how each ends."""
+"""Loads, parkings, wakings and unloads while they run: the tasks, at most one per model, and how each ends."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from serve.errors import ModelLoadFailed, PalimpsestError
 from serve.residency.catalog import Archive
-from serve.residency.model import Model, State
+from serve.residency.model import Model, State, Taken
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -22,27 +24,47 @@ class Engine(Protocol):
     async def unload(self, archive: Archive) -> None:
         """Returns once the worker is gone and the device reports its memory back, or after a bound."""
 
+    async def park(self, archive: Archive) -> Taken:
+        """Moves the weights to host memory; where that fails, the model can still be unloaded."""
+
+    async def wake(self, archive: Archive) -> Taken:
+        """Moves them back; the copy in host memory may stay. After OutOfMemory the model is parked as before."""
+
+
+class Ends(Protocol):
+    """Who is told how an effect ended: with a result or an error, after so many seconds."""
+
+    def on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None: ...
+
+    def on_parked(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None: ...
+
+    def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None: ...
+
+    def on_unloaded(self, model: Model, seconds: float) -> None: ...
+
 
 class Effects:
-    """on_loaded: told of the bytes taken or the error, and the seconds. on_unloaded: told of the seconds. on_end:
-    called after either, and after an effect that was cancelled."""
+    """on_end: called after any of them, and after one that was cancelled."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        on_loaded: Callable[[Model, int | PalimpsestError, float], None],
-        on_unloaded: Callable[[Model, float], None],
-        on_end: Callable[[], None],
-    ) -> None:
-        self._engine, self._on_loaded, self._on_unloaded, self._on_end = engine, on_loaded, on_unloaded, on_end
+    def __init__(self, engine: Engine, ends: Ends, on_end: Callable[[], None]) -> None:
+        self._engine, self._ends, self._on_end = engine, ends, on_end
         self._tasks: list[asyncio.Task[None]] = []
 
     def load(self, model: Model) -> None:
         model.to(State.LOADING)
-        self._start(model, self._load(model))
+        self._start(model, self._run(model, State.LOADING, "loaded", self._engine.load, self._ends.on_loaded))
+
+    def park(self, model: Model) -> None:
+        """The model is DRAINING until it is parked."""
+        self._start(model, self._run(model, State.DRAINING, "parked", self._engine.park, self._ends.on_parked))
+
+    def wake(self, model: Model) -> None:
+        model.to(State.LOADING)
+        self._start(model, self._run(model, State.LOADING, "woken", self._engine.wake, self._ends.on_woken))
 
     def unload(self, model: Model) -> None:
         model.to(State.UNLOADING)
+        model.parking = None
         self._start(model, self._unload(model))
 
     def cancel(self) -> list[asyncio.Task[None]]:
@@ -58,35 +80,43 @@ class Effects:
 
     def _end(self, model: Model, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
-        if model.effect is task:  # an unload may have begun in the moment in which the load ended
+        if model.effect is task:  # another may have begun in the moment in which this one ended
             model.effect = None
         if not task.cancelled() and (bug := task.exception()):
             logger.error("%s: residency failed", model.archive.name, exc_info=bug)
         self._on_end()
 
-    async def _load(self, model: Model) -> None:
+    async def _run(
+        self,
+        model: Model,
+        state: State,
+        done: str,
+        act: Callable[[Archive], Awaitable[Result]],
+        on_end: Callable[[Model, Result | PalimpsestError, float], None],
+    ) -> None:
+        """Where the state is no longer `state` at the end, engine or worker was lost meanwhile, and nobody is told."""
         began = _now()
-        outcome: int | PalimpsestError
-        try:
-            outcome = await self._engine.load(model.archive)
-        except PalimpsestError as error:
-            outcome = error
-        except Exception:
-            logger.exception("%s could not be loaded", model.archive.name)
-            outcome = ModelLoadFailed(f"{model.archive.name!r} cannot be loaded: an internal error, see the log")
-        if model.state is State.LOADING:  # else the engine was lost meanwhile
-            self._on_loaded(model, outcome, _now() - began)
+        outcome = await _outcome(model, done, act)
+        if model.state is state:
+            on_end(model, outcome, _now() - began)
 
     async def _unload(self, model: Model) -> None:
         began = _now()
-        try:
-            await self._engine.unload(model.archive)
-        except PalimpsestError as error:
-            logger.error("%s could not be unloaded cleanly: %s", model.archive.name, error.message)
-        except Exception:
-            logger.exception("%s could not be unloaded cleanly", model.archive.name)
+        outcome = await _outcome(model, "unloaded", self._engine.unload)
+        if outcome is not None:
+            logger.error("%s could not be unloaded cleanly: %s", model.archive.name, outcome.message)
         if model.state is State.UNLOADING:
-            self._on_unloaded(model, _now() - began)
+            self._ends.on_unloaded(model, _now() - began)
+
+
+async def _outcome(model: Model, done: str, act: Callable[[Archive], Awaitable[Result]]) -> Result | PalimpsestError:
+    try:
+        return await act(model.archive)
+    except PalimpsestError as error:
+        return error
+    except Exception:
+        logger.exception("%s could not be %s", model.archive.name, done)
+        return ModelLoadFailed(f"{model.archive.name!r} could not be {done}: an internal error, see the log")
 
 
 def _now() -> float:

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much each model takes: NVML on a GPU, proportional set size on a CPU-only machine.
+"""How much memory there is, and how much each model takes: NVML on a GPU, private memory on a CPU-only machine.
 
 All sizes are bytes.
 """
@@ -6,7 +6,7 @@ All sizes are bytes.
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ import pynvml
 import yaml
 
 from serve.residency.catalog import Archive
+from serve.residency.kept import keep
+from serve.residency.model import Taken
 
 # Of a model that was never measured and names no size: what a worker takes beside its weights.
 _UNKNOWN_OVERHEAD = 600 << 20
@@ -27,6 +29,7 @@ class Device(Protocol):
     name: str
     total: int
     frees_late: bool  # whether memory comes back only some time after its process has ended
+    parked_worker: int  # bytes that a worker keeps whose weights are parked, until they are measured
 
     def free(self) -> int:
         """Bytes that the device reports as free."""
@@ -39,6 +42,7 @@ class CudaDevice:
     """One GPU, seen through NVML, which makes no CUDA context."""
 
     frees_late = True
+    parked_worker = 500 << 20  # the CUDA context
 
     def __init__(self, index: int) -> None:
         pynvml.nvmlInit()
@@ -62,6 +66,7 @@ class HostDevice:
 
     name = "CPU"
     frees_late = False
+    parked_worker = 100 << 20  # what Python and torch made their own since the fork
 
     def __init__(self) -> None:
         self.total = psutil.virtual_memory().total
@@ -70,13 +75,17 @@ class HostDevice:
         return int(psutil.virtual_memory().available)
 
     def used_by(self, pid: int) -> int | None:
-        """The proportional set size: a page shared by n processes counts as 1/n of a page."""
+        """The pages that it alone holds, mapped weights included.
+
+        Not the proportional set size: of what workers share with the zygote each takes less with every further worker
+        (240 MiB for the first empty one, 94 for the fifth), and a footprint would depend on who else was there.
+        """
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             return None
-        pss = next((line.split()[1] for line in lines if line.startswith("Pss:")), None)
-        return int(pss) * 1024 if pss else None
+        private = [int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:"))]
+        return sum(private) * 1024 if private else None
 
 
 def find_device() -> Device:
@@ -97,34 +106,38 @@ def has_cuda_gpu() -> bool:
 
 
 def parse_budget(text: str, total: int) -> int:
-    """ "8000" (MiB) or "92%" (of the device) in bytes; ValueError for anything else."""
+    """ "8000" (MiB) or "92%" (of `total`) in bytes; ValueError for anything else."""
     share = text.endswith("%")
     number = float(text.removesuffix("%"))
-    if not 0 < number <= (100 if share else float("inf")):
+    if not 0 <= number <= (100 if share else float("inf")):
         raise ValueError("must be a number of MiB, or a percentage such as 92%")
     return int(total * number / 100) if share else int(number * 2**20)
 
 
 @dataclass
 class Footprint:
-    """load: what the model took when it was ready. peak: the most it was seen to take since."""
+    """load: what the model took when it was first ready. peak: the most it was seen to take since. parked, host: what
+    it took on the device and in host memory when it was parked; 0 where it never was.
+    """
 
     load: int
     peak: int
+    parked: int = 0
+    host: int = 0
 
 
 class Memory:
-    """The budget, the device and the footprints, which are kept in `file` between runs.
+    """The budgets of device and host, the device and the footprints, which are kept in `file` between runs.
 
     A footprint belongs to one version of an archive; a replaced one is measured anew.
     """
 
     MAX_ENTRIES = 2000
 
-    def __init__(self, device: Device, budget: int, file: Path) -> None:
-        self.device, self.budget, self._file = device, budget, file
+    def __init__(self, device: Device, budget: int, file: Path, host_budget: int = 0) -> None:
+        self.device, self.budget, self.host_budget, self._file = device, budget, host_budget, file
         self._footprints = _read(file)
-        self._seeds: dict[str, int] = {}
+        self._seeds: dict[str, _Seed] = {}
 
     def free(self) -> int:
         return self.device.free()
@@ -132,57 +145,82 @@ class Memory:
     def predict(self, archive: Archive) -> int:
         """What was measured; else `handler.memory_mib` of its model-config.yaml; else its weights and a margin."""
         known = self._footprints.get(archive.engine_name)
-        if known:
-            return known.peak
-        # The scheduler asks at every decision: the disk is read once.
-        if archive.engine_name not in self._seeds:
-            seed = _seed(archive.path) or _weights_size(archive.path) + _UNKNOWN_OVERHEAD
-            self._seeds = {archive.engine_name: seed, **dict(islice(self._seeds.items(), self.MAX_ENTRIES))}
-        return self._seeds[archive.engine_name]
+        return known.peak if known else self._seed(archive).load
+
+    def predict_parked(self, archive: Archive) -> Taken | None:
+        """What was measured, else a guess; None where its handler takes no commands, or parking would free nothing."""
+        seed = self._seed(archive)
+        known = self._footprints.get(archive.engine_name) or Footprint(seed.load, seed.load)
+        parked = Taken(known.parked or self.device.parked_worker, known.host or seed.weights)
+        return parked if seed.takes_commands and parked.device < known.peak else None
+
+    def takes_commands(self, archive: Archive) -> bool:
+        """Whether the archive says that its handler knows the commands of handlers/base.py."""
+        return self._seed(archive).takes_commands
 
     def footprint(self, archive: Archive) -> Footprint | None:
         return self._footprints.get(archive.engine_name)
 
-    def measure(self, archive: Archive, pid: int, loaded: bool = False, fallback: int = 0) -> int:
-        """Looks at a worker and returns its peak so far; loaded: it has just become ready.
+    def measure(self, archive: Archive, pid: int, fallback: int = 0) -> int:
+        """Looks at a worker and returns its peak so far. The first look is when its model has just been loaded.
 
         fallback: what to take where the device does not tell processes apart.
         """
         used = self.device.used_by(pid) or fallback or self.predict(archive)
-        known = self._footprints.get(archive.engine_name)
-        if loaded or known is None:
-            self._footprints[archive.engine_name] = Footprint(used, max(used, known.peak if known else 0))
+        footprint = self._footprints.setdefault(archive.engine_name, Footprint(used, 0))
+        if used > footprint.peak:
+            footprint.peak = used
             self._write()
-        elif used > known.peak:
-            known.peak = used
-            self._write()
-        return self._footprints[archive.engine_name].peak
+        return footprint.peak
+
+    def measure_parked(self, archive: Archive, pid: int, host: int) -> Taken:
+        """Looks at a worker that has just been parked. host: what it says it holds in host memory.
+
+        On a CPU-only machine it holds nothing: the weights are in the page cache, which counts as much.
+        """
+        load = self.predict(archive)
+        footprint = self._footprints.setdefault(archive.engine_name, Footprint(load, load))
+        footprint.parked = self.device.used_by(pid) or self.device.parked_worker
+        footprint.host = host or self._seed(archive).weights
+        self._write()
+        return Taken(footprint.parked, footprint.host)
+
+    def _seed(self, archive: Archive) -> "_Seed":
+        """The scheduler asks at every decision: the disk is read once."""
+        if archive.engine_name not in self._seeds:
+            seed = _read_seed(archive)
+            self._seeds = {archive.engine_name: seed, **dict(islice(self._seeds.items(), self.MAX_ENTRIES))}
+        return self._seeds[archive.engine_name]
 
     def _write(self) -> None:
         while len(self._footprints) > self.MAX_ENTRIES:
             del self._footprints[next(iter(self._footprints))]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        new = self._file.with_suffix(".new")
-        # A full disk costs only what was learned.
-        with contextlib.suppress(OSError):
-            new.write_text(json.dumps({name: [f.load, f.peak] for name, f in self._footprints.items()}))
-            new.replace(self._file)
+        keep(self._file, {name: astuple(footprint) for name, footprint in self._footprints.items()})
 
 
 def _read(file: Path) -> dict[str, Footprint]:
     try:
-        return {name: Footprint(int(load), int(peak)) for name, (load, peak) in json.loads(file.read_text()).items()}
+        return {name: Footprint(*map(int, sizes)) for name, sizes in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _seed(path: Path) -> int:
-    try:
-        config: Any = yaml.safe_load((path / "model-config.yaml").read_text())
-        return int(config["handler"]["memory_mib"]) * 2**20
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return 0
+@dataclass(frozen=True)
+class _Seed:
+    """What an archive itself says: bytes that it takes, bytes of its files, whether its handler takes commands."""
+
+    load: int
+    weights: int
+    takes_commands: bool
 
 
-def _weights_size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _read_seed(archive: Archive) -> _Seed:
+    config: Any = {}
+    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+        config = yaml.safe_load((archive.path / "model-config.yaml").read_text())["handler"]
+    size = archive.size()
+    load = 0
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        load = int(config["memory_mib"]) * 2**20
+    commands = isinstance(config, dict) and config.get("commands") is True
+    return _Seed(load or size + _UNKNOWN_OVERHEAD, size, commands)

@@ -1,11 +1,13 @@
 """One model's state and its queue.
 
     ABSENT ──► LOADING ──► READY ──► DRAINING ──► UNLOADING ──► ABSENT
-       ▲          │          │                        ▲
-       │          ▼          └────── worker lost ─────┘
-       └─────── FAILED ──► LOADING (the next request after a pause)
+       ▲        │   ▲        │          │             ▲
+       │        │   └────────┼─ PARKED ◄┘             │
+       │        ▼            │     └──────────────────┤
+       └───── FAILED         └────── worker lost ─────┘
 
-From everywhere in memory to ABSENT: the engine was lost, and all workers with it.
+FAILED ──► LOADING: the next request after a pause. PARKED ──► LOADING: waking; back to PARKED where the device has no
+room, to UNLOADING where it fails. From everywhere in memory to ABSENT: the engine was lost, and all workers with it.
 """
 
 import asyncio
@@ -28,18 +30,27 @@ class State(Enum):
 
 
 # Tuples: to find an Enum member in a set takes several times as long.
+_OUT = (State.ABSENT, State.FAILED, State.PARKED)
 LEAVING = (State.DRAINING, State.UNLOADING)
 IN_MEMORY = (State.LOADING, State.READY, State.PARKED, *LEAVING)
 
 _TRANSITIONS = {
     State.ABSENT: {State.LOADING},
-    State.LOADING: {State.READY, State.FAILED, State.ABSENT},
-    State.READY: {State.PARKED, State.DRAINING, State.UNLOADING, State.ABSENT},
+    State.LOADING: {State.READY, State.FAILED, State.ABSENT, State.PARKED, State.UNLOADING},
+    State.READY: {State.DRAINING, State.UNLOADING, State.ABSENT},
     State.PARKED: {State.LOADING, State.UNLOADING, State.ABSENT},
-    State.DRAINING: {State.UNLOADING, State.ABSENT},
+    State.DRAINING: {State.PARKED, State.UNLOADING, State.ABSENT},
     State.UNLOADING: {State.ABSENT},
     State.FAILED: {State.LOADING, State.ABSENT},
 }
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a model takes, in bytes. device: when parked, a CUDA context above all. host: the copy of its weights."""
+
+    device: int
+    host: int
 
 
 @dataclass(eq=False)
@@ -59,10 +70,12 @@ class Waiter:
 class Model:
     """One version of one archive. Times are the event loop's seconds.
 
-    reserved: bytes held for it, from the start of its load until its unload is done. stale: a newer version was asked
-    for. unwanted: why it is to leave as soon as it can. squeezed: the device had less room for it than the books said.
-    effect: the load or unload that runs. leaving: resolved when its memory is back. evicted_at: when it last had to go.
-    error: of the last load. hits: requests that found it ready.
+    reserved: bytes held for it on the device, from the start of its load until its unload is done. host: bytes held
+    for it in host memory, from the start of its parking. parking: what it takes, or will take, when it is parked;
+    None where it is not and won't be. stale: a newer version was asked for. unwanted: why it is to leave as soon as
+    it can. squeezed: the device had less room for it than the books said. effect: what runs to load, park, wake or
+    unload it. leaving: resolved when its memory is back. evicted_at: when it last had to go. error: of the last load.
+    hits: requests that found it ready.
     """
 
     archive: Archive
@@ -70,6 +83,8 @@ class Model:
     leases: int = 0
     waiters: deque[Waiter] = field(default_factory=deque)
     reserved: int = 0
+    host: int = 0
+    parking: Taken | None = None
     pinned: bool = False
     stale: bool = False
     unwanted: str = ""
@@ -82,6 +97,7 @@ class Model:
     failed_at: float = 0.0
     error: PalimpsestError | None = None
     loads: int = 0
+    wakes: int = 0
     failures: int = 0
     hits: int = 0
     requests: int = 0
@@ -99,7 +115,7 @@ class Model:
     @property
     def waits_for_place(self) -> bool:
         """Requests wait and nothing is under way for them; a load that is being cancelled must end first."""
-        return bool(self.waiters) and self.state not in IN_MEMORY and self.effect is None
+        return bool(self.waiters) and self.state in _OUT and self.effect is None
 
     @property
     def in_line_since(self) -> float:
@@ -116,7 +132,8 @@ class Model:
     def leave_memory(self, state: State = State.ABSENT) -> None:
         """Its worker is gone and its bytes are back."""
         self.to(state)
-        self.reserved, self.unwanted, self.squeezed = 0, "", False
+        self.reserved, self.host, self.parking = 0, 0, None
+        self.unwanted, self.squeezed = "", False
         for future in self.leaving:
             if not future.done():
                 future.set_result(None)

@@ -1,17 +1,21 @@
-"""Who gets a place in memory and who gives one up: starts loads and unloads, and takes note of how they end.
+"""Who gets a place in memory and who gives one up: starts loads, wakings, parkings and unloads, and takes note of how
+they end.
 
-Three modules help: books (sums of bytes), policy (who must go), effects (loads and unloads that run).
+Three modules help: books (sums of bytes), policy (who must go), effects (what runs).
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from serve.errors import OutOfMemory, PalimpsestError
 from serve.residency.books import Books, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.limits import Limits
-from serve.residency.model import IN_MEMORY, Model, State
+from serve.residency.model import IN_MEMORY, Model, State, Taken
 from serve.residency.policy import Resident, choose_victims
+
+logger = logging.getLogger(__name__)
 
 # While a model waits for a place, look again after so many seconds: the minimum stay of others passes, and memory that
 # strangers hold comes back, without anyone telling.
@@ -19,7 +23,7 @@ _LOOK_AGAIN = 0.5
 
 
 class Places:
-    """models: all of them, as they change. on_change: called when a load or unload has ended."""
+    """models: all of them, as they change. on_change: called when a load, waking, parking or unload has ended."""
 
     def __init__(
         self,
@@ -32,15 +36,15 @@ class Places:
     ) -> None:
         self._memory, self._limits, self._models, self._on_event = memory, limits, models, on_event
         self._books = Books(memory, models)
-        self._effects = Effects(engine, self._on_loaded, self._on_unloaded, on_change)
+        self._effects = Effects(engine, self, on_change)
 
     def clear(self, active: Sequence[Model]) -> None:
         """Models leave that have a reason of their own to."""
         for model in active:
-            if model.state is State.READY and (reason := self._reason_to_leave(model)):
-                self._drain(model, reason)
-            elif model.state is State.DRAINING and not model.leases:
-                self._effects.unload(model)
+            if model.state in (State.READY, State.PARKED) and (reason := self._reason_to_leave(model)):
+                self._drain(model, reason, None)
+            elif model.state is State.DRAINING:
+                self._leave(model)
         self._shrink_to_budget()
 
     def fill(self, active: Sequence[Model]) -> None:
@@ -70,14 +74,14 @@ class Places:
         if self._free_slots(active) > 0 and any(m.waits_for_place for m in active):
             due.append(_now() + _LOOK_AGAIN)
         if self._limits.keep_alive is not None:
-            idle = (m for m in active if m.state is State.READY and not m.in_use and not m.pinned)
+            idle = (m for m in active if m.state in (State.READY, State.PARKED) and not m.in_use and not m.pinned)
             due += [m.last_used + self._limits.keep_alive for m in idle]
         return min(due, default=None)
 
     def lose_worker(self, model: Model) -> None:
         """The model's worker is gone: what is left of it is cleared away, though leases may not have ended yet."""
-        if model.state is State.LOADING:
-            model.unwanted = "worker lost"  # it died between its last word and our hearing it
+        if model.state is State.LOADING or (model.state is State.DRAINING and model.effect):
+            model.unwanted = "worker lost"  # what runs hears of it, too, or ended in this very moment
         elif model.state in (State.READY, State.PARKED, State.DRAINING):
             self._on_event("evicted: worker lost", model, 0.0)
             self._effects.unload(model)
@@ -109,50 +113,107 @@ class Places:
         return self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
 
     def _serve_first(self, model: Model) -> bool:
-        """Loads the model or makes room for it; False where those behind it have to wait, too."""
+        """Loads or wakes the model, or makes room for it; False where those behind it have to wait, too."""
         need, coming = self._memory.predict(model.archive), self._books.coming()
-        missing = self._books.missing(need)
+        missing = self._books.missing(need - model.reserved)
         if missing <= 0 and not (model.squeezed and coming):
             model.reserved = need
-            self._effects.load(model)
+            (self._effects.wake if model.state is State.PARKED else self._effects.load)(model)
             return True
-        evictable = self._books.evictable()
-        self._evict(choose_victims(missing - coming, evictable, _now(), self._limits.minimum_stay), "memory")
+        self._make_room(model, missing - coming)
         # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
         return missing > self._books.obtainable()
+
+    def _make_room(self, model: Model, need: int) -> None:
+        """Others are parked; where that is not enough, they are unloaded."""
+        for park in (True, False):
+            others = [r for r in self._books.evictable(park) if r.key != model.archive.engine_name]
+            victims = choose_victims(need, others, _now(), self._limits.minimum_stay)
+            if victims is not None:
+                self._evict(victims, "memory", park)
+                return
 
     def _shrink_to_budget(self) -> None:
         """A model may turn out larger than predicted; idle ones then make up for it."""
         excess = self._books.excess()
         if excess > 0:
             idle = self._books.idle()
-            self._evict(choose_victims(min(excess, sum(r.size for r in idle)), idle, _now(), 0), "memory")
+            self._evict(choose_victims(min(excess, sum(r.size for r in idle)), idle, _now(), 0), "memory", park=True)
 
-    def _evict(self, victims: list[Resident] | None, reason: str) -> None:
+    def _evict(self, victims: list[Resident] | None, reason: str, park: bool) -> None:
         for victim in victims or []:
-            self._drain(self._models[victim.key], reason)
+            model = self._models[victim.key]
+            self._drain(model, reason, self._books.parked(model) if park else None)
 
-    def _drain(self, model: Model, reason: str) -> None:
+    def _drain(self, model: Model, reason: str, parking: Taken | None) -> None:
         """Admits nothing new; what runs finishes first."""
-        model.to(State.DRAINING)
         model.evicted_at = _now()
         self._on_event(f"evicted: {reason}", model, 0.0)
-        if not model.leases:
+        if model.state is State.PARKED:
+            self._effects.unload(model)
+            return
+        model.to(State.DRAINING)
+        model.parking = parking
+        self._leave(model)
+
+    def _leave(self, model: Model) -> None:
+        """Once nothing runs in it any more: to host memory if that is where it goes and there is room, else away."""
+        if model.leases or model.effect:
+            return
+        if model.unwanted or model.stale:
+            model.parking = None
+        if model.parking is None:
+            self._effects.unload(model)
+        elif self._has_host_room(model.parking.host - model.host):
+            model.host = model.parking.host
+            self._effects.park(model)
+        elif not self._books.host_coming():
             self._effects.unload(model)
 
-    # Ends of loads and unloads
+    def _has_host_room(self, need: int) -> bool:
+        """Where there is none yet, parked models leave for it, those unused longest first."""
+        missing = self._books.host_missing(need)
+        if missing > 0:
+            victims = choose_victims(missing - self._books.host_coming(), self._books.idle_parked(), _now(), 0)
+            self._evict(victims, "host memory", park=False)
+        return missing <= 0
 
-    def _on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None:
+    # Ends of effects
+
+    def on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None:
         if isinstance(outcome, OutOfMemory):
-            self._on_load_out_of_memory(model)
+            self._on_out_of_memory(model)
         elif isinstance(outcome, PalimpsestError):
             self._on_load_failed(model, outcome)
         else:
-            model.to(State.READY)
-            model.reserved, model.error = outcome, None
             model.loads += 1
-            model.ready_since = model.last_used = _now()
-            self._on_event("loaded", model, seconds)
+            model.error = None
+            self._on_ready(model, "loaded", Taken(outcome, 0), seconds)
+
+    def on_parked(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
+        if isinstance(outcome, PalimpsestError):
+            logger.warning("%s is unloaded, for it could not be parked: %s", model.archive.name, outcome.message)
+            self._effects.unload(model)
+        else:
+            model.to(State.PARKED)
+            model.parking, model.reserved, model.host = outcome, outcome.device, outcome.host
+            self._on_event("parked", model, seconds)
+
+    def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
+        if isinstance(outcome, OutOfMemory):
+            self._on_out_of_memory(model)
+        elif isinstance(outcome, PalimpsestError):
+            logger.warning("%s is loaded anew, for it could not be woken: %s", model.archive.name, outcome.message)
+            self._effects.unload(model)
+        else:
+            model.wakes += 1
+            self._on_ready(model, "woken", outcome, seconds)
+
+    def _on_ready(self, model: Model, event: str, taken: Taken, seconds: float) -> None:
+        model.to(State.READY)
+        model.parking, model.reserved, model.host = None, taken.device, taken.host
+        model.ready_since = model.last_used = _now()
+        self._on_event(event, model, seconds)
 
     def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:
         model.leave_memory(State.FAILED)
@@ -161,28 +222,35 @@ class Places:
         model.fail_waiters(error)
         self._on_event("load failed", model, 0.0)
 
-    def _on_load_out_of_memory(self, model: Model) -> None:
+    def _on_out_of_memory(self, model: Model) -> None:
         """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
         self._on_event("load out of memory", model, 0.0)
         idle = self._books.idle()
-        if not idle and not self._books.coming():
-            self._on_load_failed(model, _nothing_left(model))
-            return
-        model.leave_memory()
-        if model.waiters:
+        hopeless = not idle and not self._books.coming()
+        if model.parking:
+            model.to(State.PARKED)
+            model.reserved = model.parking.device
+        elif not hopeless:
+            model.leave_memory()
+        if hopeless:
+            self._on_hopeless(model)
+        elif model.waiters:
             model.squeezed = True
-            self._evict(choose_victims(1, idle, _now(), 0), "out of memory")
+            self._evict(choose_victims(1, idle, _now(), 0), "out of memory", park=True)
 
-    def _on_unloaded(self, model: Model, seconds: float) -> None:
+    def _on_hopeless(self, model: Model) -> None:
+        error = OutOfMemory(
+            f"the device has no room for {model.archive.name!r}, and nothing idle is left to unload: try again later"
+        )
+        if model.state is State.PARKED:
+            model.fail_waiters(error)
+        else:
+            self._on_load_failed(model, error)
+
+    def on_unloaded(self, model: Model, seconds: float) -> None:
         model.leave_memory()
         self._on_event("unloaded", model, seconds)
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _nothing_left(model: Model) -> OutOfMemory:
-    return OutOfMemory(
-        f"the device has no room for {model.archive.name!r}, and nothing idle is left to unload: try again later"
-    )

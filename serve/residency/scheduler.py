@@ -97,10 +97,6 @@ class Scheduler:
         """Every model that was asked for since the start, for status pages and metrics; read only."""
         return list(self._models.values())
 
-    def resident(self, name: str) -> bool:
-        """Whether a version of the model is ready to serve."""
-        return any(m.archive.name == name and m.state is State.READY for m in self._models.values())
-
     # What the supervisor calls
 
     def on_worker_lost(self, engine_name: str) -> None:

@@ -7,16 +7,20 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+from serve.engine.prediction import Prediction
 from serve.engine.torchserve import Answer, TorchServe
-from serve.errors import EngineUnavailable, OutOfMemory, WorkerDied
+from serve.errors import DeadlineExceeded, EngineUnavailable, OutOfMemory, PalimpsestError, WorkerDied
 from serve.residency.catalog import Archive
 from serve.residency.memory import Memory
+from serve.residency.model import Taken
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +40,27 @@ class EngineHost(Protocol):
 
 @dataclass(eq=False)
 class Worker:
-    """A worker process. died: set as soon as it has ended."""
+    """A worker process. died: done as soon as it has ended. report: asks it for the phases of its start."""
 
     pid: int
     descriptor: int
-    died: asyncio.Event = field(default_factory=asyncio.Event)
+    died: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     look_again: float = 0.0
+    report: asyncio.Task[None] | None = None
 
 
 class Workers:
-    """Loads, unloads and asks models. on_lost, on_footprint: the scheduler's, set once both exist."""
+    """Loads, parks, wakes, unloads and asks models. on_lost, on_footprint: the scheduler's, set once both exist.
+    on_phases: told of the seconds of each phase of a load.
+    """
 
     on_lost: Callable[[str], None]
     on_footprint: Callable[[str, int], None]
+    on_phases: Callable[[Archive, dict[str, float]], None]
 
-    def __init__(self, host: EngineHost, memory: Memory) -> None:
-        self._host, self._memory = host, memory
+    def __init__(self, host: EngineHost, memory: Memory, predict_timeout: float) -> None:
+        """predict_timeout: seconds that an answer may take."""
+        self._host, self._memory, self._predict_timeout = host, memory, predict_timeout
         self._workers: dict[str, Worker] = {}
 
     async def load(self, archive: Archive) -> int:
@@ -59,10 +68,11 @@ class Workers:
         free_before = self._memory.free()
         await self._host.engine.register(archive.engine_name, archive.path)
         pid = self._host.worker_pid(archive.path)
-        if pid is None or not self._watch(archive, pid):
+        if pid is None or not self._watch(archive, pid) or self._memory.footprint(archive):
+            # A footprint that is known is looked at again beside the first answer.
             return self._memory.predict(archive)
         taken = max(0, free_before - self._memory.free())
-        return await asyncio.to_thread(self._memory.measure, archive, pid, True, taken)
+        return await asyncio.to_thread(self._memory.measure, archive, pid, taken)
 
     async def unload(self, archive: Archive) -> None:
         """Returns once the worker is gone and its memory is back, or after a bound."""
@@ -75,52 +85,99 @@ class Workers:
                 await self._until_gone(worker, free_before, self._memory.predict(archive))
                 self._close(worker)
 
-    async def predict(self, archive: Archive, headers: dict[str, str], body: bytes) -> Answer:
-        """Asks a loaded model. Raises WorkerDied as soon as its process ends or stops, else as TorchServe.predict."""
+    def prediction(self, headers: dict[str, str], length: int | None, job: str = "") -> Prediction:
+        """A request yet to be fed. length: of its body in bytes, if known beforehand. job: for its progress."""
+
+        async def send(model: str, body: AsyncIterator[bytes]) -> Answer:
+            return await self._host.engine.predict(model, headers, length, body, job)
+
+        return Prediction(send)
+
+    async def finish(self, archive: Archive, prediction: Prediction) -> Answer:
+        """Asks a loaded model. Raises WorkerDied as soon as its process ends or stops, DeadlineExceeded, or as
+        Prediction.finish.
+        """
+        answer = await self._answer(archive, prediction.finish(archive.engine_name))
+        if worker := self._workers.get(archive.engine_name):
+            self._learn(archive, worker)
+            if worker.report is None and self._memory.takes_commands(archive):
+                # Not before the first answer: whoever waited for the load waits for that.
+                worker.report = asyncio.create_task(self._report_phases(archive))
+        return answer
+
+    async def park(self, archive: Archive) -> Taken:
+        """Moves the model's weights to host memory. Raises as TorchServe.command, or WorkerDied."""
+        status = await self._command(archive, "park")
+        pid = self._pid(archive)
+        return await asyncio.to_thread(self._memory.measure_parked, archive, pid, int(status["host_bytes"]))
+
+    async def wake(self, archive: Archive) -> Taken:
+        """Moves them back. Raises as park."""
+        status = await self._command(archive, "wake")
+        device = await asyncio.to_thread(self._memory.measure, archive, self._pid(archive))
+        return Taken(device, int(status["host_bytes"]))
+
+    def _pid(self, archive: Archive) -> int:
+        """Of the model's worker; WorkerDied where it is gone."""
         worker = self._workers.get(archive.engine_name)
-        request = asyncio.create_task(self._host.engine.predict(archive.engine_name, headers, body))
+        if worker is None:
+            raise _died(archive)
+        return worker.pid
+
+    async def _report_phases(self, archive: Archive) -> None:
         try:
-            answer = await (request if worker is None else self._unless_it_dies(worker, request, archive))
+            status = await self._command(archive, "status")
+        except PalimpsestError as error:
+            logger.info("%s does not say how it was loaded: %s", archive.name, error.message)
+        else:
+            self.on_phases(archive, status["phases"])
+
+    async def _command(self, archive: Archive, command: str) -> dict[str, Any]:
+        request = asyncio.create_task(self._host.engine.command(archive.engine_name, command))
+        try:
+            return await self._answer(archive, request)
+        finally:
+            request.cancel()
+
+    async def _answer(self, archive: Archive, request: asyncio.Task[T]) -> T:
+        worker = self._workers.get(archive.engine_name)
+        try:
+            async with asyncio.timeout(self._predict_timeout):
+                return await (request if worker is None else self._unless_it_dies(worker, request, archive))
+        except TimeoutError:
+            late = f"{archive.name!r} did not answer within {self._predict_timeout:g} s (PALIMPSEST_PREDICT_TIMEOUT)"
+            raise DeadlineExceeded(late) from None
         except (EngineUnavailable, OutOfMemory):
             # TorchServe calls a worker that was killed out of memory.
             if worker is not None and await self._ends_soon(worker):
                 raise _died(archive) from None
             raise
-        finally:
-            request.cancel()
-        if worker is not None:
-            self._learn(archive, worker)
-        return answer
 
     def forget(self) -> None:
         """TorchServe is gone and its workers with it."""
         for worker in self._workers.values():
-            worker.died.set()
+            _mark_dead(worker)
             self._close(worker)
         self._workers.clear()
 
-    async def _unless_it_dies(self, worker: Worker, request: asyncio.Task[Answer], archive: Archive) -> Answer:
-        died = asyncio.create_task(worker.died.wait())
+    async def _unless_it_dies(self, worker: Worker, request: asyncio.Task[T], archive: Archive) -> T:
         stopped_before = False
-        try:
-            while not request.done() and not died.done():
-                await asyncio.wait({request, died}, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
-                stopped = _is_stopped(worker.pid)
-                if stopped and stopped_before:
-                    logger.error("the worker of %s is stopped: killing it", archive.name)
-                    _kill(worker.pid)
-                stopped_before = stopped
-        finally:
-            died.cancel()
+        either: set[asyncio.Future[Any]] = {request, worker.died}
+        while not request.done() and not worker.died.done():
+            ended, _ = await asyncio.wait(either, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+            stopped = not ended and _is_stopped(worker.pid)
+            if stopped and stopped_before:
+                logger.error("the worker of %s is stopped: killing it", archive.name)
+                _kill(worker.pid)
+            stopped_before = stopped
         if not request.done():
             raise _died(archive)
         return request.result()
 
     async def _ends_soon(self, worker: Worker) -> bool:
         """TorchServe's error can arrive a moment before the kernel's news of the same death."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(worker.died.wait(), POLL)
-        return worker.died.is_set()
+        await asyncio.wait({worker.died}, timeout=POLL)
+        return worker.died.done()
 
     def _learn(self, archive: Archive, worker: Worker) -> None:
         """Looks at the worker's memory once in a while, beside the answer: it takes milliseconds for a large one."""
@@ -142,22 +199,22 @@ class Workers:
 
     def _on_death(self, archive: Archive, worker: Worker) -> None:
         self._close(worker)
-        worker.died.set()
+        _mark_dead(worker)
         if self._workers.get(archive.engine_name) is worker:
             logger.error("the worker of %s ended", archive.name)
             self.on_lost(archive.engine_name)
 
     def _close(self, worker: Worker) -> None:
+        if worker.report is not None:
+            worker.report.cancel()
         if worker.descriptor >= 0:
             asyncio.get_running_loop().remove_reader(worker.descriptor)
             os.close(worker.descriptor)
             worker.descriptor = -1
 
     async def _until_gone(self, worker: Worker, free_before: int, size: int) -> None:
-        if not worker.died.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(worker.died.wait(), MEMORY_BACK)
-        if not worker.died.is_set():
+        await asyncio.wait({worker.died}, timeout=MEMORY_BACK)
+        if not worker.died.done():
             _kill(worker.pid)
         if self._memory.device.frees_late:
             await self._until_free(free_before + size * 3 // 4)
@@ -170,6 +227,11 @@ class Workers:
                 logger.warning("the device does not report the memory of an unloaded model back")
                 return
             await asyncio.sleep(0.05)
+
+
+def _mark_dead(worker: Worker) -> None:
+    if not worker.died.done():
+        worker.died.set_result(None)
 
 
 def _died(archive: Archive) -> WorkerDied:

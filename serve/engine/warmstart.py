@@ -1,0 +1,116 @@
+"""Keeps the zygote running beside one TorchServe, and counts the workers that had to start without it."""
+
+import asyncio
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from serve.engine import launcher, zygote
+from serve.engine.processes import die_with_parent, reap_session
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a launcher waits for its fork: an import from a cold disk, and well within TorchServe's two minutes.
+PATIENCE = 45.0
+MAX_BACKOFF = 60.0
+
+
+class WarmStarts:
+    """The zygote of the running TorchServe. slow_starts, zygote_restarts: since the server started."""
+
+    def __init__(self, libraries: Sequence[str] = zygote.LIBRARIES, patience: float = PATIENCE) -> None:
+        self._libraries, self._patience = libraries, patience
+        self._reports: socket.socket | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self.zygote: asyncio.subprocess.Process | None = None
+        self.ready = asyncio.Event()
+        self.slow_starts = 0
+        self.zygote_restarts = 0
+
+    def start(self, home: Path, environment: Mapping[str, str], log: Path) -> str:
+        """Starts the zygote, without waiting for it, and returns what TorchServe is to take for its Python.
+
+        home: an empty folder, for the sockets and the launcher. environment: that of TorchServe. log: for its output.
+        """
+        python = self._write_launcher(home)
+        if not os.access(python, os.X_OK):
+            logger.warning("programs in %s may not be executed: every worker starts slowly", home)
+            return sys.executable
+        self._reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._reports.setblocking(False)
+        self._reports.bind(str(home / "starts"))
+        asyncio.get_running_loop().add_reader(self._reports, self._read_report, self._reports)
+        command = [sys.executable, zygote.__file__, str(home / "zygote"), str(home / "starts"), *self._libraries]
+        self._runner = asyncio.create_task(self._keep_running(command, home, environment, log))
+        return str(python)
+
+    async def stop(self) -> None:
+        """Ends the zygote. Its workers live on until their launchers end."""
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+            self._runner = None
+        if self.zygote is not None:
+            with suppress(ProcessLookupError):
+                self.zygote.kill()
+            await self.zygote.wait()
+            reap_session(self.zygote.pid)
+            self.zygote = None
+        if self._reports is not None:
+            asyncio.get_running_loop().remove_reader(self._reports)
+            self._reports.close()
+            self._reports = None
+        self.ready.clear()
+
+    async def _keep_running(
+        self, command: Sequence[str], home: Path, environment: Mapping[str, str], log: Path
+    ) -> None:
+        backoff = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            with log.open("ab") as output:
+                self.zygote = await asyncio.create_subprocess_exec(
+                    *command,
+                    cwd=home,
+                    env=environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    # Its id is how the workers are known when the zygote is gone.
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+            code = await self.zygote.wait()
+            self.ready.clear()
+            reap_session(self.zygote.pid)
+            logger.error("the zygote ended with code %d: workers start slowly until it is back; see %s", code, log)
+            backoff = 0.0 if loop.time() - began > MAX_BACKOFF else backoff
+            await asyncio.sleep(backoff)
+            backoff = min(MAX_BACKOFF, 2 * backoff + 1)
+            self.zygote_restarts += 1
+
+    def _write_launcher(self, home: Path) -> Path:
+        """One file, as TorchServe wants it; for a shell, as the path in a #! line must be short and have no blanks."""
+        file = home / "python"
+        python = [sys.executable, "-ISB", launcher.__file__, str(home / "zygote"), str(home / "starts")]
+        file.write_text(f'#!/bin/sh\nexec {shlex.join([*python, str(self._patience), sys.executable])} "$@"\n')
+        file.chmod(0o700)
+        return file
+
+    def _read_report(self, reports: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            report = reports.recv(zygote.LARGEST)
+            if report == zygote.READY:
+                self.ready.set()
+                return
+            self.slow_starts += 1
+            logger.warning("a worker starts slowly: %s", report.decode(errors="replace"))
+            # One that still imports may yet become ready; one that was ready and is silent hangs.
+            if self.ready.is_set() and report.decode(errors="replace").endswith(launcher.NO_ANSWER) and self.zygote:
+                self.zygote.kill()

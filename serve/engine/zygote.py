@@ -1,0 +1,360 @@
+"""Forks workers that have every library imported already: a start takes milliseconds instead of seconds.
+
+`python zygote.py SOCKET REPORTS LIBRARY...` imports the libraries, which belong to the server's environment; never
+`handlers`, which belongs to the archive. Then it forks once for every launcher (launcher.py) that hands over a start:
+arguments, environment, working directory and the three standard descriptors. The child becomes what a fresh
+interpreter would have become; it ends with its launcher, and the launcher with it, with the same exit code.
+
+A fork copies one thread and no CUDA context. A zygote that has a second thread, or the CUDA driver in its memory, is
+therefore spoilt: it refuses, and the launcher becomes a fresh interpreter. numpy and OpenCV start OpenBLAS' threads
+and diffusers starts CUDA unless two variables say otherwise (FOR_IMPORTS); no child sees these.
+
+What a child cannot take from its launcher is what the libraries read when they were imported. TorchServe and the zygote
+get one environment from the supervisor, so a variable that differs is rare. It means a fresh interpreter:
+
+- anything of CUDA_*, HF_*, OMP_*, MKL_*, PYTORCH_*, LD_*, PYTHON* and so on, and any variable not known to be harmless.
+  CUDA_VISIBLE_DEVICES is among them: diffusers asks at import whether there is a device, and keeps the answer;
+- except READ_LATE: what only the worker's own code reads, and what the shell sets that starts the launcher;
+- PYTHONPATH, which TorchServe sets for each worker, becomes the child's sys.path. Where one of its folders holds a
+  module of the name of one that is imported already (an archive's own copy of a library), it takes a fresh interpreter.
+
+One thing stays common to all children: the secret of Python's string hashes.
+"""
+
+import ctypes
+import fcntl
+import functools
+import gc
+import importlib
+import logging
+import marshal
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+LIBRARIES = (
+    "numpy.typing", "torch", "cv2", "PIL.ImageCms", "PIL.ImageOps",
+    # Image.open imports these five when it is called first.
+    "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.PpmImagePlugin",
+    "isal.isal_zlib", "yaml", "omegaconf._impl", "safetensors.torch", "segment_anything",
+    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "diffusers.guiders",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint",
+    # A scheduler asks for all those that it could be exchanged for.
+    "diffusers.schedulers.scheduling_ddpm", "diffusers.schedulers.scheduling_deis_multistep",
+    "diffusers.schedulers.scheduling_dpmsolver_singlestep", "diffusers.schedulers.scheduling_edm_euler",
+    "diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete", "diffusers.schedulers.scheduling_k_dpm_2_discrete",
+    "diffusers.schedulers.scheduling_unipc_multistep",
+    "ts.model_service_worker",
+)  # fmt: skip
+FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")
+READY = b"ready"  # what it reports once it can fork
+LARGEST = 2**18  # bytes of a message: more than Linux sends at once
+HANDOVER_TIMEOUT = 5.0  # seconds that a connected launcher may take to say what to start
+HUGE_PAGE = 2**21  # bytes
+_F_SETSIG = 10  # of fcntl.h
+_MADV_COLLAPSE = 25  # of mman.h
+
+Environment = Mapping[bytes, bytes]
+
+
+def main() -> None:
+    address, reports, *libraries = sys.argv[1:]
+    began = time.monotonic()
+    environment = dict(os.environb)
+    # Before the imports: a launcher that comes early waits.
+    listener = _listen(address)
+    # This file's folder: a worker has its own there.
+    del sys.path[0]
+    # A collection would write to pages that the children are to share.
+    gc.disable()
+    os.environ.update(FOR_IMPORTS)
+    for name in libraries:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            # The workers that need it will say so, or never will.
+            print(f"cannot import {name}: {error}")
+    # The first thing that the worker's script does. It touches every logger that the libraries have made: in a child
+    # that would be a copy of a page for nearly each of them, 10 to 20 ms in all.
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    _blas_setters()
+    gc.collect()
+    gc.freeze()
+    print(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}", flush=True)
+    _report(reports)
+    start = Zygote(listener, environment).until_forked()
+    # From here on this process is a child.
+    start.become(environment)
+    _run(start.arguments[0])
+
+
+@dataclass
+class Start:
+    """What a launcher was told to run. stdio: copies of its three standard descriptors."""
+
+    launcher: socket.socket
+    stdio: list[int]
+    arguments: list[str]
+    environment: Environment
+    folder: str
+
+    @classmethod
+    def receive(cls, launcher: socket.socket) -> "Start":
+        """Raises OSError or ValueError where the launcher is gone or was cut off."""
+        launcher.settimeout(HANDOVER_TIMEOUT)
+        message, stdio, *_ = socket.recv_fds(launcher, LARGEST, 3)
+        try:
+            return cls(launcher, stdio, *marshal.loads(message))  # noqa: S302
+        except (ValueError, EOFError, TypeError):
+            _close(stdio)
+            raise ValueError("no start request") from None
+
+    def tie_to_launcher(self) -> None:
+        """Lets the kernel kill this process when the launcher is gone, whatever it is doing and whoever is its parent.
+
+        The launcher sends nothing any more, so the only event on its socket is the end of the connection.
+        """
+        fcntl.fcntl(self.launcher, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self.launcher, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(self.launcher, fcntl.F_SETFL, fcntl.fcntl(self.launcher, fcntl.F_GETFL) | os.O_ASYNC)
+        # Where it is gone already this raises, and the child ends.
+        self.launcher.send(b"forked")
+
+    def become(self, zygotes: Environment) -> None:
+        """Makes this process what a fresh interpreter is before it runs the script. zygotes: its environment."""
+        for number, descriptor in enumerate(self.stdio):
+            os.dup2(descriptor, number)
+        _close(self.stdio)
+        os.environ.clear()
+        os.environb.update(self.environment)
+        os.chdir(self.folder)
+        sys.argv = self.arguments
+        sys.orig_argv = [sys.executable, *self.arguments]
+        own = _path(zygotes)
+        libraries = [folder for folder in sys.path if folder not in own]
+        sys.path[:] = [os.path.dirname(self.arguments[0]), *dict.fromkeys(_path(self.environment) + libraries)]
+        gc.enable()
+        _show_arguments(self.arguments)
+        _renew_random_state()
+        _start_blas_threads(self.environment)
+
+
+class Zygote:
+    """The process that forks; one thread, and nothing it does waits for long."""
+
+    def __init__(self, listener: socket.socket, environment: Environment) -> None:
+        self._listener, self._environment = listener, environment
+        self._compaction = compaction()
+        self._workers: dict[int, tuple[int, socket.socket]] = {}  # process descriptor -> process id, its launcher
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+
+    def until_forked(self) -> Start:
+        """Serves launchers for ever; returns in every child."""
+        compacted = False
+        while True:
+            # Not while there are children: the small pages that they share with this process would be theirs alone.
+            idle = not compacted and not self._workers
+            ready = self._poll.poll(0 if idle else None)
+            if not ready:
+                compacted = next(self._compaction, None) is None
+            for descriptor, _ in ready:
+                if descriptor != self._listener.fileno():
+                    self._reap(descriptor)
+                elif (start := self._receive()) and self._fork(start):
+                    return start
+
+    def _receive(self) -> Start | None:
+        launcher, _ = self._listener.accept()
+        try:
+            return Start.receive(launcher)
+        except (OSError, ValueError):
+            launcher.close()
+            return None
+
+    def _fork(self, start: Start) -> bool:
+        """Whether this process is the child."""
+        reason = spoilt() or hindrance(start.environment, self._environment)
+        pid = -1
+        if reason is None:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                reason = f"fork: {error.strerror}"
+        if pid == 0:
+            self._forget()
+            start.tie_to_launcher()
+            return True
+        _close(start.stdio)
+        if pid > 0:
+            descriptor = os.pidfd_open(pid)
+            self._workers[descriptor] = pid, start.launcher
+            self._poll.register(descriptor, select.POLLIN)
+        else:
+            _send(start.launcher, f"refused {reason}")
+        return False
+
+    def _reap(self, descriptor: int) -> None:
+        pid, launcher = self._workers.pop(descriptor)
+        self._poll.unregister(descriptor)
+        os.close(descriptor)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        # As a shell, and TorchServe, count a death by a signal.
+        _send(launcher, f"ended {code if code >= 0 else 128 - code}")
+
+    def _forget(self) -> None:
+        """In a child: a copy of another launcher's socket would outlive the zygote."""
+        self._listener.close()
+        for descriptor, (_, launcher) in self._workers.items():
+            os.close(descriptor)
+            launcher.close()
+
+
+def compaction() -> Iterator[int]:
+    """Gathers this process's memory into huge pages, one at each step: a fork then copies 3 ms of page tables, not 12.
+
+    A child still copies single pages. Where the kernel cannot (before Linux 6.1), or has none left, nothing changes.
+    """
+    madvise = ctypes.CDLL(None).madvise
+    for line in _maps().splitlines():
+        addresses, access, _, _, inode, *_ = line.split()
+        if access == b"rw-p" and inode == b"0":
+            start, end = (int(address, 16) for address in addresses.split(b"-"))
+            for page in range(-(-start // HUGE_PAGE) * HUGE_PAGE, end - HUGE_PAGE + 1, HUGE_PAGE):
+                madvise(ctypes.c_void_p(page), ctypes.c_size_t(HUGE_PAGE), _MADV_COLLAPSE)
+                yield page
+
+
+def spoilt() -> str | None:
+    """Why this process must not fork; None if it may."""
+    if len(os.listdir("/proc/self/task")) > 1:
+        return "the zygote has a second thread"
+    if b"/libcuda.so" in _maps():
+        return "the zygote has touched CUDA"
+    return None
+
+
+def hindrance(workers: Environment, zygotes: Environment) -> str | None:
+    """Why a child would not be like a fresh interpreter in the worker's environment; None if it would."""
+    differing = sorted(
+        name.decode(errors="replace")
+        for name in workers.keys() | zygotes.keys()
+        if workers.get(name) != zygotes.get(name) and not READ_LATE.fullmatch(name)
+    )
+    if differing:
+        return f"the worker's environment differs in {', '.join(differing)}"
+    imported = {name.partition(".")[0] for name in sys.modules}
+    for folder in set(_path(workers)) - set(_path(zygotes)):
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.partition(".")[0] in imported and _is_module(entry):
+                    return f"{entry.path} would be imported instead of the server's own"
+    return None
+
+
+def _is_module(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith((".py", ".so")) or os.path.exists(f"{entry.path}/__init__.py")
+
+
+def _path(environment: Environment) -> list[str]:
+    """The folders of PYTHONPATH, as Python puts them into sys.path; an empty one is the working directory."""
+    text = os.fsdecode(environment.get(b"PYTHONPATH", b""))
+    return [os.path.abspath(folder) for folder in text.split(os.pathsep)] if text else []
+
+
+def _run(script: str) -> None:
+    """As runpy.run_path, which would compile the script each time."""
+    code = SourceFileLoader("__main__", script).get_code("__main__")
+    assert code is not None
+    module = sys.modules["__main__"] = ModuleType("__main__")
+    module.__file__ = script
+    exec(code, module.__dict__)  # noqa: S102
+
+
+def _listen(address: str) -> socket.socket:
+    with suppress(FileNotFoundError):
+        os.unlink(address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask = os.umask(0o177)
+    listener.bind(address)
+    os.umask(mask)
+    listener.listen(128)
+    return listener
+
+
+def _report(address: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, suppress(OSError):
+        supervisor.sendto(READY, address)
+
+
+def _send(launcher: socket.socket, text: str) -> None:
+    """The last word to a launcher, which may be gone."""
+    with launcher, suppress(OSError):
+        launcher.send(text.encode(errors="replace"))
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _maps() -> bytes:
+    """What is mapped into this process, a line each that ends with the path of the file."""
+    with open("/proc/self/maps", "rb", buffering=0) as maps:
+        return maps.read()
+
+
+def _show_arguments(arguments: list[str]) -> None:
+    """Writes the worker's arguments over the zygote's, for ps and nvidia-smi; as many as find room."""
+    with open("/proc/self/stat") as stat:
+        # Of proc(5), fields 48 and 49: where the kernel put this process's arguments.
+        start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
+    name = os.path.basename(arguments[0])
+    text = b"\0".join(map(os.fsencode, [sys.executable, name, *arguments[1:]]))
+    room = end - start
+    ctypes.memmove(start, text[: room - 1].ljust(room, b"\0"), room)
+
+
+def _renew_random_state() -> None:
+    """Python's own module does so by itself."""
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
+
+
+def _start_blas_threads(environment: Environment) -> None:
+    """Gives OpenBLAS the threads that it would have started at import, had FOR_IMPORTS not held it back.
+
+    torch's own threads are started by its first operation, which is the child's.
+    """
+    count = len(os.sched_getaffinity(0))
+    for name in (b"OMP_NUM_THREADS", b"GOTO_NUM_THREADS", b"OPENBLAS_NUM_THREADS"):
+        wanted = re.match(rb"\s*\d+", environment.get(name, b""))
+        count = int(wanted[0]) if wanted and int(wanted[0]) else count
+    for set_threads in _blas_setters():
+        set_threads(count)
+
+
+@functools.cache
+def _blas_setters() -> list[Callable[[int], object]]:
+    """Of every copy of OpenBLAS in this process, what sets its number of threads."""
+    mapped = {line[line.index(b"/") :] for line in _maps().splitlines() if b"openblas" in line.rpartition(b"/")[2]}
+    # numpy's copy has a prefix, and a suffix where its integers are of 64 bits.
+    symbols = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads")
+    libraries = [ctypes.CDLL(os.fsdecode(path)) for path in mapped]
+    return [getattr(library, symbol) for library in libraries for symbol in symbols if hasattr(library, symbol)]
+
+
+if __name__ == "__main__":
+    main()

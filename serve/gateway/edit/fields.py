@@ -1,0 +1,185 @@
+"""What the editing API takes: typed, bounded, described. Unknown fields and wrong types are refused by name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StringConstraints
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
+Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)]
+Token = Annotated[str, StringConstraints(strict=True, max_length=1_000_000)]
+Text = Annotated[str, StringConstraints(strict=True, max_length=10_000)]
+# A file's bytes, or text: base64, a data URI, or the id of an upload.
+Picture = Annotated[bytes | str, Field(union_mode="left_to_right")]
+
+Format = Literal["input", "png", "jpeg", "webp", "tiff"]
+Scheduler = Literal["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "unipc"]
+
+_PICTURE: dict[str, Any] = {"type": "string", "format": "binary"}
+
+
+class Fields(BaseModel):
+    """Of any request about a picture."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: Picture = Field(
+        description="The picture: a multipart file, base64, a data URI, or the id that POST /v1/images gave.",
+        examples=["img_3f786850e387550fdab836ed7e6dc881de23001b"],
+        json_schema_extra=_PICTURE,
+    )
+
+
+class Selection(Fields):
+    """What to select in the picture, and how to shape the mask. All lengths are pixels of the upright picture."""
+
+    points: list[Point] | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="[x, y] on the object, or [x, y, 0] on what does not belong to it; [x, y, 1] is [x, y].",
+        examples=[[[750, 500], [400, 620, 0]]],
+    )
+    box: list[Number] | None = Field(
+        None,
+        min_length=4,
+        max_length=4,
+        description="[left, top, right, bottom] around the object.",
+        examples=[[548, 208, 958, 885]],
+    )
+    dilate: StrictInt = Field(0, ge=0, le=255, description="Grows the mask by so many pixels.", examples=[8])
+    erode: StrictInt = Field(0, ge=0, le=255, description="Shrinks the mask by so many pixels, first.", examples=[2])
+    fill_holes: StrictBool = Field(False, description="Adds what the mask encloses.", examples=[True])
+    invert: StrictBool = Field(False, description="Selects everything else instead.", examples=[False])
+    smooth: StrictInt = Field(0, ge=0, le=64, description="Rounds the edge over so many pixels.", examples=[4])
+
+    @property
+    def selects(self) -> bool:
+        return self.points is not None or self.box is not None
+
+    def segmentation(self) -> dict[str, Any]:
+        """The handler's gen_args."""
+        points = self.points or []
+        prompt: dict[str, Any] = {"point_coords": [p[:2] for p in points], "point_labels": [_label(p) for p in points]}
+        if not points:
+            prompt = {}
+        if self.box is not None:
+            prompt["box"] = self.box
+        shape = self.model_dump(include={"dilate", "erode", "fill_holes", "invert", "smooth"})
+        return prompt | shape
+
+
+class SegmentFields(Selection):
+    masks: Literal["best", "all"] = Field(
+        "best", description="The best-scored mask, or all three candidates.", examples=["all"]
+    )
+    logits: Token | None = Field(
+        None, description="The token of an earlier reply: refines that mask.", examples=["k05VTVBZAQB2AHsn..."]
+    )
+    return_logits: StrictBool = Field(False, description="Whether the reply carries the token.", examples=[True])
+    model: Model = Field("sam", description="The archive to ask.", examples=["sam"])
+
+    def segmentation(self) -> dict[str, Any]:
+        more: dict[str, Any] = {"masks": self.masks, "return_logits": self.return_logits}
+        if self.logits is not None:
+            more["mask_input"] = self.logits
+        return super().segmentation() | more
+
+
+class Painted(Selection):
+    """What to paint over: a mask, or what points and box select."""
+
+    mask: Picture | None = Field(
+        None,
+        description="As large as the picture; 128 or more of 255 marks what to change. Instead of points and box.",
+        examples=["img_aaf4c61ddcc5e8a2dabede0f3b482cd9aea9434d"],
+        json_schema_extra=_PICTURE,
+    )
+    segment_model: Model = Field(
+        "sam", description="The archive that turns points and box into a mask.", examples=["sam"]
+    )
+    feather: StrictInt = Field(
+        0, ge=0, le=255, description="Fades the paint in over so many pixels, inside the mask.", examples=[6]
+    )
+    format: Format | None = Field(
+        None, description="Of the picture; what Accept asks for if absent, else the input's own.", examples=["png"]
+    )
+
+
+class EraseFields(Painted):
+    model: Model = Field("lama", description="The archive to ask.", examples=["lama"])
+
+    def painting(self) -> dict[str, Any]:
+        """The handler's gen_args."""
+        return {"feather": self.feather}
+
+    def texts(self) -> dict[str, str]:
+        """The handler's other fields."""
+        return {}
+
+
+class ReplaceFields(Painted):
+    prompt: Text = Field(description="What to paint.", examples=["a hamster on a bench"])
+    negative_prompt: Text = Field("", description="What to avoid.", examples=["blurry"])
+    steps: StrictInt = Field(30, ge=1, le=150, description="More are slower and finer.", examples=[30])
+    guidance: Number | None = Field(
+        None,
+        ge=0,
+        le=50,
+        description="How closely to follow the prompt; 1 or less: without. If absent the archive's own: 7.5, demo 3.",
+        examples=[7.5],
+    )
+    strength: Number = Field(
+        1.0, ge=0, le=1, description="How much of what is there to forget; 1: all of it.", examples=[0.8]
+    )
+    seed: StrictInt = Field(
+        -1, ge=-1, le=2**63 - 1, description="The same seed gives the same picture; -1: a random one.", examples=[7]
+    )
+    scheduler: Scheduler | None = Field(None, description="The archive's own if absent.", examples=["dpmpp_2m_karras"])
+    variants: StrictInt = Field(
+        1, ge=1, le=4, description="Pictures with seeds seed, seed + 1, ...; more than one need JSON.", examples=[2]
+    )
+    embed_parameters: StrictBool = Field(
+        False, description="Writes prompts and parameters into a PNG's text chunk.", examples=[True]
+    )
+    model: Model = Field("sd", description="The archive to ask.", examples=["sd"])
+
+    def painting(self) -> dict[str, Any]:
+        """The handler's gen_args."""
+        arguments: dict[str, Any] = {
+            "num_inference_steps": self.steps,
+            "strength": self.strength,
+            "seed": self.seed,
+            "variants": self.variants,
+            "embed_parameters": self.embed_parameters,
+            "feather": self.feather,
+        }
+        archives_own = {"guidance_scale": self.guidance, "scheduler": self.scheduler}
+        return arguments | {name: value for name, value in archives_own.items() if value is not None}
+
+    def texts(self) -> dict[str, str]:
+        """The handler's other fields."""
+        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+
+
+# Of the handlers -> of this API.
+FIELDS = {
+    "gen_args.point_coords": "points",
+    "gen_args.point_labels": "points",
+    "gen_args.box": "box",
+    "gen_args.mask_input": "logits",
+    "gen_args.num_inference_steps": "steps",
+    "gen_args.guidance_scale": "guidance",
+    "mask_image": "mask",
+}
+
+
+def renamed(text: str) -> str:
+    """A handler's message or field in the names of this API."""
+    for theirs, ours in FIELDS.items():
+        text = text.replace(theirs, ours)
+    return text.replace("gen_args.", "")
+
+
+def _label(point: list[float]) -> int | float:
+    return 1 if len(point) == 2 else int(point[2]) if point[2] in (0, 1) else point[2]

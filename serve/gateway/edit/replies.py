@@ -1,0 +1,114 @@
+"""What leaves: a picture, JSON or a stream of events, as Accept asks for; a handler's reply in the API's own names."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from serve.engine.torchserve import Answer
+from serve.errors import UNEXPECTED, PalimpsestError
+from serve.gateway.edit.fields import renamed
+from serve.gateway.edit.jobs import Cancelled, Job
+from serve.residency.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+JSON, EVENTS, OWN = "application/json", "text/event-stream", "image/*"
+PICTURES = ("image/png", "image/jpeg", "image/webp", "image/tiff")
+_QUALITY = re.compile(r"q=([01](?:\.[0-9]*)?)")
+POLL = 0.1  # seconds between two looks at a job's progress
+HEARTBEAT = 15.0  # seconds of silence that proxies put up with
+
+
+class HandlerError(PalimpsestError):
+    """A handler answered 4xx or 5xx."""
+
+    def __init__(self, answer: Answer) -> None:
+        try:
+            error = json.loads(answer.body)["error"]
+            super().__init__(renamed(error["message"]), renamed(error["field"]) if error.get("field") else None)
+            self.code = error["code"]
+        except (ValueError, KeyError, TypeError):  # an archive of another make
+            super().__init__(answer.body[:500].decode(errors="replace"))
+        self.status = answer.status
+
+
+def accepted(header: str, default: str) -> str:
+    """The kind of reply that an Accept header likes best: JSON, EVENTS, OWN, one of PICTURES, or the default."""
+    ranked: list[tuple[float, int, str]] = []
+    for position, item in enumerate(header.lower().split(",")):
+        kind, *parameters = (part.strip() for part in item.split(";"))
+        quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), _QUALITY.fullmatch("q=1"))
+        if kind in (JSON, EVENTS, OWN, *PICTURES) and quality and float(quality[1]) > 0:
+            ranked.append((-float(quality[1]), position, kind))
+    return min(ranked)[2] if ranked else default
+
+
+async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, picture: str) -> Response:
+    """Waits for the job, which ends when the client leaves. picture: what the JSON calls the handler's picture."""
+    if kind == EVENTS:
+        return StreamingResponse(
+            _events(scheduler, job, picture), media_type=EVENTS, headers={"Cache-Control": "no-store"}
+        )
+    left = asyncio.create_task(_until_client_leaves(request))
+    await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
+    left.cancel()
+    job.cancel()
+    answer = await job.task
+    if kind == JSON:
+        return JSONResponse(in_own_names(answer, picture) | job.also)
+    return Response(answer.body, headers=answer.headers)
+
+
+def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
+    """A handler's JSON with its picture (and the variants of it) under the name `picture`."""
+    fields: dict[str, Any] = json.loads(answer.body)
+    fields[picture] = fields.pop("generated_image")
+    if "variants" in fields:
+        fields[f"{picture}s"] = fields.pop("variants")
+    fields["warnings"] = [renamed(warning) for warning in fields.get("warnings", [])]
+    return fields
+
+
+async def _until_client_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator[bytes]:
+    """Server-sent events: `job` with its id, `progress` at every change, then `done` or `error`."""
+    loop = asyncio.get_running_loop()
+    yield _event("job", {"job": job.id})
+    last, spoke = None, loop.time()
+    try:
+        while not job.task.done():
+            now = job.progress(scheduler.models())
+            if now != last:
+                yield _event("progress", vars(now))
+                last, spoke = now, loop.time()
+            elif loop.time() - spoke > HEARTBEAT:
+                yield b": still there\n\n"
+                spoke = loop.time()
+            await asyncio.wait({job.task}, timeout=POLL)
+        yield _last_event(job, picture)
+    finally:
+        job.cancel()
+
+
+def _last_event(job: Job, picture: str) -> bytes:
+    error = job.task.exception()
+    if error is None:
+        return _event("done", in_own_names(job.task.result(), picture) | job.also)
+    if not isinstance(error, PalimpsestError):
+        logger.error("job failed", exc_info=error)
+        error = PalimpsestError(UNEXPECTED)
+    return _event("cancelled" if error.code == Cancelled.code else "error", error.body())
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
