@@ -1,12 +1,12 @@
 """What the demo LaMa can do: `python -m training.eval_lama [--weights FOLDER] [--picture FILE]`.
 
 Held-out photographs of about 1.5 megapixels with wide held-out holes, filled as the product does it, beside the
-smooth guess alone and OpenCV's two classical fillers: A. Telea 2004, and M. Bertalmio et al. 2001 (Navier-Stokes).
+same without copied detail, the smooth guess alone and OpenCV's two classical fillers: A. Telea 2004, and M. Bertalmio
+et al. 2001 (Navier-Stokes).
 """
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from handlers.lama import network
-from training import lama_refine as refine
+from handlers.lama.handler import LamaHandler
+from handlers.lama.prefill import prefill
+from handlers.picture import Picture
 from training.lama_holes import Holes
 from training.photographs import photographs, read_photograph
 
@@ -29,7 +31,7 @@ KINDS = ("strokes", "object")
 RADIUS = 5  # pixels around a hole that OpenCV's fillers look at
 DILATION = 15  # pixels: the dog's mask stops short of its fur
 SHOWN = 5  # held-out pictures beside the dog
-TILE = 230  # pixels, the height of a picture in the grid
+TILE = 220  # pixels, the height of a picture in the grid
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -47,19 +49,23 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=DEMO, help="folder with weights.safetensors")
     parser.add_argument("--picture", type=Path, help="write a grid of before, hole and after here (PNG)")
     arguments = parser.parse_args()
-    lama, cases = load(arguments.weights), held_out()
-    fills = {"LaMa-demo": lama, "guess alone": _guess}
+    cases, handler = held_out(), load(arguments.weights)
+    lama = _product(handler)
+    fills = {"LaMa-demo": lama, "without detail": _plain(handler.network.smooth), "guess alone": _plain(prefill)}
     fills |= {"Telea": _opencv(cv2.INPAINT_TELEA), "Navier-Stokes": _opencv(cv2.INPAINT_NS)}
     report(cases, fills)
     if arguments.picture:
-        _write_grid([dog(), *cases[1 :: len(cases) // SHOWN]], lama, arguments.picture)
+        _write_grid([dog(), *cases[1 :: -(-len(cases) // SHOWN)]], lama, arguments.picture)
 
 
-def load(folder: Path) -> Fill:
-    """The demo network with the weights in `folder`: fills the hole, leaves the rest."""
-    model = network.build(network.load_config(DEMO / "config.yaml"))
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
-    return lambda picture, hole: _filled(picture, hole, partial(refine.inpaint, model))
+def load(folder: Path) -> LamaHandler:
+    """The demo's handler with the weights in `folder`."""
+    handler = LamaHandler()
+    handler.device, handler.dtype = torch.device("cpu"), torch.float32
+    handler.config = {}
+    handler.network = network.build(network.load_config(DEMO / "config.yaml"))
+    handler.network.load_state_dict(load_file(folder / "weights.safetensors"))
+    return handler
 
 
 def held_out() -> list[Case]:
@@ -109,16 +115,24 @@ def detail(filled: np.ndarray, picture: np.ndarray, hole: np.ndarray) -> float:
     return float(found / max(true, 1e-9))
 
 
-def _guess(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    return _filled(picture, hole, refine.prefill)
+def _product(handler: LamaHandler) -> Fill:
+    def fill(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return handler.erase(Picture(picture), hole).samples
+
+    return fill
 
 
-def _filled(picture: np.ndarray, hole: np.ndarray, inpaint: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-    with torch.inference_mode():
-        painted = inpaint(image, torch.from_numpy(hole)[None, None].float())
-    rgb = painted[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
-    return np.where(hole[..., None], rgb, picture)
+def _plain(filled: Callable[[Tensor, Tensor], Tensor]) -> Fill:
+    """filled: (1, 3, H, W) in 0..1 and the hole, (1, 1, H, W) of 0 and 1, to the filled picture."""
+
+    @torch.inference_mode()
+    def fill(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+        painted = filled(image, torch.from_numpy(hole)[None, None].float())[0].permute(1, 2, 0)
+        return np.where(hole[..., None], painted.mul(255).round().clamp(0, 255).to(torch.uint8).numpy(), picture)
+
+    return fill
 
 
 def _opencv(method: int) -> Fill:

@@ -15,6 +15,10 @@ packages=(
 
 mkdir -p "$folder/packages"
 cd "$folder/packages"
-apt-get download "${packages[@]}"
-for package in *.deb; do dpkg-deb --extract "$package" "$folder"; done
+for package in "${packages[@]}"; do
+  [[ -e $folder/usr/share/doc/$package/copyright ]] && continue
+  rm -f "$package"_*.deb
+  apt-get download "$package"
+  dpkg-deb --extract "$package"_*.deb "$folder"
+done
 echo "Unpacked into $folder; each package's licence is in usr/share/doc/PACKAGE/copyright"

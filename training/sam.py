@@ -25,7 +25,7 @@ from training.sam_prompts import Prompted, PromptedScenes, correction
 
 CONFIG = Path(network.__file__).parent / "demo" / "network.yaml"
 SEED = 7
-STEPS = 3000
+STEPS = 6_000
 BATCH = 8  # pictures
 PROMPTS = 4  # for each picture
 LEARNING_RATES = (2e-3, 1e-3)  # of Muon, of AdamW

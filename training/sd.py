@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.sd_latents import Latents, make_latents
-from training.sd_run import DECAY, Run
+from training.sd_run import Run
 from training.sd_vae import PIPELINE, SEED, train_vae
 
 BATCH, RATE = 8, 1e-3
 CROP = 20  # latents
+WHOLE = 0.15  # the last part of the UNet's run, which sees all of the surroundings
 # The error of the picture itself counts at most so much more at little noise than at much; the idea is from Hang et
 # al., "Efficient Diffusion Training via Min-SNR Weighting" (2023).
 SNR_CAP = 4.0
@@ -40,8 +41,8 @@ def train_unet(work: Path, steps: int) -> None:
     for step in run:
         rng = np.random.default_rng([SEED, 3, step])
         torch.manual_seed(SEED * 1_000_000 + step)
-        # Small crops teach the things cheaply; the last part of the run sees all of the surroundings.
-        image, masked, mask, prompts = latents.batch(rng, BATCH, None if step > (1 - DECAY) * steps else CROP)
+        # Small crops teach the things cheaply.
+        image, masked, mask, prompts = latents.batch(rng, BATCH, None if step > (1 - WHOLE) * steps else CROP)
         tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         run.learn(unet_loss(denoiser, scheduler, image, masked, mask, tokens))
 
@@ -78,7 +79,10 @@ def build_denoiser() -> nn.ModuleDict:
 
 
 def export(work: Path) -> None:
-    """Write the averaged weights as float16 and the latents' scale beside the demo's configuration."""
+    """Write the averaged weights and the latents' scale beside the demo's configuration.
+
+    As float32: a CPU serves them as they lie in the file, without a copy of its own.
+    """
     average = torch.load(work / "unet.pt")["average"]
     vae = torch.load(work / "vae.pt")["average"]
     unet = {k.removeprefix("unet."): v for k, v in average.items() if k.startswith("unet.")}
@@ -93,8 +97,7 @@ def export(work: Path) -> None:
         (vae, "vae/diffusion_pytorch_model.safetensors"),
         (text, "text_encoder/model.safetensors"),
     ):
-        halves = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}
-        save_file(halves, PIPELINE / file, metadata={"format": "pt"})
+        save_file({k: v.contiguous() for k, v in tensors.items()}, PIPELINE / file, metadata={"format": "pt"})
     config = PIPELINE / "vae/config.json"
     settings = json.loads(config.read_text())
     settings["scaling_factor"] = Latents(work / "latents").scale
@@ -111,11 +114,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "vae":
-        train_vae(arguments.work, arguments.steps or 1500)
+        train_vae(arguments.work, arguments.steps or 2000)
     elif arguments.stage == "latents":
-        make_latents(arguments.work, arguments.steps or 45)
+        make_latents(arguments.work, arguments.steps or 80)
     elif arguments.stage == "unet":
-        train_unet(arguments.work, arguments.steps or 5000)
+        train_unet(arguments.work, arguments.steps or 26_000)
     else:
         export(arguments.work)
 

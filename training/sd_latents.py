@@ -16,7 +16,7 @@ from training.sd_vae import CELL, SEED, load_photographs, load_vae, to_mask, to_
 CHUNK = 60  # holes in one file of latents
 THINGS_PER_HOLE = 4  # the hole's own latents are shared: encoding is what takes time
 # Pixels; where all of the picture is not needed to show the hole, a smaller one costs less.
-WINDOWS = (384, 384, 384, 512)
+WINDOWS = (192, 192, 192, 256)
 UNCONDITIONAL = 0.1  # prompts replaced by nothing, for classifier-free guidance
 
 

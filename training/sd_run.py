@@ -21,7 +21,7 @@ class Run:
 
     def __init__(self, path: Path, network: nn.Module, rate: float, steps: int) -> None:
         self.path, self.network, self.rate, self.steps = path, network, rate, steps
-        self.optimiser = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = {key: value.clone() for key, value in network.state_dict().items()}
         self.step = 0
         if path.exists():

@@ -17,9 +17,9 @@ from training.sd_run import Run
 
 PIPELINE = Path(__file__).parent.parent / "handlers/sd/demo/pipeline"
 SEED = 20
-CELL = 16  # pixels, width of a latent
+CELL = 8  # pixels, width of a latent
 LONGEST_SIDE = 1000  # pixels of a photograph in memory
-BATCH, CROP, RATE = 4, 192, 7e-4
+BATCH, CROP, RATE = 12, 96, 4e-4
 LATENT_GAIN = 2.0  # latents per unit of picture
 CONSTANT, LINEAR = 3.0, 6.0  # see start_as_thumbnail
 
@@ -90,7 +90,7 @@ def vae_loss(vae: AutoencoderKL, image: Tensor) -> Tensor:
     error = decoded - image
     pixels = error.abs().mean() + F.avg_pool2d(error, 4).abs().mean() + F.avg_pool2d(error, 16).abs().mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    thumbnail = LATENT_GAIN * F.avg_pool2d(image, 16)
+    thumbnail = LATENT_GAIN * F.avg_pool2d(image, CELL)
     return pixels + edges + 0.3 * F.mse_loss(posterior.mean[:, :3], thumbnail) + 1e-4 * posterior.kl().mean() / 1024
 
 

@@ -15,8 +15,8 @@ Points = np.ndarray
 # Tone 1 is the thing's own colour, below 1 darker, above 1 towards white (2 is white).
 Part = tuple[Points, float]
 
-SIZE = 512  # pixels, width and height of every picture
-SUPERSAMPLING = 2
+SIZE = 256  # pixels, width and height of every picture
+SUPERSAMPLING = 3
 COLOURS = {  # RGB
     "red": (215, 30, 35),
     "orange": (240, 130, 20),
@@ -76,8 +76,8 @@ def _aside(rng: np.random.Generator) -> str:
 
 
 def random_hole(rng: np.random.Generator) -> np.ndarray:
-    """A hole (SIZE, SIZE) bool of 90 to 175 pixels radius: an ellipse, rectangle or blob, whatever will fill it."""
-    radius = rng.uniform(90, 175)
+    """A hole (SIZE, SIZE) bool of 45 to 88 pixels radius: an ellipse, rectangle or blob, whatever will fill it."""
+    radius = rng.uniform(45, 88)
     aspect = rng.uniform(1, 1.3) ** rng.choice([-0.5, 0.5])
     angle = np.linspace(0, 2 * np.pi, 128, endpoint=False)
     exponent = float(rng.choice([2, 2, 8]))  # of a superellipse: 2 is an ellipse, 8 nearly a rectangle
@@ -87,7 +87,7 @@ def random_hole(rng: np.random.Generator) -> np.ndarray:
             reach *= 1 + rng.normal(0, 0.22) / wave * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
     outline = np.stack([np.cos(angle) * reach * aspect, np.sin(angle) * reach / aspect], axis=1)
     outline = _rotate(outline, rng.uniform(-0.3, 0.3)) * radius
-    low, high = 8 - outline.min(axis=0), SIZE - 8 - outline.max(axis=0)
+    low, high = 4 - outline.min(axis=0), SIZE - 4 - outline.max(axis=0)
     centre = np.where(low < high, rng.uniform(np.minimum(low, high), np.maximum(low, high)), SIZE / 2)
     hole = np.zeros((SIZE, SIZE), np.uint8)
     cv2.fillPoly(hole, [np.round(outline + centre).astype(np.int32)], 1)
