@@ -15,7 +15,7 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test test-full test-sdk check format bench archives lock clean
+.PHONY: help serve stop test test-full test-sdk check format bench eval-demo archives lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,14 +30,20 @@ stop: ## stop the server that `make serve` started on PORT
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full"
 
-test-sdk: $(VENV)/.dev ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
-	test -x .venv-sagemaker/bin/python || $(PYTHON) -m venv .venv-sagemaker
-	.venv-sagemaker/bin/pip install --quiet --disable-pip-version-check -r requirements-sagemaker.lock
+test-sdk: $(VENV)/.dev .venv-sagemaker/.ready ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
 	$(BIN)/python -m pytest tests/test_sdks.py
 
-bench: $(VENV)/.dev ## what the gateway adds, the hit rate under pressure, the HTTP clients compared
+bench: $(VENV)/.dev ## what the gateway adds, hit rate under pressure, cold starts, codecs, HTTP clients
 	$(BIN)/python -m bench.residency
+	$(BIN)/python -m bench.coldstart
+	$(BIN)/python -m bench.codecs
 	$(BIN)/python -m bench.http_clients
+
+eval-demo: .venv-training/.ready ## how good the demo models are, from their shipped weights (400 MB of Debian packages, 15 minutes)
+	training/fetch-data.sh
+	.venv-training/bin/python -m training.eval_sam
+	.venv-training/bin/python -m training.eval_lama
+	.venv-training/bin/python -m training.eval_sd
 
 test-full: $(VENV)/.dev ## full-size networks with random weights through TorchServe (minutes, ~20 GB of disk)
 	$(BIN)/python -m pytest -m full -s --timeout=3600
@@ -59,7 +65,7 @@ lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
 	deploy/lock.sh $(BIN)
 
 clean: ## remove the virtual environment and the caches; STORE stays
-	rm -rf $(VENV) .venv-sagemaker .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
 
 # pip shows its own progress; a stamp makes later starts skip it.
@@ -75,4 +81,14 @@ $(VENV)/.serve: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.serve
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+.venv-training/.ready: requirements.lock training/requirements.txt
+	$(PYTHON) -m venv .venv-training
+	.venv-training/bin/pip install --quiet --disable-pip-version-check -r requirements.lock -r training/requirements.txt
+	@touch $@
+
+.venv-sagemaker/.ready: requirements-sagemaker.lock
+	$(PYTHON) -m venv .venv-sagemaker
+	.venv-sagemaker/bin/pip install --quiet --disable-pip-version-check -r requirements-sagemaker.lock
 	@touch $@

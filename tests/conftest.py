@@ -9,15 +9,18 @@ import base64
 import importlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from fakes import FakeTorchServe
 from PIL import Image
+from scheduling import MakeWorld, World
 from ts.context import RequestProcessor
 
 from serve.archives import build
@@ -52,13 +55,15 @@ class HandlerClient:
         module = importlib.import_module(f"handlers.{name}.handler")
         self.handler = getattr(module, f"{name.capitalize()}Handler")()
         config = yaml.safe_load((model_dir / "model-config.yaml").read_text())
+        threads = torch.get_num_threads()
         self.handler.initialize(
             SimpleNamespace(system_properties={"model_dir": str(model_dir), "gpu_id": None}, model_yaml_config=config)
         )
+        torch.set_num_threads(threads)  # a worker has its process for itself; here others follow
 
-    def send(self, data: dict[str, Any], accept: str = "") -> "HandlerReply":
+    def send(self, data: dict[str, Any], accept: str = "", **headers: str) -> "HandlerReply":
         """data: a request as it reaches a handler: {"body": ...}, or multipart fields by name."""
-        processor = RequestProcessor({"Accept": accept})
+        processor = RequestProcessor({"Accept": accept} | headers)
         context = SimpleNamespace(
             request_processor=[processor],
             set_response_status=lambda code, idx: processor.report_status(code),
@@ -116,3 +121,28 @@ def encoded(array: np.ndarray, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format, **options)
     return buffer.getvalue()
+
+
+@pytest.fixture
+def fake() -> FakeTorchServe:
+    return FakeTorchServe()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Of tests that are coroutines."""
+    return "asyncio"
+
+
+@pytest.fixture
+def make_world(caplog: pytest.LogCaptureFixture) -> Iterator[MakeWorld]:
+    worlds: list[World] = []
+
+    def make(*arguments: Any, **options: Any) -> World:
+        worlds.append(World(*arguments, **options))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+    assert not [r for r in caplog.get_records("call") if "residency failed" in r.message]

@@ -1,27 +1,34 @@
 """A TorchServe that is a function, and what else stands in for the engine in tests without one."""
 
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
 import httpx
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from serve.engine.torchserve import Endpoint, TorchServe
+from serve.gateway.app import create_app
+from serve.residency.catalog import Catalog
+from serve.residency.memory import Memory
+from serve.settings import Settings
 
+OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}
 ENDPOINT = Endpoint("http://inference", "http://management", "key-i", "key-m")
 PICTURE = httpx.Response(200, content=b"png", headers={"content-type": "image/png", "x-palimpsest-seed": "7"})
 
 
 class FakeTorchServe:
-    """Records every request; `replies` overrides the answer by "METHOD /path"."""
+    """Records every request; `replies` overrides the answer by "METHOD /path": a response, an error, or a function."""
 
     def __init__(self) -> None:
         self.calls: list[httpx.Request] = []
-        self.replies: dict[str, httpx.Response | Exception] = {}
+        self.replies: dict[str, httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]] = {}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.calls.append(request)
@@ -31,7 +38,7 @@ class FakeTorchServe:
         reply = self.replies.get(_without_version(request), default)
         if isinstance(reply, Exception):
             raise reply
-        return reply
+        return reply if isinstance(reply, httpx.Response) else reply(request)
 
     def paths(self) -> list[str]:
         """Of every call: "METHOD /path", the model's name without its version."""
@@ -46,9 +53,17 @@ class FakeSession:
 
     @asynccontextmanager
     async def request(
-        self, method: str, url: str, *, params: Any, data: bytes | None, headers: dict[str, str], timeout: Any
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Any,
+        data: AsyncIterator[bytes] | None,
+        headers: dict[str, str],
+        timeout: Any,
     ) -> AsyncIterator[Any]:
-        reply = self._answer(httpx.Request(method, url, params=params, content=data, headers=headers))
+        content = b"".join([piece async for piece in data]) if data else None
+        reply = self._answer(httpx.Request(method, url, params=params, content=content, headers=headers))
 
         async def read() -> bytes:
             return reply.content
@@ -63,8 +78,8 @@ class FakeHost:
     """The supervisor's stand-in."""
 
     def __init__(self, answer: Callable[[httpx.Request], httpx.Response]) -> None:
-        self.engine = TorchServe(ENDPOINT, 5, 5, cast(aiohttp.ClientSession, FakeSession(answer)))
-        self.restarts = 0
+        self.engine = TorchServe(ENDPOINT, 5, cast(aiohttp.ClientSession, FakeSession(answer)))
+        self.warm = SimpleNamespace(slow_starts=0, zygote_restarts=0)
 
     async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
         self.on_lost, self.on_ready = on_lost, on_ready
@@ -79,7 +94,7 @@ class FakeHost:
 class FakeDevice:
     """A device with a terabyte."""
 
-    name, total, frees_late = "fake", 2**40, False
+    name, total, frees_late, parked_worker = "fake", 2**40, False, 0
 
     def free(self) -> int:
         return self.total
@@ -96,3 +111,35 @@ def refused() -> aiohttp.ClientConnectorError:
     """Nobody listens where TorchServe should."""
     key = cast(Any, SimpleNamespace(host="127.0.0.1", port=1, ssl=None))
     return aiohttp.ClientConnectorError(key, OSError("refused"))
+
+
+def make_store(folder: Path, *names: str, memory_mib: int = 0) -> Path:
+    """A store whose archives are only named, never loaded. memory_mib: what each says it takes."""
+    for name in names:
+        (folder / name / "MAR-INF").mkdir(parents=True)
+        (folder / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
+        if memory_mib:
+            (folder / name / "model-config.yaml").write_text(f"handler: {{memory_mib: {memory_mib}}}")
+    return folder
+
+
+def application(
+    fake: FakeTorchServe,
+    store: Path,
+    budget: int = 2**40,
+    host_budget: int = 0,
+    demo: bool = False,
+    **settings: Any,
+) -> FastAPI:
+    """The gateway in front of the function. settings: fields of Settings."""
+    memory = Memory(FakeDevice(), budget, store / ".footprints.json", host_budget)
+    return create_app(
+        Settings(store=store, state=store / ".state", **settings), Catalog(store, demo), FakeHost(fake), memory
+    )
+
+
+@contextmanager
+def gateway(fake: FakeTorchServe, store: Path, **options: Any) -> Iterator[TestClient]:
+    """A client of the running application. options: application's."""
+    with TestClient(application(fake, store, **options), raise_server_exceptions=False) as client:
+        yield client

@@ -5,6 +5,7 @@ Sizes are small integers. Whatever breaks the contract between scheduler and eng
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from virtual_time import VirtualTimeLoop
 
 from serve.errors import OutOfMemory
 from serve.residency.catalog import Archive
+from serve.residency.model import Taken
 from serve.residency.scheduler import Limits, Model, Scheduler, State
+
+MakeWorld = Callable[..., "World"]
 
 
 class Version(Archive):
@@ -29,10 +33,15 @@ def archive(name: str, version: int = 1) -> Archive:
 
 
 class Device:
-    """capacity: what it really has. held: by loaded workers. foreign: by others. predicted, actual: size by name."""
+    """capacity: what it really has. held: by loaded workers. foreign: by others. predicted, actual: size by name.
 
-    def __init__(self, budget: int, capacity: int) -> None:
-        self.budget, self.capacity, self.foreign = budget, capacity, 0
+    parked: what those names take when they are parked that can be.
+    """
+
+    def __init__(self, budget: int, capacity: int, host_budget: int) -> None:
+        self.budget, self.capacity, self.foreign, self.host_budget = budget, capacity, 0, host_budget
+        self.parked: dict[str, Taken] = {}
+        self.host_held: dict[str, int] = {}
         self.held: dict[str, int] = {}
         self.predicted: dict[str, int] = {}
         self.actual: dict[str, int] = {}
@@ -43,9 +52,13 @@ class Device:
     def predict(self, archive: Archive) -> int:
         return self.predicted.get(archive.name, 1)
 
+    def predict_parked(self, archive: Archive) -> Taken | None:
+        parked = self.parked.get(archive.name)
+        return parked if parked and parked.device < self.predict(archive) else None
+
     def take(self, archive: Archive) -> int:
         size = self.actual.get(archive.name, self.predict(archive))
-        if size > self.free():
+        if size > self.free() + self.held.get(archive.engine_name, 0):
             raise OutOfMemory(f"{archive.name} does not fit")
         self.held[archive.engine_name] = size
         return size
@@ -56,7 +69,7 @@ class Engine:
     """Loads and unloads end by `World.end`, or after so many seconds where these are given.
 
     lost: workers that died since their load. undo_seconds: what a cancelled load takes to clean up. deaf: nothing can
-    be cancelled.
+    be cancelled. keeps_copies: a woken model keeps its copy in host memory.
     """
 
     world: "World"
@@ -64,6 +77,7 @@ class Engine:
     unload_seconds: float | None = None
     undo_seconds: float = 0.0
     deaf: bool = False
+    keeps_copies: bool = False
     frees_late: bool = False
     running: dict[str, tuple[str, asyncio.Future[None]]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
@@ -75,11 +89,38 @@ class Engine:
         self.lost.discard(archive.engine_name)
         return self.world.device.take(archive)
 
+    async def park(self, archive: Archive) -> Taken:
+        if self.world.model(archive).leases:
+            self.world.violations.append(f"{archive.engine_name} is parked while it works")
+        device = self.world.device
+        parked = device.parked[archive.name]
+        held = sum(size for name, size in device.host_held.items() if name != archive.engine_name)
+        if held + parked.host > device.host_budget:
+            self.world.violations.append(f"{archive.engine_name} is parked over the host budget")
+        device.host_held[archive.engine_name] = parked.host
+        try:
+            await self._run("park", archive, self.unload_seconds)
+        except BaseException:
+            device.host_held.pop(archive.engine_name, None)
+            raise
+        device.held[archive.engine_name] = parked.device
+        return parked
+
+    async def wake(self, archive: Archive) -> Taken:
+        if archive.engine_name not in self.world.device.host_held:
+            self.world.violations.append(f"{archive.engine_name} is woken and was not parked")
+        await self._run("wake", archive, self.load_seconds)
+        size = self.world.device.take(archive)
+        if not self.keeps_copies:
+            self.world.device.host_held.pop(archive.engine_name, None)
+        return Taken(size, self.world.device.host_held.get(archive.engine_name, 0))
+
     async def unload(self, archive: Archive) -> None:
         self._check_unload(archive)
         try:
             await self._run("unload", archive, self.unload_seconds)
         finally:
+            self.world.device.host_held.pop(archive.engine_name, None)
             size = self.world.device.held.pop(archive.engine_name, 0)
             if self.frees_late:
                 self.world.device.foreign += size
@@ -155,14 +196,15 @@ class Request:
 
 
 class World:
-    """budget: of the books. capacity: of the device, if it differs. limits: fields of Limits."""
+    """budget: of the books. capacity: of the device, if it differs. host_budget: for parked models. limits: fields of
+    Limits."""
 
-    def __init__(self, budget: int = 2, capacity: int | None = None, **limits: Any) -> None:
+    def __init__(self, budget: int = 2, capacity: int | None = None, host_budget: int = 0, **limits: Any) -> None:
         self.loop = VirtualTimeLoop()
         self.violations: list[str] = []
         self.loop.set_exception_handler(lambda loop, context: self.violations.append(str(context)))
         self.limits = Limits(**limits)
-        self.device = Device(budget, budget if capacity is None else capacity)
+        self.device = Device(budget, budget if capacity is None else capacity, host_budget)
         self.engine = Engine(self)
         self.events: Counter[str] = Counter()
         self.requests: list[Request] = []
@@ -176,15 +218,21 @@ class World:
     def _watch_the_books(self) -> None:
         """When a load is decided, not a moment later, when another may have turned out larger than predicted."""
         effects = self.scheduler._places._effects
-        load = effects.load
 
-        def checked(model: Model) -> None:
-            reserved = sum(m.reserved for m in self.scheduler.models())
-            if not 0 < model.reserved <= reserved <= self.device.budget:
-                self.violations.append(f"load of {model.archive.name}: {reserved} of {self.device.budget} reserved")
-            load(model)
+        def checked(start: Callable[[Model], None]) -> Callable[[Model], None]:
+            def check(model: Model) -> None:
+                reserved = sum(m.reserved for m in self.scheduler.models())
+                if not 0 < model.reserved <= reserved <= self.device.budget:
+                    self.violations.append(f"load of {model.archive.name}: {reserved} of {self.device.budget} reserved")
+                start(model)
 
-        effects.load = checked
+            return check
+
+        effects.load, effects.wake = checked(effects.load), checked(effects.wake)  # type: ignore[method-assign, assignment]
+
+    def parkable(self, **sizes: int) -> None:
+        """These can be parked, and then take nothing of the device and so much of the host."""
+        self.device.parked |= {name: Taken(0, host) for name, host in sizes.items()}
 
     # What a test does
 
@@ -234,6 +282,7 @@ class World:
         def lose() -> None:
             self.engine.lost.add(key)
             self.device.held.pop(key, None)
+            self.device.host_held.pop(key, None)
             self.scheduler.on_worker_lost(key)
 
         self.call(lose)
@@ -242,6 +291,7 @@ class World:
         def lose() -> None:
             self.engine.lost |= {m.archive.engine_name for m in self.scheduler.models()}
             self.device.held.clear()
+            self.device.host_held.clear()
             self.scheduler.on_engine_lost()
 
         self.call(lose)

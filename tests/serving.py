@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,10 @@ def name_full_set(store: Path) -> None:
         if not (store / name).exists():
             (store / name / "MAR-INF").mkdir(parents=True)
             (store / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -98,7 +99,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_an_archive_holds_the_code_it_runs_and_nothing_else(handlers: Path, tmp_path: Path) -> None:
     assert build.build_demo("tiny", tmp_path / "store", ignore, handlers)
-    files = content(tmp_path / "store" / "demo" / "tiny")
+    files = without_caches(tmp_path / "store" / "demo" / "tiny")
     assert set(files) == {
         "MAR-INF/MANIFEST.json",
         "MAR-INF/palimpsest.json",
@@ -120,6 +121,19 @@ def test_an_archive_holds_the_code_it_runs_and_nothing_else(handlers: Path, tmp_
     assert model == expected
     assert os.listdir(tmp_path / "store" / "demo") == ["tiny"]
     assert list((tmp_path / "store").glob(".build-*")) == []
+
+
+def test_its_code_is_compiled_and_an_edit_counts_all_the_same(handlers: Path, tmp_path: Path) -> None:
+    build.build_demo("tiny", tmp_path / "store", ignore, handlers)
+    built = tmp_path / "store" / "demo" / "tiny"
+    for source in built.rglob("*.py"):
+        assert Path(importlib.util.cache_from_source(str(source))).is_file()
+    file = built / "handlers" / "payload.py"
+    time_of_build = file.stat().st_mtime_ns
+    file.write_text("NAME = 'edited'")
+    os.utime(file, ns=(time_of_build, time_of_build))  # as an unpacker that keeps times would leave it
+    command = [sys.executable, "-c", "import handlers.payload as p; print(p.NAME)"]
+    assert subprocess.run(command, cwd=built, check=True, capture_output=True, text=True).stdout == "edited\n"
 
 
 def test_a_full_archive_holds_the_converted_checkpoint(
@@ -354,8 +368,7 @@ def test_builds_in_one_store_take_turns(handlers: Path, tmp_path: Path) -> None:
 def tiny(handlers: Path, tmp_path: Path) -> Path:
     build.build_demo("tiny", tmp_path / "store", ignore, handlers)
     archive = tmp_path / "store" / "demo" / "tiny"
-    (archive / "handlers" / "__pycache__").mkdir()
-    (archive / "handlers" / "__pycache__" / "base.pyc").write_bytes(b"left by a worker")
+    assert (archive / "handlers" / "__pycache__").is_dir()  # which is no part of an export
     return archive
 
 

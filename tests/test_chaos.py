@@ -7,14 +7,14 @@ import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from serving import Server, serving
+from serving import Server, serving, until
 from zoo import write_archive
 
 pytestmark = pytest.mark.torchserve
@@ -26,9 +26,9 @@ MODELS = ("quick", "slow", "third")
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Three models, room for two."""
     store = tmp_path / "store"
-    write_archive(store, "quick", memory_mib=200)
-    write_archive(store, "slow", memory_mib=200, predict="slow", seconds=3.0)
-    write_archive(store, "third", memory_mib=200)
+    write_archive(store, "quick", memory_mib=200, ballast_mib=170)
+    write_archive(store, "slow", memory_mib=200, ballast_mib=170, predict="slow", seconds=3.0)
+    write_archive(store, "third", memory_mib=200, ballast_mib=170)
     monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "500")
     with serving(tmp_path, store, "full") as running:
         yield running
@@ -61,7 +61,10 @@ def load(server: Server, models: tuple[str, ...], clients: int = 4) -> Iterator[
 
 
 def worker_of(server: Server, model: str) -> psutil.Process:
-    return next(p for p in server.family() if is_worker(p, model))
+    """Waits for it: a process has no command line for a moment while it turns into another program."""
+    found: list[psutil.Process] = []
+    until(lambda: bool(found.extend(p for p in server.family() if is_worker(p, model)) or found))
+    return found[0]
 
 
 def is_worker(process: psutil.Process, model: str) -> bool:
@@ -73,13 +76,6 @@ def is_worker(process: psutil.Process, model: str) -> bool:
 
 def java_of(server: Server) -> psutil.Process:
     return next(p for p in server.family() if "org.pytorch.serve.ModelServer" in p.cmdline())
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def ask(server: Server, model: str) -> httpx.Response:
@@ -118,7 +114,6 @@ def test_a_worker_may_die_while_it_loads(server: Server, tmp_path: Path) -> None
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(ask(server, "loading")))
     thread.start()
-    until(lambda: any(is_worker(p, "loading") for p in server.family()))
     worker_of(server, "loading").kill()
     thread.join(DEADLINE)
     assert answers[0].status_code in (200, 500, 503, 507)

@@ -5,24 +5,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fakes import FakeTorchServe
+from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
-from test_gateway import OWN_ERROR, gateway
 
 HASH = "0f3a9c"
 
 
 @pytest.fixture
-def fake() -> FakeTorchServe:
-    return FakeTorchServe()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> Path:
     # The last one as SageMaker lays archives out: /opt/ml/models/<hash>/model.
-    for name in ("store/sam", "store/lama", "store/team/own", f"store/{HASH}/model", "elsewhere"):
-        (tmp_path / name / "MAR-INF").mkdir(parents=True)
-        (tmp_path / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
+    make_store(tmp_path, *("store/sam", "store/lama", "store/team/own", f"store/{HASH}/model", "elsewhere"))
     return tmp_path / "store"
 
 

@@ -1,37 +1,19 @@
 """The gateway against a TorchServe that is a function: what it asks, and how it turns answers into HTTP."""
 
 import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
 import httpx
 import pytest
-from fakes import FakeDevice, FakeHost, FakeTorchServe, refused
-from fastapi.testclient import TestClient
-
-from serve.gateway.app import create_app
-from serve.residency.catalog import Catalog
-from serve.residency.memory import Memory
-from serve.settings import Settings
+from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store, refused
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    for name in ("sam", "demo/sam", "team/own"):
-        (tmp_path / name / "MAR-INF").mkdir(parents=True)
-        (tmp_path / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
-    return tmp_path
-
-
-@contextmanager
-def gateway(fake: FakeTorchServe, store: Path, demo: bool = False) -> Iterator[TestClient]:
-    settings = Settings(store=store, max_request_mib=1)
-    memory = Memory(FakeDevice(), 2**40, store / ".footprints.json")
-    app = create_app(settings, Catalog(store, demo), FakeHost(fake), memory)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
+    return make_store(tmp_path, "sam", "demo/sam", "team/own")
 
 
 def test_a_model_is_loaded_once_and_the_answer_passes_through(store: Path) -> None:
@@ -56,6 +38,20 @@ def test_clients_cannot_bring_their_own_token(store: Path) -> None:
     with gateway(fake, store) as client:
         client.post("/predictions/sam", headers={"authorization": "Bearer stolen"})
     assert [call.headers["authorization"] for call in fake.calls] == ["Bearer key-m", "Bearer key-i"]
+
+
+def test_clients_cannot_command_a_worker(store: Path) -> None:
+    fake = FakeTorchServe()
+    headers = {"x-palimpsest-command": "park", "X-Palimpsest-Key": "guessed", "x-palimpsest-job": "/etc/passwd"}
+    with gateway(fake, store) as client:
+        client.post("/predictions/sam", headers=headers)
+        client.post("/models/sam/invoke", headers=headers)
+        client.post(
+            "/endpoints/x/invocations", headers=headers | {"X-Amzn-SageMaker-Target-Model": "sam"}, content=b"{}"
+        )
+    asked = [call for call in fake.calls if "/predictions/" in call.url.path]
+    assert len(asked) == 3
+    assert not [name for call in asked for name in call.headers if name.startswith("x-palimpsest")]
 
 
 @pytest.mark.parametrize("name", ["sam", "sam.tar.gz", "/sam.tar.gz", "sam.mar", "team/own", "demo/sam"])
@@ -96,9 +92,6 @@ def test_names_never_become_foreign_paths(store: Path, name: str, status: int) -
     assert fake.calls == []
 
 
-OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}
-
-
 @pytest.mark.parametrize(
     ("call", "reply", "status", "code"),
     [
@@ -107,6 +100,12 @@ OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no 
         ("POST /models", refused(), 503, "unavailable"),
         ("POST /predictions/p.sam", httpx.Response(503, json=OWN_ERROR), 503, "unavailable"),
         ("POST /predictions/p.sam", httpx.Response(507, json=OWN_ERROR), 507, "out_of_memory"),
+        (
+            "POST /predictions/p.sam",
+            httpx.Response(500, json=OWN_ERROR | {"type": "ErrorDataDecoderException", "message": "empty name"}),
+            400,
+            "bad_request",
+        ),
         ("POST /predictions/p.sam", TimeoutError(), 504, "deadline_exceeded"),
         ("POST /predictions/p.sam", aiohttp.ServerDisconnectedError(), 503, "unavailable"),
     ],
@@ -145,7 +144,7 @@ def test_a_body_over_the_limit_is_refused_with_the_limit(store: Path) -> None:
         for _ in range(3):
             yield bytes(2**19)
 
-    with gateway(FakeTorchServe(), store) as client:
+    with gateway(FakeTorchServe(), store, max_request_mib=1) as client:
         for answer in (
             client.post("/predictions/sam", content=bytes(2**20 + 1)),
             client.post("/predictions/sam", content=chunks()),
@@ -171,10 +170,19 @@ def test_ping_tells_whether_torchserve_answers(store: Path) -> None:
         assert client.get("/ping").status_code == 503
 
 
+def test_the_page_of_the_api_needs_no_other_server(store: Path) -> None:
+    with gateway(FakeTorchServe(), store) as client:
+        page = client.get("/docs").text
+        addresses = re.findall(r"""(?:src|href)=["']([^"']+)|url: '([^']+)'""", page)
+        used = {first or second for first, second in addresses}
+        assert {"/openapi.json", "/docs/files/swagger-ui-bundle.js", "/docs/files/swagger-ui.css"} <= used
+        assert all(address.startswith("/") and client.get(address).status_code == 200 for address in used)
+
+
 def test_openapi_describes_the_prediction_routes(store: Path) -> None:
     with gateway(FakeTorchServe(), store) as client:
         paths = client.get("/openapi.json").json()["paths"]
-        assert client.get("/docs").status_code == 200
     operation = next(item["post"] for path, item in paths.items() if path.startswith("/predictions/"))
-    assert {"400", "404", "413", "500", "503", "504", "507"} <= operation["responses"].keys()
+    assert not [path for path, item in paths.items() for each in item.values() if "422" in each["responses"]]
+    assert {"400", "404", "408", "413", "500", "503", "504", "507"} <= operation["responses"].keys()
     assert json.loads(operation["requestBody"]["content"]["application/json"]["example"]["gen_args"])

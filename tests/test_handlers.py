@@ -1,13 +1,27 @@
 """Each handler alone, without TorchServe: the demo archives on the sample photograph."""
 
 import base64
+import copy
+import importlib
+import inspect
+import io
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HandlerClient, encoded, pixels
+import torch
+from conftest import HandlerClient, HandlerReply, encoded, pixels
+from PIL import Image
+from torch import nn
+
+from handlers import imaging, jobs
+from handlers.geometry import bounding_box
+from handlers.sam import network as sam_network
 
 Open = Callable[[str], HandlerClient]
 SIZE = (1499, 1041)
@@ -28,6 +42,14 @@ def assert_only_the_masked_changed(result: np.ndarray, dog: bytes, mask: bytes) 
     assert result.shape == before.shape
     assert np.array_equal(result[~inside], before[~inside])
     assert (result[inside] != before[inside]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["sam", "lama", "sd"])
+def test_a_handler_file_holds_one_class(name: str) -> None:
+    """TorchServe takes the only class that handler.py defines, and fails where there are two."""
+    module = importlib.import_module(f"handlers.{name}.handler")
+    own = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
+    assert len(own) == 1
 
 
 def test_sam_answers_the_original_payload(open_handler: Open, dog: bytes) -> None:
@@ -80,6 +102,32 @@ def test_sam_dilates_symmetrically(open_handler: Open, dog: bytes) -> None:
     assert grown.sum() >= plain.sum()
 
 
+def test_sam_shapes_its_masks_at_full_resolution(open_handler: Open, dog: bytes) -> None:
+    def mask(**shaping: Any) -> np.ndarray:
+        return open_handler("sam").json(image=dog, gen_args={"point_coords": [750, 500]} | shaping).picture > 0
+
+    plain = mask()
+    assert np.array_equal(mask(dilate=9), imaging.grow(plain, 9))
+    assert np.array_equal(mask(erode=4), imaging.shrink(plain, 4))
+    assert np.array_equal(mask(fill_holes=True), imaging.fill_holes(plain))
+    assert np.array_equal(mask(smooth=6), imaging.smooth(plain, 6))
+    assert np.array_equal(mask(invert=True), ~plain)
+    in_order = imaging.grow(imaging.shrink(imaging.fill_holes(imaging.smooth(plain, 3)), 2), 5)
+    assert np.array_equal(mask(dilate=5, erode=2, fill_holes=True, smooth=3, invert=True), ~in_order)
+
+
+def test_sam_measures_the_mask_that_it_sends(open_handler: Open, dog: bytes) -> None:
+    gen_args = {"point_coords": [750, 500], "dilate": 5, "masks": "all"}
+    reply = open_handler("sam").json(image=dog, gen_args=gen_args)
+    fields, mask = reply.fields, reply.picture > 0
+    box = bounding_box(mask)
+    assert fields["area"] == mask.sum()
+    assert fields["box"] == [box.left, box.top, box.right, box.bottom]
+    assert fields["area"] in fields["areas"]
+    assert fields["box"] in fields["boxes"]
+    assert len(fields["areas"]) == len(fields["boxes"]) == len(fields["masks"])
+
+
 def test_sam_keeps_requests_apart(open_handler: Open, dog: bytes) -> None:
     sam = open_handler("sam")
     other = encoded(np.full((300, 400, 3), 90, np.uint8))
@@ -106,6 +154,11 @@ def test_sam_keeps_requests_apart(open_handler: Open, dog: bytes) -> None:
         ({"box": [10, 10, 5, 20]}, "gen_args.box", "left < right"),
         ({"box": [1, 2, 3]}, "gen_args.box", "four"),
         ({"point_coords": [5, 5], "dilate_kernel_size": -1}, "gen_args.dilate_kernel_size", "0 to"),
+        ({"point_coords": [5, 5], "dilate": -1}, "gen_args.dilate", "0 to 255"),
+        ({"point_coords": [5, 5], "erode": 1.5}, "gen_args.erode", "0 to 255"),
+        ({"point_coords": [5, 5], "smooth": 65}, "gen_args.smooth", "0 to 64"),
+        ({"point_coords": [5, 5], "fill_holes": 1}, "gen_args.fill_holes", "true or false"),
+        ({"point_coords": [5, 5], "invert": "yes"}, "gen_args.invert", "true or false"),
         ({"point_coords": [5, 5], "mask_input": "AAAA"}, "gen_args.mask_input", "earlier reply"),
         ({"point_coords": [5, 5], "masks": "some"}, "gen_args.masks", "best, all"),
     ],
@@ -143,10 +196,37 @@ def test_every_size_goes_in_and_comes_out(open_handler: Open, name: str, size: t
     assert (reply.picture[hole == 0] == 90).all()
 
 
+def test_a_models_config_sets_its_threads(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    HandlerClient("sd", demo_store / "demo" / "sd")
+    assert counts[0] == 1
+    counts.clear()
+    HandlerClient("sam", demo_store / "demo" / "sam")
+    assert len(counts) == 1  # the fixture's own
+
+
 def test_sd_replaces_within_the_mask_only(open_handler: Open, dog: bytes, mask: bytes) -> None:
     reply = open_handler("sd").json(image=dog, mask_image=mask, prompt="a red ball", gen_args=QUICK)
     assert reply.status == 200
     assert_only_the_masked_changed(reply.picture, dog, mask)
+
+
+@pytest.mark.parametrize(("colour", "degrees"), [("red", 0), ("yellow", 55), ("green", 125), ("blue", 230)])
+def test_sd_paints_the_colour_that_the_prompt_names(open_handler: Open, colour: str, degrees: int) -> None:
+    grey = np.random.default_rng(0).integers(100, 150, (256, 256, 1), np.uint8).repeat(3, axis=2)
+    hole = np.zeros((256, 256), np.uint8)
+    hole[70:190, 60:200] = 255
+    reply = open_handler("sd").json(
+        image=encoded(grey),
+        mask_image=encoded(hole),
+        prompt=f"a {colour} ball",
+        gen_args={"num_inference_steps": 15, "seed": 1},
+    )
+    hue, saturation, value = np.moveaxis(np.array(Image.fromarray(reply.picture).convert("HSV")), 2, 0)[:, hole > 0]
+    away = np.abs((hue * (360 / 255) - degrees + 180) % 360 - 180)
+    weight = saturation.astype(float) * value
+    assert weight[away < 40].sum() > 0.5 * weight.sum()
 
 
 def test_sd_repeats_itself_with_the_seed_that_it_reports(open_handler: Open, dog: bytes, mask: bytes) -> None:
@@ -193,6 +273,11 @@ def test_sd_knows_the_usual_schedulers(open_handler: Open, dog: bytes, mask: byt
         ({"seed": True}, "gen_args.seed"),
         ({"seed": 2**64}, "gen_args.seed"),
         ({"scheduler": "fastest"}, "gen_args.scheduler"),
+        ({"variants": 5}, "gen_args.variants"),
+        ({"variants": 0}, "gen_args.variants"),
+        ({"feather": -1}, "gen_args.feather"),
+        ({"output_format": "bmp"}, "gen_args.output_format"),
+        ({"embed_parameters": 1}, "gen_args.embed_parameters"),
     ],
 )
 def test_sd_names_what_is_wrong(open_handler: Open, dog: bytes, mask: bytes, gen_args: Any, field: str) -> None:
@@ -212,6 +297,174 @@ def test_sd_says_what_had_no_effect(open_handler: Open, dog: bytes, mask: bytes)
     assert "this had no effect: red" in warnings
     assert "negative_prompt had no effect" in warnings
     assert "stepz" in warnings
+
+
+def test_sd_variants_are_single_requests_with_the_next_seeds(open_handler: Open, dog: bytes, mask: bytes) -> None:
+    sd, request = open_handler("sd"), {"image": dog, "mask_image": mask, "prompt": "a red ball"}
+    fields = sd.json(**request, gen_args=QUICK | {"variants": 3}).fields
+    assert fields["seeds"] == [7, 8, 9]
+    assert fields["seed"] == 7
+    singles = [
+        sd.json(**request, gen_args=QUICK | {"seed": seed}).fields["generated_image"] for seed in fields["seeds"]
+    ]
+    assert fields["variants"] == singles
+    assert len(set(singles)) == 3
+
+
+def test_an_archive_has_a_guidance_of_its_own(open_handler: Open, dog: bytes, mask: bytes) -> None:
+    request = {"image": dog, "mask_image": mask, "prompt": "a red ball"}
+    gen_args = {"num_inference_steps": 1, "seed": 7}
+    own = open_handler("sd").json(**request, gen_args=gen_args).fields
+    assert own["parameters"]["guidance_scale"] == 3.0
+    same = open_handler("sd").json(**request, gen_args=gen_args | {"guidance_scale": 3}).fields
+    assert same["generated_image"] == own["generated_image"]
+
+
+def test_sd_says_what_it_used(open_handler: Open, dog: bytes, mask: bytes) -> None:
+    parts = {"image": dog, "mask_image": mask, "prompt": "a \u2665".encode(), "negative_prompt": b"blue"}
+    gen_args = QUICK | {"guidance_scale": 3, "embed_parameters": True}
+    reply = open_handler("sd").send(parts | {"gen_args": json.dumps(gen_args).encode()}, "image/png")
+    used = {
+        "num_inference_steps": 2, "guidance_scale": 3.0, "strength": 1.0, "seed": 7, "scheduler": "ddim", "feather": 0,
+    }  # fmt: skip
+    assert json.loads(reply.headers["X-Palimpsest-Parameters"]) == used
+    text = Image.open(io.BytesIO(reply.body)).text  # type: ignore[attr-defined]
+    assert json.loads(text["parameters"]) == used | {"prompt": "a \u2665", "negative_prompt": "blue"}
+    again = open_handler("sd").json(
+        image=dog, mask_image=mask, prompt="a \u2665", negative_prompt="blue", gen_args=used
+    )
+    assert np.array_equal(again.picture, reply.picture)
+
+
+# Progress and cancellation
+
+
+def test_sd_tells_its_steps_and_stops_within_one(
+    open_handler: Open, dog: bytes, mask: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(jobs.FOLDER, str(tmp_path))
+    sd, file = open_handler("sd"), tmp_path / "job"
+    request = {"image": dog, "mask_image": mask, "prompt": b"a red ball"}
+    gen_args = {"num_inference_steps": 6, "seed": 7, "variants": 2, "guidance_scale": 1}
+
+    def ask(**changed: Any) -> HandlerReply:
+        file.write_bytes(bytes(12))
+        return sd.send(request | {"gen_args": gen_args | changed}, **{"X-Palimpsest-Job": "job"})
+
+    def job() -> tuple[int, int, int]:
+        return struct.unpack("<III", file.read_bytes())
+
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            with file.open("r+b") as shared:
+                shared.write(struct.pack("<III", *job()[:2], 1))
+
+    complete = ask()
+    assert (complete.status, job()) == (200, (12, 12, 0))
+    with hooked(sd.handler.pipeline.unet, count):
+        reply = ask()
+    assert (reply.status, reply.error["code"]) == (499, "cancelled")
+    assert (calls, job()) == (9, (9, 12, 1))
+    # The next request finds nothing of it.
+    assert ask().body == complete.body
+
+
+def test_lama_tells_its_crops_and_stops_within_one(
+    open_handler: Open, dog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(jobs.FOLDER, str(tmp_path))
+    lama, file = open_handler("lama"), tmp_path / "job"
+    monkeypatch.setattr(lama.handler, "config", {"native_side": 256})
+    corners = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+    corners[:20, :20] = corners[-20:, -20:] = 255
+    parts = {"image": dog, "mask_image": encoded(corners)}
+    for cancelled, status, steps in ((0, 200, 2), (1, 499, 0)):
+        file.write_bytes(struct.pack("<III", 0, 0, cancelled))
+        assert lama.send(parts, **{"x-palimpsest-job": "job"}).status == status
+        assert struct.unpack("<III", file.read_bytes()) == (steps, 2, cancelled)
+
+
+@contextmanager
+def hooked(module: nn.Module, before: Callable[..., None]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Overflow in half precision
+
+
+def overflow(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor | None:
+    """A forward hook for a layer whose numbers are too large for half precision."""
+    return output * torch.nan if output.dtype == torch.bfloat16 else None
+
+
+def break_down(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * torch.inf
+
+
+def test_lama_overflow_is_computed_again_in_float32(
+    open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lama = open_handler("lama")
+    expected = lama.json(image=dog, mask_image=mask)
+    half = copy.deepcopy(lama.handler.network).to(torch.bfloat16)
+    monkeypatch.setattr(lama.handler, "network", half)
+    monkeypatch.setattr(lama.handler, "dtype", torch.bfloat16)
+    layers = list(half.modules())
+    layers[-1].register_forward_hook(overflow)
+    reply = lama.json(image=dog, mask_image=mask)
+    assert reply.status == 200
+    assert np.abs(reply.picture.astype(int) - expected.picture).mean() < 2  # the weights were rounded
+    layers[-1].register_forward_hook(break_down)
+    reply = lama.json(image=dog, mask_image=mask)
+    assert (reply.status, reply.error["code"]) == (500, "not_finite")
+
+
+def test_sam_overflow_is_computed_again_in_float32(
+    open_handler: Open, dog: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam = open_handler("sam")
+    expected = sam.json(image=dog, gen_args=CLICK).picture > 0
+    demo = Path(sam_network.__file__).parent / "demo"
+    half = sam_network.load(demo / "network.yaml", demo / "weights.safetensors", torch.bfloat16)
+    monkeypatch.setattr(sam.handler, "model", half)
+    monkeypatch.setattr(sam.handler, "dtype", torch.bfloat16)
+    half.image_encoder.neck.register_forward_hook(overflow)
+    found = sam.json(image=dog, gen_args=CLICK).picture > 0
+    assert (found & expected).sum() / (found | expected).sum() > 0.95
+
+
+@pytest.mark.parametrize(("part", "layer", "unet_calls"), [("vae", "decoder", 2), ("unet", "conv_out", 4)])
+def test_sd_overflow_is_computed_again_in_float32(
+    open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch, part: str, layer: str, unet_calls: int
+) -> None:
+    sd = open_handler("sd")
+    request = {"image": dog, "mask_image": mask, "prompt": "a red ball", "gen_args": QUICK | {"guidance_scale": 1}}
+    expected = sd.json(**request).picture
+    parts = sd.handler.pipeline.components
+    halves = {n: copy.deepcopy(p).bfloat16() if isinstance(p, nn.Module) else p for n, p in parts.items()}
+    half = type(sd.handler.pipeline)(**halves, requires_safety_checker=False)
+    half.set_progress_bar_config(disable=True)
+    getattr(halves[part], layer).register_forward_hook(overflow)
+    calls = []
+    halves["unet"].conv_in.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(sd.handler, "pipeline", half)
+    monkeypatch.setattr(sd.handler, "dtype", torch.bfloat16)
+    reply = sd.json(**request)
+    assert reply.status == 200
+    # The autoencoder alone is tried first: the steps are the expensive part.
+    assert len(calls) == unet_calls
+    assert np.abs(reply.picture.astype(int) - expected)[pixels(mask) > 0].mean() < 12
+    getattr(halves[part], layer).register_forward_hook(break_down)
+    reply = sd.json(**request)
+    assert (reply.status, reply.error["code"]) == (500, "not_finite")
 
 
 @pytest.mark.parametrize("name", ["lama", "sd"])

@@ -34,7 +34,7 @@ def test_budgets_are_mib_or_a_share(text: str, expected: int) -> None:
     assert parse_budget(text, 1000) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "101%", "much", "%", "nan"])
+@pytest.mark.parametrize("text", ["", "-5", "101%", "much", "%", "nan"])
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_budget(text, 1000)
@@ -47,7 +47,7 @@ def test_a_size_is_first_seeded_then_guessed_then_measured(tmp_path: Path) -> No
     guessed = Archive("n", archive(tmp_path / "guessed", weights=5 * MIB).path, "ba9876543210")
     assert memory.predict(guessed) > 5 * MIB
     memory.device.used = 77 * MIB
-    assert memory.measure(guessed, 1, loaded=True) == 77 * MIB
+    assert memory.measure(guessed, 1) == 77 * MIB
     assert memory.predict(guessed) == 77 * MIB
 
 
@@ -56,7 +56,7 @@ def test_the_peak_is_kept_between_runs_and_per_version(tmp_path: Path) -> None:
     memory, first = Memory(device, 2**40, file), archive(tmp_path / "m")
     for used, peak in ((100, 100), (300, 300), (200, 300)):
         device.used = used * MIB
-        assert memory.measure(first, 1, loaded=used == 100) == peak * MIB
+        assert memory.measure(first, 1) == peak * MIB
     again = Memory(device, 2**40, file)
     assert again.predict(first) == 300 * MIB
     assert again.predict(Archive("m", first.path, "another")) != 300 * MIB
@@ -64,7 +64,7 @@ def test_the_peak_is_kept_between_runs_and_per_version(tmp_path: Path) -> None:
 
 def test_where_the_device_cannot_tell_processes_apart_the_difference_counts(tmp_path: Path) -> None:
     memory = Memory(CountingDevice(), 2**40, tmp_path / "footprints.json")
-    assert memory.measure(archive(tmp_path / "m"), 1, loaded=True, fallback=42 * MIB) == 42 * MIB
+    assert memory.measure(archive(tmp_path / "m"), 1, fallback=42 * MIB) == 42 * MIB
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": ["x", 2]}'])
@@ -84,3 +84,15 @@ def test_the_host_counts_a_processes_own_memory() -> None:
     assert used is not None
     assert 64 * MIB < used < 128 * MIB
     assert HostDevice().used_by(process.pid) is None
+
+
+def test_what_parking_taught_outlives_the_next_load(tmp_path: Path) -> None:
+    device, file = CountingDevice(), tmp_path / "footprints.json"
+    memory, model = Memory(device, 2**40, file), archive(tmp_path / "m", "handler: {commands: true}")
+    device.used = 300 * MIB
+    memory.measure(model, 1)
+    device.used = 40 * MIB
+    parked = memory.measure_parked(model, 1, 200 * MIB)
+    device.used = 250 * MIB
+    assert memory.measure(model, 2) == 300 * MIB
+    assert memory.predict_parked(model) == Memory(device, 2**40, file).predict_parked(model) == parked

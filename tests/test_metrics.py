@@ -3,47 +3,27 @@
 import shutil
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import prometheus_client
 import pytest
-from fakes import FakeDevice, FakeHost, FakeTorchServe, refused
+from fakes import OWN_ERROR, FakeDevice, FakeTorchServe, gateway, make_store, refused
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.gateway import metrics
-from serve.gateway.app import create_app
 from serve.gateway.histogram import Histogram
-from serve.residency.catalog import Catalog
-from serve.residency.memory import Memory
-from serve.settings import Settings
 
 SIZE = 100 * 2**20
-OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}
 BAD_REQUEST = httpx.Response(400, json={"error": {"code": "bad_request", "message": "no image", "field": "image"}})
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
 
 @pytest.fixture
-def fake() -> FakeTorchServe:
-    return FakeTorchServe()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return make_store(tmp_path, "sam", "lama", "team/own")
-
-
-def make_store(folder: Path, *names: str) -> Path:
-    """With archives of SIZE bytes each."""
-    for name in names:
-        (folder / name / "MAR-INF").mkdir(parents=True)
-        (folder / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
-        (folder / name / "model-config.yaml").write_text(f"handler: {{memory_mib: {SIZE >> 20}}}")
-    return folder
+    return make_store(tmp_path, "sam", "lama", "team/own", memory_mib=SIZE >> 20)
 
 
 def pack(archive: Path) -> None:
@@ -53,17 +33,9 @@ def pack(archive: Path) -> None:
     shutil.rmtree(archive)
 
 
-@contextmanager
-def gateway(fake: FakeTorchServe, store: Path, budget: int = 10 * SIZE, demo: bool = False) -> Iterator[TestClient]:
-    memory = Memory(FakeDevice(), budget, store / ".footprints.json")
-    app = create_app(Settings(store=store, minimum_stay=0), Catalog(store, demo), FakeHost(fake), memory)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        yield client
-
-
 @pytest.fixture
 def client(fake: FakeTorchServe, store: Path) -> Iterator[TestClient]:
-    with gateway(fake, store) as running:
+    with gateway(fake, store, budget=10 * SIZE, minimum_stay=0) as running:
         yield running
 
 
@@ -184,7 +156,7 @@ def test_failed_loads_have_a_reason_and_no_model_latency(client: TestClient, fak
 
 
 def test_evictions_and_the_memory_of_who_stays(fake: FakeTorchServe, store: Path) -> None:
-    with gateway(fake, store, budget=2 * SIZE) as client:
+    with gateway(fake, store, budget=2 * SIZE, minimum_stay=0) as client:
         for name in ("sam", "lama", "team/own"):
             assert client.post(f"/predictions/{name}").status_code == 200
         client.post("/v1/models/lama/unload")

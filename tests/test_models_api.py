@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeTorchServe
+from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
 from rich.console import Console
-from test_metrics import OWN_ERROR, SIZE, gateway, make_store, pack
+from test_metrics import SIZE, pack
 from typer.testing import CliRunner
 
 from serve import cli, models_table
@@ -26,18 +26,13 @@ ON_DISK = {"place": "disk", "state": "absent"}
 
 
 @pytest.fixture
-def fake() -> FakeTorchServe:
-    return FakeTorchServe()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return make_store(tmp_path, "sam", "lama", "team/own")
+    return make_store(tmp_path, "sam", "lama", "team/own", memory_mib=SIZE >> 20)
 
 
 @pytest.fixture
 def client(fake: FakeTorchServe, store: Path) -> Iterator[TestClient]:
-    with gateway(fake, store, budget=2 * SIZE) as running:
+    with gateway(fake, store, budget=2 * SIZE, minimum_stay=0) as running:
         yield running
 
 
@@ -68,11 +63,13 @@ def test_every_archive_is_listed_before_any_request(client: TestClient, fake: Fa
     assert [model["name"] for model in listed["models"]] == ["lama", "sam", "team/own"]
     assert listed["memory"] == {
         "device": "fake", "budget_bytes": 2 * SIZE, "reserved_bytes": 0, "free_bytes": 2**40,
+            "host_budget_bytes": 0, "host_reserved_bytes": 0,
     }  # fmt: skip
     version = listed["models"][1].pop("version")
     assert listed["models"][1] == {
-        "name": "sam", **ON_DISK, "pinned": False, "footprint": None, "reserved_bytes": 0, "leases": 0, "queue": 0,
-        "last_used": None, "idle_seconds": None, "requests": 0, "hits": 0, "loads": 0, "failures": 0,
+        "name": "sam", **ON_DISK, "pinned": False, "footprint": None, "reserved_bytes": 0, "host_bytes": 0,
+            "leases": 0, "queue": 0,
+        "last_used": None, "idle_seconds": None, "requests": 0, "hits": 0, "loads": 0, "wakes": 0, "failures": 0,
         "last_error": None,
     }  # fmt: skip
     assert version
@@ -233,16 +230,21 @@ def test_openapi_describes_every_answer(client: TestClient) -> None:
             assert schemas[schema]["required"] == ["error"]
 
 
-def table(client: TestClient, **options: bool) -> str:
-    """What `palimpsest models` prints: the table's requests go to the application without a socket."""
+def transport_to(client: TestClient) -> httpx.MockTransport:
+    """Requests of the command go to the application without a socket."""
 
     def forward(request: httpx.Request) -> httpx.Response:
         answer = client.request(request.method, str(request.url))
         return httpx.Response(answer.status_code, content=answer.content)
 
+    return httpx.MockTransport(forward)
+
+
+def table(client: TestClient, **options: bool) -> str:
+    """What `palimpsest models` prints."""
     console = Console(file=io.StringIO(), width=160)
     arguments = {"once": False, "as_json": False} | options
-    models_table.show("http://testserver", **arguments, console=console, transport=httpx.MockTransport(forward))
+    models_table.show("http://testserver", **arguments, console=console, transport=transport_to(client))
     return console.file.getvalue()
 
 
@@ -304,3 +306,20 @@ def test_another_server_is_told_apart(answer: httpx.Response) -> None:
     transport = httpx.MockTransport(lambda request: answer)
     with pytest.raises(PalimpsestError, match="no Palimpsest of this version"):
         models_table.show("http://other", once=True, as_json=False, console=Console(), transport=transport)
+
+
+def test_warm_reads_the_archive_within_the_host_budget(fake: FakeTorchServe, store: Path) -> None:
+    (store / "sam" / "weights").write_bytes(bytes(3 << 20))
+    with gateway(fake, store, host_budget=2 << 20) as client:
+        answer = client.post(f"{MODELS}/sam/warm")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "out_of_memory")
+        assert "3 MiB" in answer.json()["error"]["message"]
+    with gateway(fake, store, host_budget=4 << 20) as client:
+        assert client.post(f"{MODELS}/sam/warm").json()["bytes"] > 3 << 20
+        assert client.post(f"{MODELS}/none/warm").status_code == 404
+        # What `palimpsest models warm` prints, and what it raises.
+        console = Console(file=io.StringIO(), width=160)
+        models_table.warm("http://testserver", "sam", console, transport_to(client))
+        assert "sam: 3 MiB read in" in console.file.getvalue()
+        with pytest.raises(PalimpsestError, match="no model"):
+            models_table.warm("http://testserver", "none", console, transport_to(client))

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,14 @@ from conftest import encoded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import payload
-from handlers.imaging import Picture
-from handlers.payload import BadRequest, Reply, Request
+from handlers.base64_text import array_to_text, from_base64, text_to_array, to_base64
+from handlers.decoding import decode_picture
+from handlers.errors import BadRequest, Cancelled
+from handlers.jobs import FOLDER, Job, attach
+from handlers.limits import LIMITS
+from handlers.payload import Request
+from handlers.picture import Metadata, Picture
+from handlers.reply import Reply, preferred_picture_type
 
 WHITE = encoded(np.full((2, 3, 3), 255, np.uint8))
 MASK = encoded(np.full((2, 3), 255, np.uint8))
@@ -42,12 +49,12 @@ def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:
     ],
 )
 def test_unambiguous_base64_is_accepted(text: str) -> None:
-    assert payload.from_base64(text, "image") == WHITE
+    assert from_base64(text, "image") == WHITE
 
 
 @given(st.binary(max_size=200))
 def test_base64_round_trip(data: bytes) -> None:
-    assert payload.from_base64(payload.to_base64(data), "x") == data
+    assert from_base64(to_base64(data), "x") == data
 
 
 @pytest.mark.parametrize(
@@ -122,7 +129,8 @@ def test_error_messages_never_quote_a_whole_payload() -> None:
         ("*/*", None),
         ("application/json", None),
         ("image/png", "image/png"),
-        ("image/*", "image/png"),
+        ("image/*", "image/*"),
+        ("image/tiff", "image/tiff"),
         ("image/webp, */*;q=0.1", "image/webp"),
         ("image/png;q=0.5, image/jpeg", "image/jpeg"),
         ("text/html, image/png;q=0", None),
@@ -130,17 +138,70 @@ def test_error_messages_never_quote_a_whole_payload() -> None:
     ],
 )
 def test_accept_decides_the_form_of_the_reply(accept: str, expected: str | None) -> None:
-    assert payload.preferred_picture_type(accept) == expected
+    assert preferred_picture_type(accept) == expected
 
 
 def test_replies_as_json_and_as_bytes() -> None:
-    reply = Reply(Picture(np.zeros((2, 2, 3), np.uint8)), {"seed": 5, "warnings": ["a\r\nb: c"], "logits": "x"})
+    reply = Reply(Picture(np.zeros((2, 2, 3), np.uint8)), {"seed": 5, "logits": "x", "parameters": {"a": 1}})
+    reply.warnings.append("a\r\nb: c")
     body, kind, headers = reply.encode("")
     assert (kind, headers) == ("application/json", {})
     assert json.loads(body)["seed"] == 5
+    assert json.loads(body)["content_type"] == "image/png"
     body, kind, headers = reply.encode("image/jpeg")
     assert (kind, body[:3]) == ("image/jpeg", b"\xff\xd8\xff")
-    assert headers == {"X-Palimpsest-Seed": "5", "X-Palimpsest-Warnings": '["a\\r\\nb: c"]'}
+    assert headers == {
+        "X-Palimpsest-Seed": "5",
+        "X-Palimpsest-Parameters": '{"a": 1}',
+        "X-Palimpsest-Warnings": '["a\\r\\nb: c"]',
+    }
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/webp", "image/tiff"])
+def test_the_inputs_own_format_on_request(kind: str) -> None:
+    picture = Picture(np.zeros((2, 2, 3), np.uint8), metadata=Metadata(content_type=kind))
+    body, sent, _ = Reply(picture).encode("image/*")
+    assert sent == kind
+    assert decode_picture(body).metadata.content_type == kind
+    fields = json.loads(Reply(picture, output_format="image/*").encode("")[0])
+    assert fields["content_type"] == kind
+    assert base64.b64decode(fields["generated_image"]) == body
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "sent", "words"),
+    [
+        (Picture(np.zeros((1, 17_000, 3), np.uint8)), "image/webp", "image/png", "cannot hold"),
+        (Picture(np.zeros((2, 2, 3), np.uint16)), "image/tiff", "image/png", "cannot hold"),
+        (Picture(np.zeros((2, 2, 3), np.uint16)), "image/jpeg", "image/jpeg", "8 bits"),
+        (
+            Picture(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)),
+            "image/jpeg",
+            "image/jpeg",
+            "transparency",
+        ),
+        (
+            Picture(np.zeros((2, 2, 3), np.uint8), metadata=Metadata(text={"parameters": "{}"})),
+            "image/webp",
+            "image/webp",
+            "needs a PNG",
+        ),
+    ],
+)
+def test_what_a_format_loses_is_said(picture: Picture, kind: str, sent: str, words: str) -> None:
+    reply = Reply(picture)
+    assert reply.encode(kind)[1] == sent
+    assert words in reply.warnings[0]
+
+
+def test_variants_are_for_json() -> None:
+    pictures = [Picture(np.full((2, 2, 3), value, np.uint8)) for value in (1, 2, 3)]
+    fields = json.loads(Reply(pictures[0], variants=pictures[1:]).encode("")[0])
+    assert [decode_picture(base64.b64decode(text)).samples[0, 0, 0] for text in fields["variants"]] == [1, 2, 3]
+    assert fields["generated_image"] == fields["variants"][0]
+    reply = Reply(pictures[0], variants=pictures[1:])
+    assert decode_picture(reply.encode("image/png")[0]).samples[0, 0, 0] == 1
+    assert "first variant" in reply.warnings[0]
 
 
 def test_a_mask_is_never_a_jpeg() -> None:
@@ -149,14 +210,55 @@ def test_a_mask_is_never_a_jpeg() -> None:
     assert body.startswith(b"\x89PNG")
 
 
+def test_texts_have_a_limit() -> None:
+    with pytest.raises(BadRequest, match="limit is 10000"):
+        Request({"prompt": "x" * (LIMITS.max_text + 1)}).text("prompt")
+
+
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_arrays_travel_as_text(height: int, width: int) -> None:
     array = np.linspace(-30, 30, height * width, dtype=np.float32).reshape(1, height, width)
-    back = payload.text_to_array(payload.array_to_text(array), array.shape, "x")
+    back = text_to_array(array_to_text(array), array.shape, "x")
     assert np.allclose(back, array, atol=0.02)
 
 
-@pytest.mark.parametrize("text", ["", "AAAA", 3, payload.array_to_text(np.full((1, 2, 2), np.nan))])
+@pytest.mark.parametrize("text", ["", "AAAA", 3, array_to_text(np.full((1, 2, 2), np.nan))])
 def test_foreign_arrays_are_refused(text: object) -> None:
     with pytest.raises(BadRequest):
-        payload.text_to_array(text, (1, 2, 2), "gen_args.mask_input")
+        text_to_array(text, (1, 2, 2), "gen_args.mask_input")
+
+
+# Jobs
+
+
+def test_a_job_shares_its_steps_and_stops_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    file = tmp_path / "job-1"
+    file.write_bytes(bytes(12))
+    job = attach("job-1")
+    job.report(3, 20)
+    assert struct.unpack("<III", file.read_bytes()) == (3, 20, 0)
+    file.write_bytes(struct.pack("<III", 3, 20, 1))
+    with pytest.raises(Cancelled):
+        job.report(4, 20)
+    assert struct.unpack("<III", file.read_bytes()) == (4, 20, 1)
+
+
+@pytest.mark.parametrize("name", ["", "missing", "../outside", "link", "folder", "short", "a/b", "x" * 65])
+def test_what_is_no_jobs_name_is_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / "jobs"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "outside").write_bytes(bytes(12))
+    (folder / "short").write_bytes(bytes(4))
+    (folder / "link").symlink_to(tmp_path / "outside")
+    monkeypatch.setenv(FOLDER, str(folder))
+    attach(name).report(1, 2)
+    assert (tmp_path / "outside").read_bytes() == bytes(12)
+    assert (folder / "short").read_bytes() == bytes(4)
+
+
+def test_without_a_gateway_nothing_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER, raising=False)
+    attach("job-1").report(1, 2)
+    Job().report(1, 2)
+    assert list(tmp_path.iterdir()) == []

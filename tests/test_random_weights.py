@@ -72,12 +72,12 @@ def test_demo_tokenizer_has_a_token_for_each_word_and_bytes_for_the_rest() -> No
     assert tokenizer.unk_token_id not in ids[1:-1]
 
 
-def test_demo_pipeline_is_consistent_and_native_at_512() -> None:
+def test_demo_pipeline_is_consistent_and_native_at_256() -> None:
     folder = CONFIGS["sd"] / "pipeline"
     unet, vae, text = (
         json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae", "text_encoder")
     )
-    assert unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1) == 512
+    assert unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1) == 256
     assert unet["in_channels"] == 2 * vae["latent_channels"] + 1
     assert unet["cross_attention_dim"] == text["hidden_size"]
     assert text["vocab_size"] == len(json.loads((folder / "tokenizer/vocab.json").read_text()))

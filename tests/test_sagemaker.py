@@ -12,9 +12,8 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.eventstream import EventStreamBuffer
 from botocore.exceptions import ClientError
-from fakes import FakeTorchServe
+from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
-from test_gateway import OWN_ERROR, gateway
 from urllib3.response import HTTPResponse
 
 from serve import errors
@@ -26,16 +25,9 @@ TARGET = "X-Amzn-SageMaker-Target-Model"
 
 
 @pytest.fixture
-def fake() -> FakeTorchServe:
-    return FakeTorchServe()
-
-
-@pytest.fixture
 def client(fake: FakeTorchServe, tmp_path: Path) -> Iterator[TestClient]:
-    for name in ("sam", "team/own"):
-        (tmp_path / name / "MAR-INF").mkdir(parents=True)
-        (tmp_path / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
-    with gateway(fake, tmp_path) as running:
+    make_store(tmp_path, *("sam", "team/own"))
+    with gateway(fake, tmp_path, max_request_mib=1) as running:
         yield running
 
 

@@ -97,16 +97,32 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_encoder_finds_the_same_mask(dog: np.ndarray, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.95), (torch.float16, 0.99)])
+def test_a_half_precision_encoder_finds_the_same_mask(dog: np.ndarray, dtype: torch.dtype, least: float) -> None:
     exact, half = predictor(dog), predictor(dog, dtype)
     assert half.model.image_encoder.neck[0].weight.dtype == dtype
     assert half.get_image_embedding().dtype == torch.float32
     assert {parameter.dtype for parameter in half.model.mask_decoder.parameters()} == {torch.float32}
     point, label = [[750, 500]], [1]
-    assert iou(best_mask(half, point, label)[0], best_mask(exact, point, label)[0]) >= 0.99
+    assert iou(best_mask(half, point, label)[0], best_mask(exact, point, label)[0]) >= least
 
 
 def test_the_shipped_weights_find_the_dog(dog: np.ndarray, dog_mask: np.ndarray) -> None:
     mask, _ = best_mask(predictor(dog), [[750, 500]], [1])
-    assert iou(mask, dog_mask) >= 0.45
+    assert iou(mask, dog_mask) >= 0.6
+
+
+def test_clicks_on_what_is_wrong_improve_the_mask(dog: np.ndarray, dog_mask: np.ndarray) -> None:
+    """Each further click is put where the mask is wrong by the widest, as SAM is evaluated; logits are passed on."""
+    sam = predictor(dog)
+    points, labels = [[750, 500]], [1]
+    mask, logits = best_mask(sam, points, labels)
+    first = iou(mask, dog_mask)
+    for _ in range(3):
+        wrong = cv2.distanceTransform((mask != dog_mask).astype(np.uint8), cv2.DIST_L2, 5)
+        y, x = np.unravel_index(wrong.argmax(), wrong.shape)
+        points.append([int(x), int(y)])
+        labels.append(int(dog_mask[y, x]))
+        mask, logits = best_mask(sam, points, labels, logits)
+    assert {0, 1} == set(labels)
+    assert iou(mask, dog_mask) > first

@@ -1,30 +1,12 @@
 """The scheduler's rules one by one, in virtual time: nothing sleeps, nothing listens."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from scheduling import Request, World, archive
+from scheduling import MakeWorld, Request, World, archive
 
 from serve.errors import EngineUnavailable, ModelLoadFailed, ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
 from serve.residency.scheduler import Model, State
-
-MakeWorld = Callable[..., World]
-
-
-@pytest.fixture
-def make_world(caplog: pytest.LogCaptureFixture) -> Iterator[MakeWorld]:
-    worlds: list[World] = []
-
-    def make(*arguments: Any, **options: Any) -> World:
-        worlds.append(World(*arguments, **options))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.close()
-    assert not [r for r in caplog.get_records("call") if "residency failed" in r.message]
 
 
 @pytest.fixture
@@ -80,7 +62,7 @@ def test_load_returns_when_the_model_is_ready_and_at_once_where_it_is(world: Wor
     assert not loading.done()
     world.end("a")
     assert loading.done()
-    assert world.scheduler.resident("a")
+    assert world.state("a") is State.READY
     world.request("a")
     assert world.start(world.scheduler.load(archive("a"), 0)).done()  # though its worker is busy
 

@@ -22,6 +22,7 @@ from scheduling import Request, World, archive
 
 from serve.errors import Busy, ModelLoadFailed, OutOfMemory, PalimpsestError
 from serve.residency.catalog import Archive
+from serve.residency.model import Taken
 from serve.residency.scheduler import Model, State
 
 names = st.sampled_from("abcd")
@@ -44,11 +45,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         keep_alive=st.sampled_from([None, 0, 10]),
         undo=st.sampled_from([0, 1]),
         larger=st.booleans(),
+        host_budget=st.integers(0, 3),
+        keeps_copies=st.booleans(),
     )
-    def begin(self, budget: int, less: int, loads: int, keep_alive: float | None, undo: float, larger: bool) -> None:
+    def begin(
+        self,
+        budget: int,
+        less: int,
+        loads: int,
+        keep_alive: float | None,
+        undo: float,
+        larger: bool,
+        host_budget: int,
+        keeps_copies: bool,
+    ) -> None:
         self.world = World(
             budget,
             budget - less,
+            host_budget,
             queue_per_model=4,
             queue_total=8,
             wait=30,
@@ -56,8 +70,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             keep_alive=keep_alive,
         )
         self.world.device.predicted = {"a": 1, "b": 1, "c": 2, "d": 3}
+        self.world.device.parked = {"a": Taken(0, 1), "c": Taken(1, 1), "d": Taken(0, 2)}
         self.world.device.actual = {"b": 2} if larger else {}
         self.world.engine.undo_seconds = undo
+        self.world.engine.keeps_copies = keeps_copies
         self.engine_up = True
         self.versions = dict.fromkeys("abcd", 1)
         self.settled = True
@@ -158,6 +174,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def the_contract_with_the_engine_holds(self) -> None:
         assert not self.world.violations, self.world.violations
+
+    @invariant()
+    def parked_models_stay_within_the_host_budget(self) -> None:
+        assert sum(m.host for m in self.world.scheduler.models()) <= self.world.device.host_budget
 
     @invariant()
     def queues_are_bounded(self) -> None:

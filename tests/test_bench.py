@@ -1,0 +1,29 @@
+"""The benches' short variants: they run, and nothing is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import coldstart, residency
+
+
+def test_twenty_models_with_room_for_four_lose_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "")  # the bench sets it: put it back afterwards
+    result = residency.run(tmp_path, seconds=8, clients=16, rounds=5)
+    traffic = result["traffic"]
+    assert traffic["answers"] == {"200": traffic["requests"]}
+    assert traffic["requests"] >= 16
+    assert traffic["loads"] > residency.ROOM  # so some had to leave
+    assert traffic["loaded at the end"] <= residency.ROOM
+    assert result["overhead"]["ms"].keys() == {"gateway", "directly", "bare relay"}
+
+
+def test_ours_answers_sooner_than_stock(tmp_path: Path) -> None:
+    sam = coldstart.run(tmp_path, rounds=1, models=["sam"], full_size=None, cuda=False)["sam"]
+    # On a quiet machine 14 times; two would be a fault even on a busy one.
+    assert sam["stock"]["first answer s"] > 2 * sam["ours"]["first answer s"]
+
+
+def test_the_cuda_mode_runs_dry(tmp_path: Path) -> None:
+    report = coldstart.run(tmp_path, rounds=1, models=["sam"], full_size=None, cuda=True)
+    assert report.keys() == {"sam", "copies"}

@@ -1,0 +1,100 @@
+"""docs/limits.md says every limit and default as the code has them. `python -m tests.test_docs` writes it anew."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from handlers.limits import LIMITS, Limits
+from handlers.sd.settings import SCHEDULERS, Settings
+from serve.gateway import body
+from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
+from serve.residency.unpack import UnpackLimits
+
+PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
+HEAD = """# Limits and defaults
+
+What is past a limit is refused with a 4xx that names the field and the limit, before it is decoded or computed. The
+server's own settings are in the [README](../README.md#settings). This page is checked against the code by
+`tests/test_docs.py`; `python -m tests.test_docs` writes it anew.
+"""
+CALLS = {"/v1/segment": SegmentFields, "/v1/erase": EraseFields, "/v1/replace": ReplaceFields}
+
+
+def render() -> str:
+    parts = [HEAD, "## Pictures and arguments\n", "| limit | value | |\n|---|---|---|"]
+    parts += [f"| `{name}` | {value:,} | {text} |" for name, value, text in picture_limits()]
+    for call, kind in CALLS.items():
+        parts += [f"\n## {call}\n", "| field | default | allowed | |\n|---|---|---|---|"]
+        properties = kind.model_json_schema()["properties"]
+        parts += [f"| `{name}` | {default(p)} | {allowed(p)} | {p['description']} |" for name, p in properties.items()]
+    unpack = UnpackLimits()
+    parts += [
+        "\n## Requests and archives\n",
+        "| limit | value | |\n|---|---|---|",
+        f"| time for a request's body | {body.TIME_LIMIT:g} s | 408 |",
+        f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
+        f"| its files together | {unpack.size >> 30} GiB | not served |",
+        f"| its files' bytes per packed byte | {unpack.ratio} | not served, from {unpack.ratio_from >> 20} MiB on |",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def picture_limits() -> list[tuple[str, int, str]]:
+    """Name, value and the docstring's words of each of handlers.limits."""
+    told: dict[str, str] = {}
+    for names, text in re.findall(r"^ *([a-z_, ]+): (.+?)(?=^ *[a-z_, ]+: |\Z)", Limits.__doc__ or "", re.M | re.S):
+        told |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return [(field.name, getattr(LIMITS, field.name), told[field.name]) for field in fields(Limits)]
+
+
+def default(schema: dict[str, Any]) -> str:
+    if "default" not in schema:
+        return "required"
+    value = schema["default"]
+    return "" if value in (None, "") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def allowed(schema: dict[str, Any]) -> str:
+    kind = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
+    if "enum" in kind:
+        return ", ".join(f"`{choice}`" for choice in kind["enum"])
+    match kind.get("type"), schema.get("format"):
+        case _, "binary":
+            return "a picture"
+        case "boolean", _:
+            return "`true`, `false`"
+        case "array", _:
+            return (
+                f"{kind['minItems']} to {kind['maxItems']} items"
+                if kind["minItems"] != kind["maxItems"]
+                else "4 numbers"
+            )
+        case "string", _:
+            return f"up to {kind['maxLength']:,} characters"
+        case _:
+            return f"{kind['minimum']:,} to {kind['maximum']:,}"
+
+
+def test_the_page_is_what_the_code_says() -> None:
+    assert PAGE.read_text() == render()
+
+
+def test_the_api_and_the_handlers_have_the_same_limits_and_defaults() -> None:
+    replace = ReplaceFields.model_json_schema()["properties"]
+    for field, limit in (
+        ("steps", LIMITS.max_steps), ("variants", LIMITS.max_variants), ("seed", LIMITS.max_seed),
+        ("feather", LIMITS.max_feather), ("dilate", LIMITS.max_grow), ("erode", LIMITS.max_grow),
+        ("smooth", LIMITS.max_smooth),
+    ):  # fmt: skip
+        assert replace[field]["maximum"] == limit, field
+    assert replace["prompt"]["maxLength"] == LIMITS.max_text
+    assert replace["points"]["anyOf"][0]["maxItems"] == LIMITS.max_points
+    for name in ("steps", "strength", "variants", "feather", "negative_prompt", "embed_parameters"):
+        assert replace[name]["default"] == getattr(Settings, name), name
+    assert replace["guidance"]["default"] is None  # the archive's own
+    assert set(next(p for p in replace["scheduler"]["anyOf"] if "enum" in p)["enum"]) == set(SCHEDULERS)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())

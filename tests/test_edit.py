@@ -1,0 +1,376 @@
+"""The editing API on a TorchServe that is a function: what it takes, asks the models and refuses, and how."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from email.parser import BytesParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
+from fastapi.testclient import TestClient
+
+from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
+from serve.gateway.edit.images import Images, UnknownImage
+
+IMAGE, MASK = b"\x89PNG the picture", b"\x89PNG the mask"
+CLICK = {"image": "aGVsbG8=", "points": [[5, 6]]}
+EDITS = {"segment": {}, "erase": {}, "replace": {"prompt": "a cat"}}
+
+
+def parts(request: httpx.Request) -> dict[str, bytes]:
+    """The multipart fields that a handler got."""
+    head = b"Content-Type: " + request.headers["content-type"].encode() + b"\r\n\r\n"
+    message = BytesParser().parsebytes(head + request.content)
+    return {
+        part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+        for part in message.get_payload()
+    }  # type: ignore[union-attr, misc]
+
+
+def arguments(request: httpx.Request) -> dict[str, Any]:
+    return dict(json.loads(parts(request)["gen_args"]))
+
+
+def handler(**fields: Any) -> Callable[[httpx.Request], httpx.Response]:
+    """Answers in JSON or as a picture, as a handler does."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.headers["accept"] == "application/json":
+            picture = {"generated_image": base64.b64encode(b"out").decode(), "content_type": "image/png"}
+            return httpx.Response(200, json=picture | {"warnings": []} | fields)
+        return httpx.Response(200, content=MASK, headers={"content-type": "image/png", "x-palimpsest-seed": "7"})
+
+    return answer
+
+
+@pytest.fixture
+def fake() -> FakeTorchServe:
+    fake = FakeTorchServe()
+    for name in ("sam", "lama", "sd"):
+        fake.replies[f"POST /predictions/p.{name}"] = handler(seed=7)
+    return fake
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return make_store(tmp_path, "sam", "lama", "sd", "team/own")
+
+
+@pytest.fixture
+def client(fake: FakeTorchServe, store: Path) -> Iterator[TestClient]:
+    with gateway(fake, store) as running:
+        yield running
+
+
+def asked(fake: FakeTorchServe) -> list[httpx.Request]:
+    return [call for call in fake.calls if "/predictions/" in call.url.path]
+
+
+def problem(answer: httpx.Response) -> tuple[int, str | None, str]:
+    error = answer.json()["error"]
+    return answer.status_code, error.get("field"), error["message"]
+
+
+# What the models are asked
+
+
+def test_segment_asks_for_the_mask_of_points_and_box(client: TestClient, fake: FakeTorchServe) -> None:
+    fields = {
+        "image": "aGVsbG8=", "points": [[5, 6], [7, 8, 0]], "box": [1, 2, 30, 40], "dilate": 3, "erode": 1,
+        "fill_holes": True, "invert": True, "smooth": 2, "masks": "all", "logits": "abc", "return_logits": True,
+    }  # fmt: skip
+    assert client.post("/v1/segment", json=fields).json()["mask"] == base64.b64encode(b"out").decode()
+    (call,) = asked(fake)
+    assert parts(call)["image"] == b"aGVsbG8="
+    assert arguments(call) == {
+        "point_coords": [[5, 6], [7, 8]], "point_labels": [1, 0], "box": [1, 2, 30, 40], "dilate": 3, "erode": 1,
+        "fill_holes": True, "invert": True, "smooth": 2, "masks": "all", "mask_input": "abc", "return_logits": True,
+    }  # fmt: skip
+
+
+def test_replace_passes_on_everything(client: TestClient, fake: FakeTorchServe) -> None:
+    fields = {
+        "image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "a cat", "negative_prompt": "blur", "steps": 9,
+        "guidance": 3.5, "strength": 0.5, "seed": 2**63 - 1, "scheduler": "euler_a", "variants": 2, "feather": 4,
+        "embed_parameters": True, "format": "webp",
+    }  # fmt: skip
+    reply = client.post("/v1/replace", json=fields, headers={"accept": "application/json"})
+    assert reply.json()["seed"] == 7
+    (call,) = asked(fake)
+    assert {name: parts(call)[name] for name in ("mask_image", "prompt", "negative_prompt")} == {
+        "mask_image": b"bWFzaw==", "prompt": b"a cat", "negative_prompt": b"blur",
+    }  # fmt: skip
+    assert arguments(call) == {
+        "num_inference_steps": 9, "guidance_scale": 3.5, "strength": 0.5, "seed": 2**63 - 1, "scheduler": "euler_a",
+        "variants": 2, "feather": 4, "embed_parameters": True, "output_format": "webp",
+    }  # fmt: skip
+
+
+def test_a_click_is_enough_to_erase(client: TestClient, fake: FakeTorchServe) -> None:
+    answer = client.post(
+        "/v1/erase", files={"image": IMAGE}, data={"points": "[[5, 6]]", "dilate": "4"},
+        headers={"accept": "application/json"},
+    )  # fmt: skip
+    assert answer.json()["mask"] == base64.b64encode(MASK).decode()
+    first, second = asked(fake)
+    assert fake.paths().index("POST /predictions/p.sam") < fake.paths().index("POST /predictions/p.lama")
+    assert parts(first)["image"] == parts(second)["image"] == IMAGE
+    assert arguments(first)["dilate"] == 4
+    assert parts(second)["mask_image"] == MASK
+
+
+def test_where_nothing_is_found_the_points_are_at_fault(client: TestClient, fake: FakeTorchServe) -> None:
+    empty = {"content-type": "image/png", "x-palimpsest-area": "0"}
+    fake.replies["POST /predictions/p.sam"] = httpx.Response(200, content=MASK, headers=empty)
+    status, field, message = problem(client.post("/v1/erase", json=CLICK))
+    assert (status, field) == (400, "points")
+    assert "nothing was found" in message
+    assert len(asked(fake)) == 1  # nobody is asked to erase nothing
+
+
+def test_another_archive_can_be_asked(client: TestClient, fake: FakeTorchServe) -> None:
+    fake.replies["POST /predictions/p.team--own"] = handler()
+    assert client.post("/v1/segment", json=CLICK | {"model": "team/own"}).status_code == 200
+    assert client.post("/v1/segment", json=CLICK | {"model": "none"}).status_code == 404
+    assert problem(client.post("/v1/segment", json=CLICK | {"model": "../x"}))[:2] == (400, "model")
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted", "kind"),
+    [
+        (None, "image/*", "image/png"),
+        ("*/*", "image/*", "image/png"),
+        ("image/webp", "image/webp", "image/png"),
+        ("text/html, application/json;q=0.5, image/jpeg;q=0.9", "image/jpeg", "image/png"),
+        ("application/json", "application/json", "application/json"),
+        ("image/png;q=0, application/json;q=0.1", "application/json", "application/json"),
+        ("image/webp;q=1..2, image/jpeg;q=x, image/png;q=0.2", "image/png", "image/png"),
+    ],
+)
+def test_accept_says_what_comes_back(
+    client: TestClient, fake: FakeTorchServe, accept: str | None, wanted: str, kind: str
+) -> None:
+    headers = {"accept": accept} if accept else {"accept": ""}
+    answer = client.post("/v1/erase", json={"image": "aGVsbG8=", "mask": "bWFzaw=="}, headers=headers)
+    assert asked(fake)[-1].headers["accept"] == wanted
+    assert answer.headers["content-type"] == kind
+    if kind == "image/png":
+        assert answer.headers["x-palimpsest-seed"] == "7"
+
+
+def test_the_format_field_wins_over_accept(client: TestClient, fake: FakeTorchServe) -> None:
+    fields = {"image": "aGVsbG8=", "mask": "bWFzaw=="}
+    for form, wanted in (("jpeg", "image/jpeg"), ("input", "image/*")):
+        client.post("/v1/erase", json=fields | {"format": form}, headers={"accept": "image/png"})
+        assert asked(fake)[-1].headers["accept"] == wanted
+
+
+# Uploads
+
+
+def test_an_upload_stands_for_the_picture_in_every_call(client: TestClient, fake: FakeTorchServe) -> None:
+    by_part = client.post("/v1/images", files={"image": IMAGE})
+    by_body = client.post("/v1/images", content=IMAGE, headers={"content-type": "image/png"})
+    assert by_part.status_code == by_body.status_code == 201
+    assert by_part.json() == by_body.json()
+    assert (by_part.json()["bytes"], by_part.json()["expires_in"]) == (len(IMAGE), 3600)
+    image = by_part.json()["id"]
+    mask = client.post("/v1/images", files={"image": MASK}).json()["id"]
+    for edit, more in (
+        ("segment", {"points": [[1, 2]]}),
+        ("erase", {"mask": mask}),
+        ("replace", {"mask": mask, "prompt": ""}),
+    ):
+        assert client.post(f"/v1/{edit}", json={"image": image, **more}).status_code == 200
+        assert parts(asked(fake)[-1])["image"] == IMAGE
+    assert parts(asked(fake)[-1])["mask_image"] == MASK
+
+
+def test_an_unknown_upload_names_the_field(client: TestClient) -> None:
+    status, field, message = problem(client.post("/v1/segment", json=CLICK | {"image": "img_00"}))
+    assert (status, field) == (404, "image")
+    assert "POST /v1/images" in message
+    mask = {"image": "aGVsbG8=", "mask": "img_11"}
+    assert problem(client.post("/v1/erase", json=mask))[:2] == (404, "mask")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"json": {"image": "aGVsbG8="}},
+        {"files": {"image": b""}},
+        {"content": b"", "headers": {"content-type": "image/png"}},
+        {"files": {"picture": IMAGE}},
+        {"files": {"image": IMAGE}, "data": {"name": "../../etc/passwd"}},
+    ],
+)
+def test_an_upload_is_one_file(client: TestClient, options: dict[str, Any]) -> None:
+    assert client.post("/v1/images", **options).status_code == 400
+
+
+def test_uploads_are_bounded_in_size_and_time() -> None:
+    time = 0.0
+    images = Images(10, 60, lambda: time)
+    first, second = images.put(b"12345"), images.put(b"abcde")
+    images.get(first, "image")
+    third = images.put(b"x")
+    with pytest.raises(UnknownImage):
+        images.get(second, "image")  # the one unused longest
+    time = 60
+    assert images.get(first, "image") == b"12345"
+    time = 61
+    with pytest.raises(UnknownImage):
+        images.get(third, "image")
+    assert images.get(first, "image") == b"12345"  # used at 60
+    time = 122
+    with pytest.raises(UnknownImage):
+        images.get(first, "image")
+
+
+def test_an_upload_larger_than_all_uploads_may_be_is_refused(fake: FakeTorchServe, store: Path) -> None:
+    with gateway(fake, store, images_mib=1) as client:
+        answer = client.post("/v1/images", files={"image": bytes(2**20 + 1)})
+        assert problem(answer)[:2] == (413, "image")
+
+
+# What is refused, by name, value and what is allowed
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"colour": 3}, "colour", ["no field 'colour'", "points", "box"]),
+        ({"image": None}, "image", []),
+        ({"image": ""}, "image", ["empty", "base64"]),
+        ({"image": 7}, "image", ["7"]),
+        ({"points": []}, "points", ["[]", "at least 1"]),
+        ({"points": [[1]]}, "points", ["points[0]", "[1]"]),
+        ({"points": [[1, 2, 3, 4]]}, "points", ["points[0]"]),
+        ({"points": [["a", 2]]}, "points", ["points[0][0]", "'a'", "number"]),
+        ({"points": [[True, 2]]}, "points", ["True", "number"]),
+        ({"points": [[1, 2]] * 129}, "points", ["128"]),
+        ({"box": [1, 2, 3]}, "box", ["[1, 2, 3]", "at least 4"]),
+        ({"box": [1, 2, 3, "4"]}, "box", ["box[3]", "'4'"]),
+        ({"dilate": -1}, "dilate", ["-1", "0"]),
+        ({"dilate": 1.5}, "dilate", ["1.5", "integer"]),
+        ({"dilate": "3"}, "dilate", ["'3'", "integer"]),
+        ({"dilate": True}, "dilate", ["True", "integer"]),
+        ({"dilate": 256}, "dilate", ["256", "255"]),
+        ({"invert": 1}, "invert", ["1", "boolean"]),
+        ({"model": ""}, "model", ["at least 1"]),
+    ],
+)
+def test_wrong_fields_are_named(
+    client: TestClient, fake: FakeTorchServe, edit: str, change: dict[str, Any], field: str, words: list[str]
+) -> None:
+    status, named, message = problem(client.post(f"/v1/{edit}", json=CLICK | EDITS[edit] | change))
+    assert (status, named) == (400, field)
+    assert [word for word in words if word not in message] == []
+    assert asked(fake) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"steps": 0}, "steps", ["0", "1"]),
+        ({"steps": 151}, "steps", ["151", "150"]),
+        ({"guidance": -0.1}, "guidance", ["-0.1", "0"]),
+        ({"strength": 1.1}, "strength", ["1.1", "1"]),
+        ({"seed": -2}, "seed", ["-2", "-1"]),
+        ({"seed": 2**63}, "seed", ["9223372036854775808"]),
+        ({"seed": "1"}, "seed", ["'1'", "integer"]),
+        ({"scheduler": "magic"}, "scheduler", ["'magic'", "euler_a"]),
+        ({"variants": 5}, "variants", ["5", "4"]),
+        ({"variants": 2}, "variants", ["2", "application/json"]),
+        ({"prompt": None}, "prompt", []),
+        ({"prompt": "x" * 10_001}, "prompt", ["10000"]),
+        ({"format": "gif"}, "format", ["'gif'", "webp"]),
+        ({"feather": 300}, "feather", ["300", "255"]),
+        ({"mask": ""}, "mask", ["empty"]),
+    ],
+)
+def test_wrong_fields_of_replace_are_named(
+    client: TestClient, change: dict[str, Any], field: str, words: list[str]
+) -> None:
+    base = {"image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "a cat"}
+    status, named, message = problem(client.post("/v1/replace", json=base | change))
+    assert (status, named) == (400, field)
+    assert [word for word in words if word not in message] == []
+
+
+def test_what_would_have_no_effect_is_refused(client: TestClient) -> None:
+    masked = {"image": "aGVsbG8=", "mask": "bWFzaw=="}
+    for change in ({"points": [[1, 2]]}, {"box": [1, 2, 3, 4]}, {"dilate": 3}, {"invert": True}):
+        (name,) = change
+        assert problem(client.post("/v1/erase", json=masked | change))[:2] == (400, name)
+    assert problem(client.post("/v1/erase", json={"image": "aGVsbG8="}))[:2] == (400, "mask")
+    assert problem(client.post("/v1/segment", json={"image": "aGVsbG8="}))[:2] == (400, "points")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"content": b"{"},
+        {"content": b"[]"},
+        {"content": b"{}", "headers": {"content-type": "text/plain"}},
+        {"content": b"", "headers": {"content-type": "application/json"}},
+        {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+        {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}},
+        {"content": '{"image": "\ud800"}'.encode("utf-8", "surrogatepass")},
+        {"content": b'{"image": "\\ud800", "points": [[1, 2]]}'},
+        {"files": {"image": IMAGE}, "data": {"points": "5, 6"}},
+        {"files": {"image": IMAGE}, "data": {"points": ["[[1, 2]]", "[[1, 2]]"]}},
+    ],
+)
+def test_broken_bodies_are_a_400(client: TestClient, options: dict[str, Any]) -> None:
+    answer = client.post("/v1/segment", **options)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_what_a_handler_refuses_comes_back_in_the_names_of_this_api(client: TestClient, fake: FakeTorchServe) -> None:
+    for theirs, ours in (
+        ("gen_args.point_coords", "points"),
+        ("mask_image", "mask"),
+        ("gen_args.strength", "strength"),
+    ):
+        error = {"code": "bad_request", "message": f"{theirs}[0] lies outside", "field": theirs}
+        fake.replies["POST /predictions/p.sam"] = httpx.Response(400, json={"error": error})
+        answer = client.post("/v1/segment", json=CLICK)
+        assert problem(answer) == (400, ours, f"{ours}[0] lies outside")
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "code"),
+    [
+        (httpx.Response(507, json={"error": {"code": "out_of_memory", "message": "no"}}), 507, "out_of_memory"),
+        (httpx.Response(500, text="Prediction failed"), 500, "internal"),
+        (httpx.Response(503, json=OWN_ERROR), 503, "unavailable"),
+    ],
+)
+def test_a_models_failure_is_an_error_of_the_same_shape(
+    client: TestClient, fake: FakeTorchServe, reply: httpx.Response, status: int, code: str
+) -> None:
+    fake.replies["POST /predictions/p.sam"] = reply
+    answer = client.post("/v1/segment", json=CLICK)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+# What the documentation says
+
+
+@pytest.mark.parametrize("kind", [SegmentFields, EraseFields, ReplaceFields])
+def test_every_field_is_described_by_words_and_an_example(kind: type[Any]) -> None:
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        assert field.examples, name
+
+
+def test_examples_are_accepted() -> None:
+    for kind in (SegmentFields, EraseFields, ReplaceFields):
+        examples = {name: field.examples[0] for name, field in kind.model_fields.items()}
+        assert kind.model_validate(examples)

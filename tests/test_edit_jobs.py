@@ -1,0 +1,179 @@
+"""Long requests of the editing API: what is told of their progress, and how they end early."""
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fakes import FakeTorchServe, application, make_store
+from fastapi import Request
+
+from serve.engine.torchserve import Answer
+from serve.gateway.edit import routes
+from serve.gateway.edit.jobs import Cancelled
+
+pytestmark = pytest.mark.anyio
+
+FIELDS = {"image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "x"}
+EVENTS = {"accept": "text/event-stream"}
+CANCELLED = {"error": {"code": "cancelled", "message": "the job was cancelled"}}
+
+
+class World:
+    """A client and the application's services; `work` is what the model does with a job, by its id."""
+
+    def __init__(self, client: httpx.AsyncClient, services: Any) -> None:
+        self.client, self.services = client, services
+        self.work: Callable[[str], Awaitable[Answer]]
+        services.host.engine.predict = self._predict
+
+    async def _predict(self, name: str, headers: Any, length: Any, body: AsyncIterator[bytes], job: str) -> Answer:
+        [piece async for piece in body]
+        return await self.work(job)
+
+    def file(self, job: str) -> Path:
+        return Path(self.services.settings.jobs / job)
+
+    def tell(self, job: str, step: int, steps: int) -> None:
+        """As the worker does."""
+        with self.file(job).open("r+b") as file:
+            file.write(struct.pack("<II", step, steps))
+
+    async def until_told_to_stop(self, job: str) -> Answer:
+        while struct.unpack("<III", self.file(job).read_bytes())[2] == 0:
+            await asyncio.sleep(0.01)
+        return Answer(499, {}, json.dumps(CANCELLED).encode())
+
+    async def until_free(self) -> None:
+        model = next(m for m in self.services.scheduler.models() if m.archive.name == "sd")
+        while model.leases:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    app = application(FakeTorchServe(), make_store(tmp_path, "sam", "sd"))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        yield World(client, app.state.services)
+    assert not list(app.state.services.settings.jobs.iterdir())
+
+
+def events(text: str) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for block in filter(None, text.split("\n\n")):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+async def test_events_tell_the_steps_and_end_with_the_reply(world: World) -> None:
+    seen: list[str] = []
+
+    async def work(job: str) -> Answer:
+        seen.append(job)
+        for step in (1, 2):
+            world.tell(job, step, 2)
+            await asyncio.sleep(0.25)  # two looks at the progress
+        return Answer(200, {}, json.dumps({"generated_image": "b3V0", "warnings": []}).encode())
+
+    world.work = work
+    answer = await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    told = events(answer.text)
+    assert told[0] == ("job", {"job": seen[0]})
+    steps = [(data["step"], data["steps"]) for name, data in told if name == "progress" and data["phase"] == "running"]
+    assert steps[-2:] == [(1, 2), (2, 2)]
+    assert told[-1] == ("done", {"picture": "b3V0", "warnings": []})
+
+
+async def test_a_model_that_loads_is_said_to(world: World) -> None:
+    loaded = asyncio.Event()
+    world.services.host.engine.register = lambda name, path: loaded.wait()
+
+    async def work(job: str) -> Answer:
+        return Answer(200, {}, json.dumps({"generated_image": "b3V0"}).encode())
+
+    world.work = work
+    # httpx's ASGI transport hands over the whole stream at its end: the load must end by itself.
+    asyncio.get_running_loop().call_later(0.3, loaded.set)
+    told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
+    assert ("progress", {"phase": "loading", "model": "sd", "step": 0, "steps": 0}) in told
+
+
+async def test_an_error_ends_the_stream(world: World) -> None:
+    async def work(job: str) -> Answer:
+        return Answer(507, {}, json.dumps({"error": {"code": "out_of_memory", "message": "no"}}).encode())
+
+    world.work = work
+    told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
+    assert told[-1] == ("error", {"error": {"code": "out_of_memory", "message": "no"}})
+
+
+async def test_a_job_is_stopped_by_its_id(world: World) -> None:
+    jobs: asyncio.Queue[str] = asyncio.Queue()
+
+    async def work(job: str) -> Answer:
+        jobs.put_nowait(job)
+        return await world.until_told_to_stop(job)
+
+    world.work = work
+    request = asyncio.create_task(world.client.post("/v1/replace", json=FIELDS, headers=EVENTS))
+    job = await jobs.get()
+    assert (await world.client.delete(f"/v1/jobs/{job}")).status_code == 202
+    assert events((await request).text)[-1][0] == "cancelled"
+    await world.until_free()
+    assert (await world.client.delete(f"/v1/jobs/{job}")).status_code == 404
+
+
+async def test_a_client_that_leaves_stops_its_job_which_keeps_its_lease_until_then(world: World) -> None:
+    began, may_stop = asyncio.Event(), asyncio.Event()
+
+    async def work(job: str) -> Answer:
+        began.set()
+        answer = await world.until_told_to_stop(job)
+        await may_stop.wait()
+        return answer
+
+    world.work = work
+    request = asyncio.create_task(routes.replace(request_of_a_client_that_leaves(world, began)))
+    await began.wait()
+    model = next(m for m in world.services.scheduler.models() if m.archive.name == "sd")
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        assert model.leases == 1
+    may_stop.set()
+    with pytest.raises(routes.HandlerError) as caught:
+        await request
+    assert caught.value.code == Cancelled.code
+    assert model.leases == 0
+
+
+def request_of_a_client_that_leaves(world: World, when: asyncio.Event) -> Request:
+    messages = [{"type": "http.request", "body": json.dumps(FIELDS).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await when.wait()
+        return {"type": "http.disconnect"}
+
+    app = SimpleNamespace(state=SimpleNamespace(services=world.services))
+    headers = [(b"content-type", b"application/json")]
+    return Request({"type": "http", "method": "POST", "headers": headers, "app": app}, receive)
+
+
+async def test_a_job_that_waits_is_stopped_at_once(world: World) -> None:
+    world.services.host.engine.register = lambda name, path: asyncio.Event().wait()  # a load that never ends
+    request = asyncio.create_task(world.client.post("/v1/replace", json=FIELDS, headers=EVENTS))
+    while not world.services.jobs._jobs:
+        await asyncio.sleep(0.01)
+    (job,) = world.services.jobs._jobs
+    await world.client.delete(f"/v1/jobs/{job}")
+    assert events((await request).text)[-1][0] == "cancelled"
+    assert not any(m.waiters for m in world.services.scheduler.models())

@@ -1,0 +1,150 @@
+"""The editing API with the demo models in a real TorchServe."""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import encoded, pixels
+from serving import Server, serving
+
+pytestmark = pytest.mark.torchserve
+
+CLICK = {"points": [[750, 500]], "dilate": 8}
+EVENTS = {"accept": "text/event-stream"}
+JSON = {"accept": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("edit"), demo_store) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def image(server: Server, dog: bytes) -> str:
+    return str(server.http.post("/v1/images", files={"image": dog}).json()["id"])
+
+
+def post(server: Server, edit: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    answer = server.http.post(f"/v1/{edit}", json=fields, headers=headers)
+    assert answer.status_code == 200, answer.text[:500]
+    return answer
+
+
+def mask_of(reply: dict[str, Any]) -> Any:
+    return pixels(base64.b64decode(reply["mask"])) > 127
+
+
+def test_one_call_erases_what_a_click_selects_and_nothing_else(server: Server, image: str, dog: bytes) -> None:
+    reply = post(server, "erase", JSON, image=image, **CLICK).json()
+    mask = mask_of(reply)
+    before, after = pixels(dog), pixels(base64.b64decode(reply["picture"]))
+    assert (before[~mask] == after[~mask]).all()
+    assert (before[mask] != after[mask]).any()
+    selected = post(server, "segment", image=image, **CLICK).json()
+    assert (mask_of(selected) == mask).all()
+    assert selected["area"] == mask.sum()
+
+
+def test_a_second_click_refines_with_the_token_of_the_first(server: Server, image: str) -> None:
+    first = post(server, "segment", image=image, **CLICK, return_logits=True).json()
+    fields = {"image": image, "points": [[750, 500], [100, 100, 0]], "logits": first["logits"]}
+    assert post(server, "segment", **fields).json()["score"]
+    answer = server.http.post("/v1/segment", json=fields | {"logits": "bm90IGxvZ2l0cw=="})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "logits")
+
+
+def test_the_seed_decides_and_comes_back_with_the_parameters(server: Server, image: str) -> None:
+    fields = {"image": image, **CLICK, "prompt": "a cat", "steps": 2}
+    first = post(server, "replace", **fields, seed=5)
+    assert first.content == post(server, "replace", **fields, seed=5).content
+    assert first.content != post(server, "replace", **fields, seed=6).content
+    assert first.headers["x-palimpsest-seed"] == "5"
+    assert json.loads(first.headers["x-palimpsest-parameters"])["num_inference_steps"] == 2
+    many = post(server, "replace", JSON, **fields, seed=5, variants=2).json()
+    assert many["seeds"] == [5, 6]
+    assert base64.b64decode(many["pictures"][0]) == first.content
+
+
+def test_the_reply_has_the_inputs_format_unless_asked_otherwise(server: Server) -> None:
+    hole = np.zeros((60, 80), np.uint8)
+    hole[20:40, 30:50] = 255
+    image = encoded(np.full((60, 80, 3), 90, np.uint8), "JPEG", quality=90)
+    fields = {"image": base64.b64encode(image).decode(), "mask": base64.b64encode(encoded(hole)).decode()}
+    assert post(server, "erase", **fields).headers["content-type"] == "image/jpeg"
+    assert post(server, "erase", **fields, format="webp").headers["content-type"] == "image/webp"
+    assert post(server, "erase", {"accept": "image/png"}, **fields).headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "../../etc/passwd", "http://127.0.0.1/x.png", "file:///etc/passwd"])
+def test_pictures_are_never_paths_or_urls(server: Server, text: str) -> None:
+    answer = server.http.post("/v1/segment", json={"image": text, **CLICK})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "image")
+    assert "root:" not in answer.text
+
+
+def test_points_outside_are_named_with_the_pictures_size(server: Server, image: str) -> None:
+    answer = server.http.post("/v1/segment", json={"image": image, "points": [[1500, 2]]})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "points")
+    assert "1499x1041" in answer.json()["error"]["message"]
+
+
+def stream(server: Server, **fields: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    with server.http.stream("POST", "/v1/replace", json=fields, headers=EVENTS) as answer:
+        name = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            if line.startswith("data: "):
+                yield name, json.loads(line.removeprefix("data: "))
+
+
+def test_progress_goes_up_and_ends_with_the_picture(server: Server, image: str) -> None:
+    told = list(stream(server, image=image, **CLICK, prompt="a cat", steps=12, seed=1))
+    assert told[0][0] == "job"
+    steps = [data["step"] for name, data in told if name == "progress" and data["model"] == "demo/sd"]
+    assert steps == sorted(steps)
+    assert steps[-1] > 0
+    name, last = told[-1]
+    assert name == "done"
+    assert pixels(base64.b64decode(last["picture"])).shape == (1041, 1499, 3)
+
+
+@pytest.mark.parametrize("how", ["delete", "leave"])
+def test_a_stopped_job_frees_the_worker_for_the_next_request(server: Server, image: str, how: str) -> None:
+    """The next request takes what it takes alone and a step, where all steps of the job would take many times that."""
+    fields = {"image": image, "box": [600, 300, 700, 400], "prompt": "a cat", "seed": 1}
+    post(server, "replace", **fields, steps=1)  # loaded
+    began = time.perf_counter()
+    post(server, "replace", **fields, steps=10)
+    ten_steps = time.perf_counter() - began
+
+    job = ""
+    for name, data in stream(server, **fields, steps=150, variants=4):
+        job = data["job"] if name == "job" else job
+        if name == "progress" and data["model"] == "demo/sd" and data["step"] >= 2:
+            break  # which closes the stream
+    if how == "delete":
+        server.http.delete(f"/v1/jobs/{job}")
+    began = time.perf_counter()
+    post(server, "replace", **fields, steps=1)
+    assert time.perf_counter() - began < 6 * ten_steps  # all would take 60 times ten steps
+    assert server.http.delete(f"/v1/jobs/{job}").status_code == 404
+
+
+def test_deleting_a_job_ends_its_stream(server: Server, image: str) -> None:
+    events = stream(server, image=image, box=[600, 300, 700, 400], prompt="a cat", steps=150, variants=4)
+    job, deleted_at, last = "", None, ("", {})
+    for name, data in events:
+        job = data["job"] if name == "job" else job
+        if name == "progress" and data["step"] >= 2 and deleted_at is None:
+            deleted_at = data["step"]
+            assert server.http.delete(f"/v1/jobs/{job}").status_code == 202
+        last = name, data
+    assert last == ("cancelled", {"error": {"code": "cancelled", "message": "the job was cancelled"}})
