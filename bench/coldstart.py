@@ -8,8 +8,8 @@ a later one (the answer's own time), the phases of the load, and the memory that
 
 --full-size FOLDER: SAM vit_b, big-lama and SD-2 with random weights, built in FOLDER (25 GB, once) instead of the demo
 models; beside them the time of `dd` for the weights from a warm page cache.
---cuda: cold -> answer and parked -> answer for ours alone, and the bytes per second of loading and of waking against a
-pinned copy. Without a GPU it runs dry: the same steps, on the CPU.
+--cuda: cold -> answer and parked -> answer for ours alone, what a parked worker keeps of the device, and the bytes per
+second of loading and of waking against a pinned copy. Without a GPU it runs dry: the same steps, on the CPU.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from bench.servers import Ours, Stock, System
 from bench.stores import build_demo, build_full_size, build_stock, weights_of
 from handlers.mapped_file import MappedFile
 from handlers.weights import CopiedWeights
+from serve.residency.memory import find_device
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 SIZE = (375, 260)  # a quarter of the sample photograph: the load is to be measured, not the picture
@@ -56,7 +57,10 @@ def run(folder: Path, rounds: int, models: list[str], full_size: Path | None, cu
     if cuda:
         with Ours(folder, store) as ours:
             report = {name: moves(ours, name, rounds) for name in models}
-        return report | {"copies": copies(weights_of(store, models[-1]))}
+        measured = copies(weights_of(store, models[-1]))
+        for model in report.values():
+            model["pinned copy s"] = round(model["device MB"] / 1e3 / measured["pinned copy GB/s"], 4)
+        return report | {"copies": measured}
     build_stock(store, root / "stock", models)
     with ExitStack() as stack:
         systems: list[System] = [
@@ -97,21 +101,28 @@ def cold(system: System, name: str) -> dict[str, float]:
 
 def moves(ours: Ours, name: str, rounds: int) -> dict[str, Any]:
     """Cold and parked to the answer. Waking is a command to the worker, so it includes the way there."""
-    samples, asked = [], question(name)
-    for _ in range(rounds):
+    samples, asked, device = [], question(name), find_device()
+    for number in range(rounds):
+        before = ours.processes()
         sample = {"cold -> answer s": seconds(lambda: ours.first_answer(name, asked))}
         sample["answer s"] = seconds(lambda: ours.answer(name, asked))
         sample["status s"] = seconds(lambda: ours.command(name, "status"))
+        started = ours.processes() - before
+        sample["ready MB"] = max(device.used_by(process.pid) or 0 for process in started) / 1e6
         sample["first parking s"] = seconds(lambda: ours.command(name, "park"))
+        sample["parked MB"] = max(device.used_by(process.pid) or 0 for process in started) / 1e6
         began = time.perf_counter()
         sample["parked -> ready s"] = seconds(lambda: ours.command(name, "wake"))
         ours.answer(name, asked)
         sample["parked -> answer s"] = time.perf_counter() - began
         sample["parking s"] = seconds(lambda: ours.command(name, "park"))
         sample["waking again s"] = seconds(lambda: ours.command(name, "wake"))
-        sample["device MB"] = ours.command(name, "status")["device_bytes"] / 1e6
+        status = ours.command(name, "status")
+        sample["device MB"] = status["device_bytes"] / 1e6
+        sample |= {f"{phase} s": duration for phase, duration in status["phases"].items()}
         ours.unload(name)
         samples.append(sample)
+        print(f"{name} {number + 1}/{rounds}: {sample}", file=sys.stderr)
     return medians(samples)
 
 

@@ -54,7 +54,7 @@ def run(folder: Path, seconds: float, clients: int, rounds: int = 200) -> dict[s
     for number in range(ARCHIVES):
         write_archive(store, f"m{number:02}", memory_mib=MEMORY_MIB, ballast_mib=BALLAST_MIB, reply_bytes=4)
     os.environ["PALIMPSEST_MEMORY_BUDGET"] = str(BUDGET_MIB)
-    with serving(folder, store, "full") as server:
+    with serving(folder, store, "full", cpu_only=True) as server:
         return {
             "overhead": overhead(server, rounds),
             "traffic": asyncio.run(traffic(server, seconds, clients)),

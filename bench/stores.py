@@ -33,12 +33,15 @@ def build_demo(store: Path) -> Path:
 
 
 def build_full_size(store: Path, models: list[str]) -> Path:
-    """SAM vit_b, big-lama and SD-2 in float32, as a CPU serves them; those that are there already are kept."""
+    """SAM vit_b, big-lama and SD-2 in the dtype that this machine serves; those that are there already are kept."""
+    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     demo = build_demo(store.parent / "code")
     for name in models:
         # The code is copied last, and each time: only the weights take long.
         if not (store / name / "handler.py").exists():
-            random_weights.write(name, _configuration(name, store.parent / "configuration"), store / name, seed=0)
+            random_weights.write(
+                name, _configuration(name, store.parent / "configuration"), store / name, seed=0, dtype=dtype
+            )
         _copy_code(demo / name, store / name)
     return store
 

@@ -23,7 +23,7 @@ from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
 from serve.residency.catalog import DEMO, Catalog
-from serve.residency.memory import Memory, find_device, has_cuda_gpu, parse_budget
+from serve.residency.memory import Device, Memory, find_device, parse_budget
 from serve.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
@@ -87,7 +87,8 @@ def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team
 
 
 def _serve(settings: Settings, catalog: Catalog) -> None:
-    application = create_app(settings, catalog, Supervisor(settings), _memory(settings))
+    memory = _memory(settings)
+    application = create_app(settings, catalog, Supervisor(settings, memory.device.gpu), memory)
     config = uvicorn.Config(
         application,
         host=settings.host,
@@ -106,13 +107,20 @@ def _serve(settings: Settings, catalog: Catalog) -> None:
 
 
 def _memory(settings: Settings) -> Memory:
-    device = find_device()
+    device = _device()
     budget = _budget("MEMORY_BUDGET", settings.memory_budget, device.total)
     host_budget = _budget("HOST_BUDGET", settings.host_budget, psutil.virtual_memory().total)
     if budget == 0:
         raise _fail("PALIMPSEST_MEMORY_BUDGET must be more than 0")
     console.print(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
     return Memory(device, budget, settings.state / "footprints.json", host_budget)
+
+
+def _device() -> Device:
+    try:
+        return find_device()
+    except ValueError as error:
+        raise _fail(str(error)) from None
 
 
 def _budget(setting: str, text: str, total: int) -> int:
@@ -184,7 +192,7 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
     full = default_names(read_weights())
     if set(full) <= set(Catalog(settings.store, demo=False).names()):
         return False, f"{', '.join(full)} are built in {settings.store}"
-    if settings.models == "auto" and not has_cuda_gpu():
+    if settings.models == "auto" and _device().gpu is None:
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
     missing = ensure_full(settings.store, Places(settings.state / "downloads", None))
     if missing is None:

@@ -58,14 +58,14 @@ def environment(port: int, folder: Path, store: Path, models: str = "demo") -> d
 
 
 @contextmanager
-def serving(folder: Path, store: Path, models: str = "demo") -> Iterator[Server]:
+def serving(folder: Path, store: Path, models: str = "demo", cpu_only: bool = False) -> Iterator[Server]:
+    """cpu_only: even where there is a GPU, for models that take main memory whatever there is."""
     if models == "full":
         name_full_set(store)
     port = free_port()
     log = (folder / "serve.log").open("w+")
-    process = subprocess.Popen(
-        [PALIMPSEST, "serve"], cwd=ROOT, env=environment(port, folder, store, models), stdout=log, stderr=log, text=True
-    )
+    environ = environment(port, folder, store, models) | ({"CUDA_VISIBLE_DEVICES": ""} if cpu_only else {})
+    process = subprocess.Popen([PALIMPSEST, "serve"], cwd=ROOT, env=environ, stdout=log, stderr=log, text=True)
     server = Server(process, port, folder)
     try:
         wait_until_ready(server)

@@ -30,7 +30,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     write_archive(store, "slow", memory_mib=200, ballast_mib=170, predict="slow", seconds=3.0)
     write_archive(store, "third", memory_mib=200, ballast_mib=170)
     monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "500")
-    with serving(tmp_path, store, "full") as running:
+    with serving(tmp_path, store, "full", cpu_only=True) as running:
         yield running
 
 

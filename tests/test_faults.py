@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("faults")
     for name, behaviour in ZOO.items():
         write_archive(folder / "store", name, **behaviour)
-    with serving(folder, folder / "store", "full") as running:
+    with serving(folder, folder / "store", "full", cpu_only=True) as running:
         yield running
 
 

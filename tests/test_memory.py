@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 from fakes import FakeDevice
 
 from serve.residency.catalog import Archive
-from serve.residency.memory import HostDevice, Memory, parse_budget
+from serve.residency.memory import HostDevice, Memory, find_device, parse_budget
 
 MIB = 2**20
 
@@ -96,3 +98,46 @@ def test_what_parking_taught_outlives_the_next_load(tmp_path: Path) -> None:
     device.used = 250 * MIB
     assert memory.measure(model, 2) == 300 * MIB
     assert memory.predict_parked(model) == Memory(device, 2**40, file).predict_parked(model) == parked
+
+
+class TwoGpus:
+    """NVML of a machine with two GPUs; `watched` are those that were asked for."""
+
+    NAMES = ("GPU-aaaa", "GPU-bbbb")
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(pynvml, "nvmlInit", lambda: None)
+        patch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+        patch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", self.handle)
+        patch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: self.handle(self.NAMES.index(uuid)))
+        patch.setattr(pynvml, "nvmlDeviceGetIndex", lambda index: index)
+        patch.setattr(pynvml, "nvmlDeviceGetName", lambda index: f"card {index}")
+        patch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda index: SimpleNamespace(total=(index + 1) * MIB))
+
+    def handle(self, index: int) -> int:
+        if index > 1:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return index
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu"), [(None, 0), ("0", 0), ("1", 1), ("1,0", 1), ("GPU-bbbb", 1), ("", None), ("-1", None)]
+)
+def test_the_device_is_the_first_that_is_visible(
+    visible: str | None, gpu: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TwoGpus(monkeypatch)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    device = find_device()
+    assert device.gpu == gpu
+    assert device.name == ("CPU" if gpu is None else f"card {gpu}")
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    TwoGpus(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES names 7, which is no GPU here"):
+        find_device()

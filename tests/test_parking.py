@@ -86,11 +86,15 @@ BIG = BigHandler.SIDE**2 * 4
 LOST_COPY = 0.4 * BIG
 
 
+def with_big_weights(folder: Path) -> Path:
+    torch.manual_seed(0)
+    save_file({"weight": torch.randn(BigHandler.SIDE, BigHandler.SIDE)}, folder / "weights.safetensors")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save_file({"weight": torch.randn(BigHandler.SIDE, BigHandler.SIDE)}, tmp_path / "weights.safetensors")
-    return tmp_path
+    return with_big_weights(tmp_path)
 
 
 def big(folder: Path, dtype: str = "float32") -> BigHandler:

@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         environment.setenv("PALIMPSEST_MEMORY_BUDGET", "400")
         environment.setenv("PALIMPSEST_HOST_BUDGET", "500")
         environment.setenv("PALIMPSEST_MINIMUM_STAY", "0")
-        with serving(folder, store, "full") as running:
+        with serving(folder, store, "full", cpu_only=True) as running:
             yield running
 
 

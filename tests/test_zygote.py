@@ -508,7 +508,7 @@ def test_torchserves_metrics_are_its_own_list_without_the_machines() -> None:
 @asynccontextmanager
 async def supervising(folder: Path, warm: WarmStarts) -> AsyncIterator[Supervisor]:
     """A real TorchServe whose warm starts are ready."""
-    supervisor = Supervisor(Settings(state=folder / "state", store=folder / "store"))
+    supervisor = Supervisor(Settings(state=folder / "state", store=folder / "store"), gpu=None)
     supervisor.warm = warm
     await supervisor.start(lambda: None, lambda: None)
     try:

@@ -32,10 +32,13 @@ _LONGEST_FOLDER = 107 - len("/palimpsest-12345678/.ts.sock.65535")  # bytes; a s
 
 
 class Supervisor:
-    """One TorchServe process and the folder it lives in; started anew whenever it ends or stops answering."""
+    """One TorchServe process and the folder it lives in; started anew whenever it ends or stops answering.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    gpu: the index of the one GPU that its workers use; None: they use the CPU.
+    """
+
+    def __init__(self, settings: Settings, gpu: int | None) -> None:
+        self._settings, self._gpu = settings, gpu
         self._engine: TorchServe | None = None
         self._java: asyncio.subprocess.Process | None = None
         self._home: Path | None = None
@@ -162,6 +165,10 @@ class Supervisor:
             # Workers share the cores: a thread that spins while it waits for its sibling takes the core from
             # another worker. Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            # Else TorchServe would deal its workers out to all GPUs of the machine, and memory is watched on one only.
+            "TS_NUMBER_OF_GPU": "0" if self._gpu is None else "1",
+            "CUDA_VISIBLE_DEVICES": "" if self._gpu is None else str(self._gpu),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
             "PALIMPSEST_COMMAND_KEY": self._command_key,
             "PALIMPSEST_JOBS": str(self._settings.jobs),
         }

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ModelNotFound, OutOfMemory
 from serve.residency.catalog import Archive, Catalog
-from serve.residency.memory import CudaDevice
 from serve.residency.model import IN_MEMORY, Model, State
 
 if TYPE_CHECKING:
@@ -262,7 +261,7 @@ def _place(services: "Services", state: State) -> Literal["gpu", "memory", "park
     if state is State.PARKED:
         return "parked"
     if state in {State.READY, State.DRAINING, State.UNLOADING}:
-        return "gpu" if isinstance(services.memory.device, CudaDevice) else "memory"
+        return "memory" if services.memory.device.gpu is None else "gpu"
     return "disk"
 
 

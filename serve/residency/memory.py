@@ -27,6 +27,7 @@ class Device(Protocol):
     """Where models live."""
 
     name: str
+    gpu: int | None  # its index, as nvidia-smi counts; None for a host
     total: int
     frees_late: bool  # whether memory comes back only some time after its process has ended
     parked_worker: int  # bytes that a worker keeps whose weights are parked, until they are measured
@@ -45,6 +46,8 @@ class CudaDevice:
     parked_worker = 500 << 20  # the CUDA context
 
     def __init__(self, index: int) -> None:
+        """Raises pynvml.NVMLError where there is no such GPU, or no driver."""
+        self.gpu: int | None = index
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         name = pynvml.nvmlDeviceGetName(self._handle)
@@ -65,6 +68,7 @@ class HostDevice:
     """A machine without a GPU: the same rules, on main memory."""
 
     name = "CPU"
+    gpu: int | None = None
     frees_late = False
     parked_worker = 100 << 20  # what Python and torch made their own since the fork
 
@@ -89,11 +93,23 @@ class HostDevice:
 
 
 def find_device() -> Device:
-    """The first GPU that CUDA_VISIBLE_DEVICES leaves, else the host."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if has_cuda_gpu() and visible.isdecimal():
-        return CudaDevice(int(visible))
-    return HostDevice()
+    """The GPU that CUDA_VISIBLE_DEVICES names first (its index or its UUID), else the first one; else the host.
+
+    The host also where that variable is empty or -1. ValueError where it names what is not there.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named in ("", "-1") or not has_cuda_gpu():
+        return HostDevice()
+    first = (named or "0").split(",")[0].strip()
+    try:
+        # TorchServe takes an index only.
+        return CudaDevice(int(first) if first.isdecimal() else _index(first))
+    except pynvml.NVMLError as error:
+        raise ValueError(f"CUDA_VISIBLE_DEVICES names {first}, which is no GPU here: {error}") from None
+
+
+def _index(uuid: str) -> int:
+    return int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
 
 
 def has_cuda_gpu() -> bool:

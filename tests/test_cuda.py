@@ -1,0 +1,157 @@
+"""On a GPU: what no fake can show. Skipped where there is none."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import HandlerClient, pixels
+from serving import Server, serving, until
+from test_parking import BIG, KEY, BigHandler, command, state_after, with_big_weights
+
+from handlers.mapped_file import MappedFile
+from handlers.weights import CopiedWeights
+from serve.residency.memory import CudaDevice, has_cuda_gpu
+
+# Not torch's own word: asking it would bring CUDA into every run of the tests.
+pytestmark = pytest.mark.skipif(not has_cuda_gpu(), reason="needs a CUDA GPU")
+MIB = 2**20
+CLICK = {"point_coords": [750, 500]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return with_big_weights(tmp_path)
+
+
+@pytest.fixture
+def handler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> BigHandler:
+    monkeypatch.setenv("PALIMPSEST_COMMAND_KEY", KEY)
+    big = BigHandler()
+    properties = {"model_dir": str(folder), "gpu_id": 0}
+    configuration = {"handler": {"dtype": "float32"}}
+    big.initialize(SimpleNamespace(system_properties=properties, model_yaml_config=configuration))
+    return big
+
+
+def test_the_weights_on_the_gpu_are_those_of_the_file(folder: Path) -> None:
+    file = MappedFile(folder / "weights.safetensors")
+    expected = file.tensors["weight"].clone()
+    for dtype in (torch.float32, torch.float16):
+        loaded = CopiedWeights(file, {"weight": dtype}, torch.device("cuda", 0), keep_on_host=True)
+        assert torch.equal(loaded.tensors["weight"].cpu(), expected.to(dtype))
+        assert set(loaded.seconds) == {"read", "copy"}
+
+
+def test_parking_gives_the_gpus_memory_back_and_waking_the_same_weights(handler: BigHandler) -> None:
+    weight = handler.network["first"].weight
+    before, allocated = weight.cpu(), torch.cuda.memory_allocated()
+    for _ in range(3):
+        parked = state_after(handler, "park")
+        assert (parked["state"], parked["device_bytes"], parked["host_bytes"]) == ("parked", 0, BIG)
+        assert torch.cuda.memory_allocated() == allocated - BIG
+        woken = state_after(handler, "wake")
+        assert (woken["state"], woken["device_bytes"]) == ("ready", BIG)
+        assert torch.equal(weight.cpu(), before)
+
+
+def test_a_full_gpu_leaves_a_model_parked_until_there_is_room(handler: BigHandler) -> None:
+    before = handler.network["first"].weight.cpu()
+    state_after(handler, "park")
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        reply = command(handler, "wake")
+        assert (reply.status, reply.error["code"]) == (507, "out_of_memory")
+        assert state_after(handler, "status")["state"] == "parked"
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert state_after(handler, "wake")["state"] == "ready"
+    assert torch.equal(handler.network["first"].weight.cpu(), before)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("cuda"), demo_store) as running:
+        yield running
+
+
+def models(server: Server) -> dict[str, Any]:
+    return dict(server.http.get("/v1/models").json())
+
+
+def worker_of(server: Server) -> int:
+    """The process of the one loaded model."""
+    device = CudaDevice(0)
+    (pid,) = [process.pid for process in server.family() if device.used_by(process.pid)]
+    return pid
+
+
+@pytest.mark.torchserve
+def test_sam_and_lama_answer_as_on_the_cpu(
+    server: Server, open_handler: Callable[[str], HandlerClient], dog: bytes, dog_mask: bytes
+) -> None:
+    headers = {"accept": "image/png"}
+    click = {"image": ("dog.png", dog), "gen_args": (None, '{"point_coords": [750, 500]}')}
+    mask = pixels(server.http.post("/predictions/sam", files=click, headers=headers).content) > 127
+    expected = open_handler("sam").json(image=dog, gen_args=CLICK).picture > 127
+    assert (mask & expected).sum() > 0.97 * (mask | expected).sum()
+
+    hole = {"image": ("dog.png", dog), "mask_image": ("mask.jpg", dog_mask)}
+    erased = pixels(server.http.post("/predictions/lama", files=hole, headers=headers).content).astype(int)
+    wanted = open_handler("lama").json(image=dog, mask_image=dog_mask).picture.astype(int)
+    assert np.abs(erased - wanted).mean() < 0.5
+    assert np.percentile(np.abs(erased - wanted), 99.9) < 24
+
+
+@pytest.mark.torchserve
+def test_one_seed_means_one_picture_on_every_device(
+    server: Server, open_handler: Callable[[str], HandlerClient], dog: bytes, dog_mask: bytes
+) -> None:
+    wish = {"num_inference_steps": 10, "seed": 7}
+    files = {"image": ("dog.png", dog), "mask_image": ("mask.jpg", dog_mask), "prompt": (None, "a red ball")}
+    answers = [
+        server.http.post(
+            "/predictions/sd",
+            files=files | {"gen_args": (None, '{"num_inference_steps": 10, "seed": 7}')},
+            headers={"accept": "image/png"},
+        ).content
+        for _ in range(2)
+    ]
+    on_gpu, again = (pixels(answer).astype(int) for answer in answers)
+    assert np.abs(on_gpu - again).mean() < 0.1
+    on_cpu = open_handler("sd").json(image=dog, mask_image=dog_mask, prompt="a red ball", gen_args=wish).picture
+    changed = np.any(on_cpu != pixels(dog)[..., :3], axis=2)
+    assert np.abs(on_gpu - on_cpu.astype(int))[changed].mean() < 12
+
+
+@pytest.mark.torchserve
+def test_the_books_are_those_of_the_driver_and_no_start_was_slow(server: Server, dog: bytes) -> None:
+    for name in models(server)["models"]:
+        server.http.post(f"/v1/models/{name['name']}/unload")
+    server.ask("sam", image=dog, gen_args=CLICK)
+    (sam,) = [model for model in models(server)["models"] if model["name"] == "sam"]
+    assert sam["place"] == "gpu"
+    used = CudaDevice(0).used_by(worker_of(server))
+    assert used is not None
+    assert used > 100 * MIB
+    assert sam["reserved_bytes"] >= 0.8 * used
+    assert models(server)["memory"]["budget_bytes"] == int(CudaDevice(0).total * 0.92)
+    assert "palimpsest_worker_slow_starts_total 0" in server.http.get("/metrics").text
+
+
+@pytest.mark.torchserve
+def test_a_killed_worker_gives_its_memory_back_and_the_next_request_is_served(server: Server, dog: bytes) -> None:
+    for name in ("lama", "sd"):
+        server.http.post(f"/v1/models/{name}/unload")
+    server.ask("sam", image=dog, gen_args=CLICK)
+    pid = worker_of(server)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: CudaDevice(0).used_by(pid) is None)
+    until(lambda: "sam" not in [m["name"] for m in models(server)["models"] if m["state"] == "ready"])
+    server.ask("sam", image=dog, gen_args=CLICK)
+    assert worker_of(server) != pid
