@@ -7,7 +7,6 @@ changed.
 
 import io
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -101,7 +100,7 @@ def _decode_picture(data: bytes) -> Picture:
     said, orientation, left_out = metadata.read(image, data)
     notes += left_out
     if image.mode not in _RGB_PROFILED:
-        said = replace(said, icc=None)
+        said = said._replace(icc=None)
     return Picture(
         metadata.turned(samples, orientation),
         None if alpha is None else metadata.turned(alpha, orientation),

@@ -1,7 +1,6 @@
 """A picture while a model repaints it, crop by crop: what is outside the mask can't change."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -34,7 +33,7 @@ class Edit:
 
     @property
     def picture(self) -> Picture:
-        return replace(self._original, samples=self._samples)
+        return self._original._replace(samples=self._samples)
 
     def repaint(self, piece: Piece, fit: Fit, model: Model) -> None:
         """Shows the model one crop and takes what it paints in the piece's hole; later pieces see it as known."""

@@ -1,7 +1,6 @@
 """Picture or Mask -> bytes of a picture file."""
 
 import io
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def encode_picture(picture: Picture, content_type: str) -> bytes:
     if content_type == "image/webp":
         # The fastest method: the next one saves 7 % of the bytes for 3 times the time.
         return _save(_eight_bit(picture), "WEBP", lossless=True, exact=True, method=0, quality=0)
-    flat = replace(_eight_bit(picture), alpha=None)
+    flat = _eight_bit(picture)._replace(alpha=None)
     coding = picture.metadata.jpeg
     quality = (
         {"qtables": coding.tables, "subsampling": coding.subsampling} if coding else {"quality": 95, "subsampling": 0}
@@ -60,7 +59,7 @@ def _eight_bit(picture: Picture) -> Picture:
     if picture.samples.dtype == np.uint8:
         return picture
     alpha = None if picture.alpha is None else (picture.alpha >> 8).astype(np.uint8)
-    return replace(picture, samples=(picture.samples >> 8).astype(np.uint8), alpha=alpha)
+    return picture._replace(samples=(picture.samples >> 8).astype(np.uint8), alpha=alpha)
 
 
 def _write_png(picture: Picture) -> bytes:

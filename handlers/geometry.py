@@ -1,7 +1,6 @@
 """Where to crop, and how a crop maps onto a model's canvas. Pure functions on sizes and masks."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,8 +19,7 @@ _CONTEXT_CELLS = 2
 _THIN_CELLS = 4
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A pixel rectangle: left and top inside, right and bottom outside."""
 
     left: int
@@ -54,16 +52,14 @@ class Box:
         )
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One run of a model: `box` is what it sees, `hole` (as large as box) what it is to paint there."""
 
     box: Box
     hole: Mask
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """How a crop maps onto a canvas: resized to `inner` with its aspect kept, the rest of `canvas` padded.
 
     All are (width, height). Where inner equals crop nothing is resampled, and take(put(x)) is x.

@@ -1,10 +1,9 @@
 """Every limit on what a request may hold, in one place. What is past them is refused before it is decoded."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """max_pixels: width times height of a picture or mask (413).
     max_side: of a picture or mask, pixels (413).
     small_picture, max_pixels_per_byte: a picture of more than small_picture pixels must not decode to more than

@@ -1,8 +1,8 @@
 """A picture as every part of a handler sees it: samples, transparency, and what the file said beside them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,16 +18,14 @@ Samples = NDArray[Any]
 """HxW (grey) or HxWx3 (RGB), uint8 or uint16: as stored in the file."""
 
 
-@dataclass(frozen=True)
-class JpegCoding:
+class JpegCoding(NamedTuple):
     """How a JPEG was compressed: the quantization tables by index, and Pillow's name of the chroma subsampling."""
 
     tables: dict[int, list[int]]
     subsampling: int
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """What a file said beside its pixels.
 
     content_type: the format of a reply in "the input's own" format.
@@ -40,11 +38,10 @@ class Metadata:
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
     jpeg: JpegCoding | None = None
-    text: Mapping[str, str] = field(default_factory=dict)
+    text: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """An upright picture.
 
     alpha: HxW in the samples' dtype. notes: for the client, each to follow a field's name.
@@ -52,7 +49,7 @@ class Picture:
 
     samples: Samples
     alpha: Samples | None = None
-    metadata: Metadata = field(default_factory=Metadata)
+    metadata: Metadata = Metadata()
     notes: tuple[str, ...] = ()
 
     @property

@@ -18,7 +18,7 @@ OUTPUT_FORMATS = {"input": INPUTS_OWN} | {kind.removeprefix("image/"): kind for 
 _MAX_HEADER = 2000
 
 
-@dataclass
+@dataclass(eq=False, repr=False)  # each method made costs a cold start half a millisecond
 class Reply:
     """A handler's answer.
 

@@ -9,8 +9,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,14 +90,31 @@ def empty_network() -> Iterator[None]:
 def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Makes the tensors the network's own, without a copy, and the network ready for inference.
 
-    Buffers that no file holds must have been set before. Raises RuntimeError where names or shapes are not the
-    network's, or where something in it is left without a value.
+    In one pass: load_state_dict, eval and requires_grad_ walk a network of hundreds of modules four times. Buffers that
+    no file holds must have been set before. Raises RuntimeError where names or shapes are not the network's, or where
+    something in it is left without a value.
     """
-    network.load_state_dict(dict(tensors), assign=True)
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if tensor.is_meta:
-            raise RuntimeError(f"{name} has no value and is not among the weights")
-    network.eval().requires_grad_(False)
+    unused = set(tensors)
+    for path, module in network.named_modules(remove_duplicate=False):
+        module.training = False
+        for slots in (module._parameters, module._buffers):
+            for name, empty in slots.items():
+                full_name = f"{path}.{name}" if path else name
+                if full_name in tensors:
+                    slots[name] = _fitting(full_name, tensors[full_name], empty)
+                    unused.discard(full_name)
+                elif empty is not None and empty.is_meta:
+                    raise RuntimeError(f"{full_name} has no value and is not among the weights")
+    if unused:
+        raise RuntimeError(f"the weights hold what the network has no place for: {', '.join(sorted(unused)[:5])}")
+
+
+def _fitting(name: str, tensor: Tensor, empty: Tensor | None) -> Tensor:
+    """The tensor as what it takes the place of."""
+    if empty is None or tensor.shape != empty.shape:
+        expected = "nothing" if empty is None else list(empty.shape)
+        raise RuntimeError(f"{name} is {list(tensor.shape)} in the weights, and {expected} in the network")
+    return nn.Parameter(tensor, requires_grad=False) if isinstance(empty, nn.Parameter) else tensor
 
 
 class MappedWeights(Weights):
@@ -222,8 +239,7 @@ class CopiedWeights(Weights):
                 target[a - start : b - start].view(place.dtype).copy_(part)
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """A tensor of the file, flat, and where it goes in the buffer, in bytes."""
 
     stored: Tensor

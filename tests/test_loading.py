@@ -179,7 +179,7 @@ def test_initialisers_work_again_after_an_error() -> None:
     assert float(nn.init.ones_(torch.zeros(1))) == 1
 
 
-def test_filling_names_what_is_missing() -> None:
+def test_filling_names_what_does_not_fit() -> None:
     tensors = {name: tensor.clone() for name, tensor in Small().state_dict().items()}
 
     def made() -> Small:
@@ -195,6 +195,10 @@ def test_filling_names_what_is_missing() -> None:
     assert not small.training
     with pytest.raises(RuntimeError, match=r"layer\.bias"):
         fill(made(), {name: tensor for name, tensor in tensors.items() if name != "layer.bias"})
+    with pytest.raises(RuntimeError, match=r"layer\.weight is \[5, 4\] in the weights, and \[3, 4\] in the network"):
+        fill(made(), tensors | {"layer.weight": torch.zeros(5, 4)})
+    with pytest.raises(RuntimeError, match=r"no place for: head\.weight"):
+        fill(made(), tensors | {"head.weight": torch.zeros(1)})
     with empty_network():
         forgotten = Small()
     with pytest.raises(RuntimeError, match="scale"):

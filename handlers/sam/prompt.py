@@ -1,7 +1,6 @@
 """What a request points at: points, labels, a box, an earlier mask; checked against the picture."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ from handlers.limits import LIMITS
 from handlers.payload import Arguments, is_number
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """points: Nx2 float64, [x, y] in pixels of the upright picture. labels: N int64, 1 or 0. box: 4 float64, left, top,
     right, bottom. mask_input: 1xHxW float32 logits."""
 

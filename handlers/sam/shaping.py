@@ -1,6 +1,6 @@
 """What is done to a mask after SAM has found it."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from handlers import imaging
 from handlers.limits import LIMITS
@@ -8,8 +8,7 @@ from handlers.payload import Arguments
 from handlers.picture import Mask
 
 
-@dataclass(frozen=True)
-class Shaping:
+class Shaping(NamedTuple):
     """What is done to a mask at the picture's full resolution, in the order of the fields.
 
     smooth: px; rounds steps and corners up to about this size (imaging.smooth). fill_holes: what the mask encloses

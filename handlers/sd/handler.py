@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class SdHandler(Handler):
 
         self.pipeline = network.load(model_dir / "pipeline", read, self.device)
         self.default_scheduler = self.pipeline.scheduler
-        self.default_guidance = float(self.config.get("guidance_scale", Settings.guidance_scale))
+        self.default_guidance = float(self.config.get("guidance_scale", Settings("").guidance_scale))
         self.cell = self.pipeline.vae_scale_factor
         self.native = self.pipeline.unet.config.sample_size * self.cell
 
@@ -75,7 +74,7 @@ class SdHandler(Handler):
             return edit.picture
         prompts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
         text = {"parameters": json.dumps(prompts | settings.parameters(self.default_scheduler))}
-        return replace(edit.picture, metadata=replace(picture.metadata, text=text))
+        return edit.picture._replace(metadata=picture.metadata._replace(text=text))
 
     def _paint(self, rgb: RGB, mask: Mask, settings: Settings, report: Report = UNWATCHED) -> RGB:
         """rgb native x native x 3, mask native x native -> the model's picture, uint8 of the same shape.

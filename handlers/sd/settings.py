@@ -1,8 +1,7 @@
 """How to paint: what a request says beside picture and mask, checked and completed."""
 
 import secrets
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 
@@ -23,8 +22,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What to paint and how. All but the prompts are from gen_args; limits are in handlers.limits.
 
     prompt, negative_prompt: text. steps: `num_inference_steps`, from 1. strength: 0..1.
@@ -50,20 +48,20 @@ class Settings:
     @classmethod
     def parse(cls, request: Request, default_guidance: float) -> "Settings":
         """Reads prompt, negative_prompt and gen_args; raises BadRequest. default_guidance: the archive's own."""
-        arguments = request.arguments()
+        arguments, default = request.arguments(), cls("")
         seed = arguments.integer("seed", -1, -1, LIMITS.max_seed)
         settings = cls(
             prompt=request.text("prompt"),
             negative_prompt=request.text("negative_prompt", ""),
-            steps=arguments.integer("num_inference_steps", cls.steps, 1, LIMITS.max_steps),
+            steps=arguments.integer("num_inference_steps", default.steps, 1, LIMITS.max_steps),
             guidance_scale=arguments.number("guidance_scale", default_guidance, 0, 50),
-            strength=arguments.number("strength", cls.strength, 0, 1),
+            strength=arguments.number("strength", default.strength, 0, 1),
             seed=secrets.randbelow(LIMITS.max_seed + 1) if seed < 0 else seed,
-            scheduler=arguments.choice("scheduler", cls.scheduler, tuple(SCHEDULERS)),
-            variants=arguments.integer("variants", cls.variants, 1, LIMITS.max_variants),
-            feather=arguments.integer("feather", cls.feather, 0, LIMITS.max_feather),
+            scheduler=arguments.choice("scheduler", default.scheduler, tuple(SCHEDULERS)),
+            variants=arguments.integer("variants", default.variants, 1, LIMITS.max_variants),
+            feather=arguments.integer("feather", default.feather, 0, LIMITS.max_feather),
             output_format=OUTPUT_FORMATS[arguments.choice("output_format", "png", tuple(OUTPUT_FORMATS))],
-            embed_parameters=arguments.flag("embed_parameters", cls.embed_parameters),
+            embed_parameters=arguments.flag("embed_parameters", default.embed_parameters),
         )
         arguments.finish()
         settings._check(request)
@@ -71,7 +69,7 @@ class Settings:
 
     def of_variant(self, index: int) -> "Settings":
         """These settings with the seed of the variant; the one after the largest is 0."""
-        return replace(self, seed=(self.seed + index) % (LIMITS.max_seed + 1))
+        return self._replace(seed=(self.seed + index) % (LIMITS.max_seed + 1))
 
     def parameters(self, default_scheduler: Any) -> dict[str, Any]:
         """gen_args that give this picture again; a scheduler that has no name here goes by its class."""
