@@ -32,7 +32,7 @@ from bench.servers import Ours, Stock, System
 from bench.stores import build_demo, build_full_size, build_stock, weights_of
 from handlers.mapped_file import MappedFile
 from handlers.weights import CopiedWeights
-from serve.residency.memory import find_device
+from serve.residency.memory import find_device, has_cuda_gpu
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 SIZE = (375, 260)  # a quarter of the sample photograph: the load is to be measured, not the picture
@@ -53,7 +53,8 @@ def main() -> None:
 def run(folder: Path, rounds: int, models: list[str], full_size: Path | None, cuda: bool) -> dict[str, Any]:
     """Starts the servers in `folder`. Takes seconds per model and round; with full_size minutes."""
     root = full_size or folder
-    store = build_full_size(root / "ours", models) if full_size else build_demo(root / "ours")
+    served = torch.float16 if has_cuda_gpu() else torch.float32
+    store = build_full_size(root / "ours", models, served) if full_size else build_demo(root / "ours")
     if cuda:
         with Ours(folder, store) as ours:
             report = {name: moves(ours, name, rounds) for name in models}

@@ -32,9 +32,8 @@ def build_demo(store: Path) -> Path:
     return store / "demo"
 
 
-def build_full_size(store: Path, models: list[str]) -> Path:
-    """SAM vit_b, big-lama and SD-2 in the dtype that this machine serves; those that are there already are kept."""
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+def build_full_size(store: Path, models: list[str], dtype: torch.dtype = torch.float32) -> Path:
+    """SAM vit_b, big-lama and SD-2; those that are there already are kept."""
     demo = build_demo(store.parent / "code")
     for name in models:
         # The code is copied last, and each time: only the weights take long.

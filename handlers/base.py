@@ -50,7 +50,7 @@ class Handler:
     device: where the weights live; from TorchServe's gpu_id, the CPU where it names none.
     dtype: of the weights and activations; `handler.dtype` in model-config.yaml, where "auto" is float16 on CUDA
         and float32 elsewhere.
-    config: the `handler` section of model-config.yaml. Its `threads` is how many compute: one per core if missing.
+    config: the `handler` section of model-config.yaml.
     phases: the seconds from the worker's launch to its readiness: fork (until this process began), import (until
         TorchServe called initialize), build (networks without weights), read, copy (see Weights), warm_up.
     """
@@ -81,8 +81,6 @@ class Handler:
         self.config = (context.model_yaml_config or {}).get("handler", {})
         self.device = device_of(properties.get("gpu_id"))
         self.dtype = dtype_of(self.config.get("dtype", "auto"), self.device)
-        if threads := self.config.get("threads"):
-            torch.set_num_threads(int(threads))
         with torch.inference_mode():
             self.load(Path(properties["model_dir"]))
             loaded = time.monotonic()

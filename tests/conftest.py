@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from fakes import FakeTorchServe
 from PIL import Image
@@ -55,11 +54,9 @@ class HandlerClient:
         module = importlib.import_module(f"handlers.{name}.handler")
         self.handler = getattr(module, f"{name.capitalize()}Handler")()
         config = yaml.safe_load((model_dir / "model-config.yaml").read_text())
-        threads = torch.get_num_threads()
         self.handler.initialize(
             SimpleNamespace(system_properties={"model_dir": str(model_dir), "gpu_id": None}, model_yaml_config=config)
         )
-        torch.set_num_threads(threads)  # a worker has its process for itself; here others follow
 
     def send(self, data: dict[str, Any], accept: str = "", **headers: str) -> "HandlerReply":
         """data: a request as it reaches a handler: {"body": ...}, or multipart fields by name."""

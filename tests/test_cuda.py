@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HandlerClient, pixels
-from serving import Server, serving, until
+from serving import ROOT, Server, serving, until
 from test_parking import BIG, KEY, BigHandler, command, state_after, with_big_weights
 
 from handlers.mapped_file import MappedFile
@@ -155,3 +157,24 @@ def test_a_killed_worker_gives_its_memory_back_and_the_next_request_is_served(se
     until(lambda: "sam" not in [m["name"] for m in models(server)["models"] if m["state"] == "ready"])
     server.ask("sam", image=dog, gen_args=CLICK)
     assert worker_of(server) != pid
+
+
+SPOILT_AFTER = """
+import ctypes
+from serve.engine.zygote import spoilt
+ctypes.CDLL("libcuda.so.1")
+print(spoilt())
+import torch
+torch.cuda.init()
+print(spoilt())
+"""
+
+
+def test_a_zygote_is_spoilt_by_cuda_and_not_by_the_drivers_library() -> None:
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SPOILT_AFTER], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    before, after = done.stdout.splitlines()
+    assert before == "None"
+    assert after != "None"

@@ -196,14 +196,19 @@ def test_every_size_goes_in_and_comes_out(open_handler: Open, name: str, size: t
     assert (reply.picture[hole == 0] == 90).all()
 
 
-def test_a_models_config_sets_its_threads(demo_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", counts.append)
-    HandlerClient("sd", demo_store / "demo" / "sd")
-    assert counts[0] == 1
-    counts.clear()
-    HandlerClient("sam", demo_store / "demo" / "sam")
-    assert len(counts) == 1  # the fixture's own
+def test_the_demos_unet_computes_with_one_thread_and_all_else_with_the_usual(
+    open_handler: Open, dog: bytes, mask: bytes
+) -> None:
+    pipeline, used, usual = open_handler("sd").handler.pipeline, [], torch.get_num_threads()
+    hooks = [
+        part.register_forward_pre_hook(lambda *_: used.append(torch.get_num_threads()))
+        for part in (pipeline.vae.encoder, pipeline.unet.conv_in, pipeline.vae.decoder)
+    ]
+    answer = open_handler("sd").json(image=dog, mask_image=mask, prompt="x", gen_args={"num_inference_steps": 1})
+    for hook in hooks:
+        hook.remove()
+    assert answer.status == 200
+    assert used == [usual, 1, usual]
 
 
 def test_sd_replaces_within_the_mask_only(open_handler: Open, dog: bytes, mask: bytes) -> None:
@@ -461,7 +466,7 @@ def test_sd_overflow_is_computed_again_in_float32(
     assert reply.status == 200
     # The autoencoder alone is tried first: the steps are the expensive part.
     assert len(calls) == unet_calls
-    assert np.abs(reply.picture.astype(int) - expected)[pixels(mask) > 0].mean() < 12
+    assert np.abs(reply.picture.astype(int) - expected)[pixels(mask) > 0].mean() < 20
     getattr(halves[part], layer).register_forward_hook(break_down)
     reply = sd.json(**request)
     assert (reply.status, reply.error["code"]) == (500, "not_finite")

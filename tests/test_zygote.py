@@ -270,33 +270,80 @@ async def test_a_launcher_killed_during_the_fork_leaves_nothing(tmp_path: Path, 
         assert (await warm.run("pass"))[0] == 0
 
 
+# A driver's library in memory, which says what {code} means: 3 that nobody has started it.
 MAPS_CUDA = """
-import mmap
+import ctypes, mmap, types
 file = open("libcuda.so.1", "w+b")
 file.truncate(4096)
 mapped = mmap.mmap(file.fileno(), 0)
+original = ctypes.CDLL
+driver = types.SimpleNamespace(cuDeviceGetCount=lambda count: {code})
+ctypes.CDLL = lambda name, *rest: driver if name == "libcuda.so.1" else original(name, *rest)
 """
+STARTS_THREAD = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"
 
 
-@pytest.mark.parametrize(
-    ("library", "reason"),
-    [
-        ("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()", "a second thread"),
-        (MAPS_CUDA, "touched CUDA"),
-        # Once it is ready.
-        ("import os, threading; os.register_at_fork(before=threading.Timer(60, print).start)", "a second thread"),
-    ],
-)
 @in_event_loop
-async def test_a_spoilt_zygote_refuses(
-    tmp_path: Path, library: str, reason: str, caplog: pytest.LogCaptureFixture
+async def test_a_zygote_that_a_thread_spoils_once_it_is_ready_refuses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "spoiling.py").write_text(library)
+    (tmp_path / "spoiling.py").write_text(
+        "import os, threading; os.register_at_fork(before=threading.Timer(60, print).start)"
+    )
     async with bench(tmp_path, ("spoiling",)) as warm:
         await warm.run("pass")
         assert (await warm.run("raise SystemExit(7)"))[0] == 7
         await until(lambda: warm.slow_starts > 0)
-        assert reason in caplog.text
+        assert "a second thread" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("library", "reason"),
+    [(STARTS_THREAD, "a second thread"), (MAPS_CUDA.format(code=0), "touched CUDA")],
+    ids=["thread", "CUDA"],
+)
+@in_event_loop
+async def test_a_package_that_spoils_the_zygote_is_left_to_the_workers(
+    tmp_path: Path, library: str, reason: str
+) -> None:
+    (tmp_path / "spoiling").mkdir()
+    (tmp_path / "spoiling" / "__init__.py").touch()
+    for name in ("one", "two"):
+        (tmp_path / "spoiling" / f"{name}.py").write_text(library)
+    async with bench(tmp_path, ("json", "spoiling.one", "wave", "spoiling.two")) as warm:
+        loaded = "import sys; print([name for name in ('wave', 'spoiling.one') if name in sys.modules])"
+        assert (await warm.run(loaded))[1] == b"['wave']\n"
+        assert warm.slow_starts == 0
+        assert f"spoiling is left to the workers that need it: the zygote has {reason}" in warm.log.read_text()
+
+
+@in_event_loop
+async def test_the_drivers_library_alone_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "harmless.py").write_text(MAPS_CUDA.format(code=3))
+    async with bench(tmp_path, ("harmless",)) as warm:
+        assert (await warm.run("import sys; print('harmless' in sys.modules)"))[1] == b"True\n"
+        assert warm.slow_starts == 0
+
+
+TORCHLIKE = """
+import types
+cuda = types.SimpleNamespace(is_available=lambda: 1 / 0)
+default_generator = types.SimpleNamespace(seed=lambda: None)
+"""
+
+
+@pytest.mark.parametrize(("visible", "said"), [("", False), ("0", True)])
+@in_event_loop
+async def test_a_library_that_asks_for_a_gpu_is_told_without_the_driver(
+    tmp_path: Path, visible: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(TORCHLIKE)
+    (tmp_path / "asking.py").write_text("import torch; said = torch.cuda.is_available()")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    async with bench(tmp_path, ("torch", "asking")) as warm:
+        assert (await warm.run("import asking; print(asking.said)"))[1] == f"{said}\n".encode()
+        # The workers' own is the real one again.
+        assert b"ZeroDivisionError" in (await warm.run("import torch; torch.cuda.is_available()"))[2]
 
 
 @in_event_loop
@@ -565,6 +612,8 @@ async def test_loading_and_unloading_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     archive = write_archive(tmp_path / "store", "echo")
     async with supervising(tmp_path, WarmStarts(("ts.model_service_worker",))) as supervisor:
+        # While it gathers its memory, what it has grows.
+        await until(lambda: "gathered" in (tmp_path / "state/logs/zygote.log").read_text())
         for cycle in range(cycles):
             await supervisor.engine.register("echo", archive)
             worker = supervisor.worker_pid(archive)

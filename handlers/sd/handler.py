@@ -38,6 +38,8 @@ class SdHandler(Handler):
             return self.read_weights(path, lambda name: self.dtype)
 
         self.pipeline = network.load(model_dir / "pipeline", read, self.device)
+        if threads := self.config.get("unet_threads"):
+            network.limit_threads(self.pipeline.unet, int(threads))
         self.default_scheduler = self.pipeline.scheduler
         self.default_guidance = float(self.config.get("guidance_scale", Settings("").guidance_scale))
         self.cell = self.pipeline.vae_scale_factor

@@ -5,9 +5,11 @@
 arguments, environment, working directory and the three standard descriptors. The child becomes what a fresh
 interpreter would have become; it ends with its launcher, and the launcher with it, with the same exit code.
 
-A fork copies one thread and no CUDA context. A zygote that has a second thread, or the CUDA driver in its memory, is
-therefore spoilt: it refuses, and the launcher becomes a fresh interpreter. numpy and OpenCV start OpenBLAS' threads
-and diffusers starts CUDA unless two variables say otherwise (FOR_IMPORTS); no child sees these.
+A fork copies one thread and no CUDA context. A zygote that has a second thread, or has begun to use CUDA, is therefore
+spoilt: it refuses, and the launcher becomes a fresh interpreter. numpy and OpenCV start OpenBLAS' threads unless a
+variable says otherwise (FOR_IMPORTS), which no child sees; diffusers asks whether there is a GPU, which starts CUDA, or
+a thread of NVML's, were it not answered here (_import). A package that spoils the zygote all the same when it is
+imported is left to the workers that need it.
 
 What a child cannot take from its launcher is what the libraries read when they were imported. TorchServe and the zygote
 get one environment from the supervisor, so a variable that differs is rare. It means a fresh interpreter:
@@ -55,7 +57,7 @@ LIBRARIES = (
     "diffusers.schedulers.scheduling_unipc_multistep",
     "ts.model_service_worker",
 )  # fmt: skip
-FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1"}
 READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")
 READY = b"ready"  # what it reports once it can fork
 LARGEST = 2**18  # bytes of a message: more than Linux sends at once
@@ -63,6 +65,7 @@ HANDOVER_TIMEOUT = 5.0  # seconds that a connected launcher may take to say what
 HUGE_PAGE = 2**21  # bytes
 _F_SETSIG = 10  # of fcntl.h
 _MADV_COLLAPSE = 25  # of mman.h
+_CUDA_ERROR_NOT_INITIALIZED = 3  # of cuda.h
 
 Environment = Mapping[bytes, bytes]
 
@@ -78,12 +81,7 @@ def main() -> None:
     # A collection would write to pages that the children are to share.
     gc.disable()
     os.environ.update(FOR_IMPORTS)
-    for name in libraries:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            # The workers that need it will say so, or never will.
-            print(f"cannot import {name}: {error}")
+    _import(libraries, environment)
     # The first thing that the worker's script does. It touches every logger that the libraries have made: in a child
     # that would be a copy of a page for nearly each of them, 10 to 20 ms in all.
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
@@ -168,6 +166,8 @@ class Zygote:
             ready = self._poll.poll(0 if idle else None)
             if not ready:
                 compacted = next(self._compaction, None) is None
+                if compacted:
+                    print("gathered in huge pages", flush=True)
             for descriptor, _ in ready:
                 if descriptor != self._listener.fileno():
                     self._reap(descriptor)
@@ -220,6 +220,31 @@ class Zygote:
             launcher.close()
 
 
+def _import(libraries: list[str], environment: Environment) -> None:
+    """Meanwhile torch says by the environment whether there is a GPU: the supervisor names the one, or none."""
+    asks_driver = None
+    for name in libraries:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            # The workers that need it will say so, or never will.
+            print(f"cannot import {name}: {error}")
+        if reason := spoilt():
+            _begin_again(libraries, name.partition(".")[0], reason, environment)
+        if asks_driver is None and (torch := sys.modules.get("torch")):
+            asks_driver = torch.cuda.is_available
+            torch.cuda.is_available = lambda: bool(environment.get(b"CUDA_VISIBLE_DEVICES"))
+    if asks_driver is not None:
+        sys.modules["torch"].cuda.is_available = asks_driver
+
+
+def _begin_again(libraries: list[str], without: str, reason: str, environment: Environment) -> None:
+    """What a library has started cannot be undone: this process becomes a zygote that does not import its package."""
+    print(f"{without} is left to the workers that need it: {reason}", flush=True)
+    kept = [name for name in libraries if name.partition(".")[0] != without]
+    os.execve(sys.executable, [sys.executable, *sys.argv[:3], *kept], environment)  # noqa: S606
+
+
 def compaction() -> Iterator[int]:
     """Gathers this process's memory into huge pages, one at each step: a fork then copies 3 ms of page tables, not 12.
 
@@ -239,9 +264,20 @@ def spoilt() -> str | None:
     """Why this process must not fork; None if it may."""
     if len(os.listdir("/proc/self/task")) > 1:
         return "the zygote has a second thread"
-    if b"/libcuda.so" in _maps():
+    if _cuda_has_begun():
         return "the zygote has touched CUDA"
     return None
+
+
+def _cuda_has_begun() -> bool:
+    """The driver's library alone does no harm: some of CUDA's other libraries bring it along and leave it be."""
+    if b"/libcuda.so" not in _maps():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED
+    except (OSError, AttributeError):
+        return True
 
 
 def hindrance(workers: Environment, zygotes: Environment) -> str | None:
