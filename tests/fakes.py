@@ -94,7 +94,7 @@ class FakeHost:
 class FakeDevice:
     """A device with a terabyte."""
 
-    name, gpu, total, frees_late, parked_worker = "fake", None, 2**40, False, 0
+    name, gpu, total, frees_late, overhead, parked_worker = "fake", None, 2**40, False, 600 << 20, 0
 
     def free(self) -> int:
         return self.total

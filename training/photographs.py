@@ -115,6 +115,8 @@ def _split(paths: list[Path], split: Split) -> list[Path]:
 
 
 def _package(name: str) -> Path:
+    if (data_folder() / name).is_dir():  # a machine without the library, or with one that lacks pictures
+        return data_folder() / name
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"{name} is not installed; install training/requirements.txt")

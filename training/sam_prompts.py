@@ -1,116 +1,142 @@
-"""What SAM is asked in training: made scenes with targets, first clicks, boxes, and clicks on what it got wrong."""
+"""What SAM is asked in training: pictures changed each time they are shown, targets in them, clicks and boxes.
+
+All of it runs on the device of its arguments, for a whole batch at once, and never waits for a result or sends one
+there (as torch.where does with a number). What is random comes from torch's own generator. B is the number of pictures,
+P of prompts for each, N = B * P.
+"""
 
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.nn import functional as F
 
-from handlers.sam.network import PIXEL_MEAN
-from training.scenes import MIN_AREA, Scene, SceneMaker
+from training.scenes import MIN_AREA
+
+MOST_TARGETS = 8  # in a made scene: seven objects and a ground
+DEEPEST = 0.4  # of the clicks hit the very pixel that is farthest from the rim, as the evaluation's do
+UNMOVED = 0.4  # of the pictures are neither turned nor enlarged: both blur
 
 
-class Prompted(NamedTuple):
-    """One picture and `P` things to find in it, or a batch of those with a leading dimension `B`.
+class Targets(NamedTuple):
+    """soft: float32 (N, size/2, size/2), the share of each pixel, 0-1; weight: float32 (N,), 0 where there is none."""
 
-    image: uint8 (3, size, size); target: float32 (P, size/2, size/2), 0-1; click: float32 (P, 2), x and y in pixels;
-    box: float32 (P, 4), left, top, right, bottom in pixels, roughly.
+    soft: Tensor
+    weight: Tensor
+
+    @property
+    def solid(self) -> Tensor:
+        """bool (N, size/2, size/2); of things too thin to fill half a pixel, every pixel that they touch."""
+        solid = self.soft > 0.5
+        return torch.where(solid.any(2).any(1)[:, None, None], solid, self.soft > 0)
+
+
+def changed(scenes: Tensor, blank: Tensor) -> tuple[Tensor, Tensor]:
+    """Scenes from the pool, uint8 (B, 4, size, size), as they were never seen: cut, turned, mirrored, miscoloured.
+
+    Half of the pictures become oblong, the rest `blank` (3, 1, 1), which is what Sam.preprocess pads with. Returns the
+    pictures, float32 (B, 3, size, size), 0-255, and which target each pixel shows, uint8 (B, size, size).
     """
+    image, owner = _moved(scenes)
+    image = _miscoloured(image)
+    count, size, device = len(scenes), scenes.shape[-1], scenes.device
+    edge = size * _uniform(count, 0.55, 1, device)
+    kind = torch.rand(count, device=device)
+    bottom, right = edge.masked_fill(kind > 0.33, size), edge.masked_fill(kind < 0.83, size)
+    along = torch.arange(size, device=device)
+    outside = (along[:, None] >= bottom[:, None, None]) | (along >= right[:, None, None])
+    return torch.where(outside[:, None], blank, image), owner.masked_fill(outside, 0)
 
-    image: Tensor
-    target: Tensor
-    click: Tensor
-    box: Tensor
+
+def choose_targets(owner: Tensor, prompts: int) -> Targets:
+    """P targets of each picture, (B, size, size), each as often as the others give or take one."""
+    numbers = torch.arange(1, MOST_TARGETS + 1, device=owner.device)
+    areas = (owner[:, None] == numbers[:, None, None]).sum((2, 3))
+    large = areas >= MIN_AREA * owner[0].numel()
+    order = (torch.rand(large.shape, device=owner.device) + 2 * ~large).argsort(1)
+    place = torch.arange(prompts, device=owner.device) % large.sum(1, keepdim=True).clamp(min=1)
+    chosen = order.gather(1, place)
+    masks = owner[:, None] == (chosen + 1)[..., None, None]
+    return Targets(F.avg_pool2d(masks.float(), 2).flatten(0, 1), large.gather(1, chosen).flatten().float())
 
 
-class PromptedScenes(Dataset[Prompted]):
-    """Scenes with `prompts` targets each, from number `first` on; they grow harder up to number `hard_from`.
+def click_inside(mask: Tensor) -> Tensor:
+    """A pixel of each mask, bool (N, h, w), more often well inside it than at its rim.
 
-    Making a scene costs as much as learning from it: every second batch shows the scenes of the one before mirrored,
-    with other prompts.
+    Returns x, y, float32 (N, 2), in pixels of a picture of twice the size.
     """
-
-    def __init__(self, first: int, count: int, batch: int, size: int, prompts: int, hard_from: int) -> None:
-        self._first, self._count, self._batch = first, count, batch
-        self._size, self._prompts, self._hard_from = size, prompts, hard_from
-        self._maker: SceneMaker | None = None
-        self._scenes: dict[int, Scene] = {}
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Prompted:
-        number = self._first + index
-        rng = np.random.default_rng([3, number])
-        pair, place = divmod(number, 2 * self._batch)
-        scene = self._scene(pair * self._batch + place % self._batch)
-        mirror = np.s_[:, ::-1] if place >= self._batch else np.s_[:, :]
-        image, masks = _letterboxed(rng, scene.image[mirror], scene.masks[:, *mirror].copy())
-        chosen = masks[_spread(rng, len(masks), self._prompts)]
-        return Prompted(
-            torch.from_numpy(image.transpose(2, 0, 1).copy()),
-            torch.from_numpy(np.stack([_halved(mask) for mask in chosen])),
-            torch.from_numpy(np.stack([point_inside(rng, mask) for mask in chosen])),
-            torch.from_numpy(np.stack([_rough_box(rng, mask) for mask in chosen])),
-        )
-
-    def _scene(self, seed: int) -> Scene:
-        if self._maker is None:  # made in the data process, not copied to it
-            cv2.setNumThreads(1)
-            self._maker = SceneMaker("train")
-        if seed not in self._scenes:
-            self._scenes.pop(seed - self._batch, None)
-            difficulty = min(1.0, 0.1 + 2 * seed / self._hard_from)
-            self._scenes[seed] = self._maker.make(seed, self._size, difficulty)
-        return self._scenes[seed]
+    inside = depth(mask).flatten(1)
+    level = torch.rand(len(mask), 1, device=mask.device)
+    level = level.masked_fill(torch.rand_like(level) < DEEPEST, 1) * inside.amax(1, keepdim=True)
+    lots = torch.rand(inside.shape, device=mask.device).masked_fill((inside < level) | (inside == 0), -1)
+    chosen, width = lots.argmax(1), mask.shape[-1]
+    place = torch.stack([chosen % width, chosen.div(width, rounding_mode="floor")], 1)
+    return place * 2 + torch.rand(place.shape, device=mask.device)
 
 
-def point_inside(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    """x, y (float32) of a random pixel of the mask, more often well inside it than at its rim."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.nonzero(depth >= max(1e-6, rng.random() * depth.max()))
-    chosen = rng.integers(len(x))
-    return np.array([x[chosen], y[chosen]], np.float32)
+def rough_box(soft: Tensor) -> Tensor:
+    """left, top, right, bottom, float32 (N, 4), roughly, in pixels of a picture twice as large as `soft`."""
+    ends = []
+    for has in ((soft > 0).any(1), (soft > 0).any(2)):
+        first, last = has.float().argmax(1), has.shape[1] - has.flip(1).float().argmax(1)
+        ends.append(torch.stack([first, last], 1) * 2.0)
+    box = torch.stack(ends, 2).flatten(1)
+    extent = (box[:, 2:] - box[:, :2]).repeat(1, 2)
+    return (box + 0.06 * extent * torch.randn_like(box)).clamp(0, 2 * soft.shape[-1])
 
 
-def correction(rng: np.random.Generator, found: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, int]:
-    """A click on the larger error: x, y and 1 where the target was missed, 0 where too much was taken."""
+def correction(found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A click on the larger error of each mask, bool (N, h, w); where all is right, one that confirms.
+
+    Returns x, y as `click_inside` does, and float32 (N,): 1 where the target was missed, 0 where too much was taken.
+    """
     missed, excess = target & ~found, found & ~target
-    label = int(missed.sum() >= excess.sum())
-    wrong = missed if label else excess
-    if not wrong.any():  # nothing to correct: confirm
-        return point_inside(rng, target), 1
-    return point_inside(rng, wrong), label
+    label = missed.sum((1, 2)) >= excess.sum((1, 2))
+    wrong = torch.where(label[:, None, None], missed, excess)
+    wrong = torch.where(wrong.any(2).any(1)[:, None, None], wrong, target)
+    return click_inside(wrong), label.float()
 
 
-def _letterboxed(rng: np.random.Generator, image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the pictures are not square: what Sam.preprocess would pad is blank. Keeps at least one target."""
-    size = image.shape[0]
-    cut_image, cut_masks = image.copy(), masks.copy()
-    if rng.random() < 0.5:
-        edge = int(size * rng.uniform(0.55, 1))
-        blank = np.s_[edge:] if rng.random() < 0.65 else np.s_[:, edge:]
-        cut_image[blank] = np.round(PIXEL_MEAN)
-        cut_masks[(slice(None), *np.index_exp[blank])] = False
-    kept = cut_masks.sum((1, 2)) >= MIN_AREA * size**2
-    return (cut_image, cut_masks[kept]) if kept.any() else (image, masks)
+def depth(mask: Tensor) -> Tensor:
+    """How far each pixel is from the nearest outside the mask, bool (N, h, w); all around the picture is outside.
+
+    Exact: the nearest in each row first, then the nearest of those over the rows.
+    """
+    # Half precision is exact up to 2048; no pixel of 64 x 64 is farther inside than 32.
+    dtype = torch.float16 if mask.is_cuda else torch.float32
+    far = F.pad(mask, (1, 1, 1, 1)).to(dtype) * 8192
+    along = torch.arange(far.shape[-1], device=mask.device)
+    apart = (along[:, None] - along).square().to(dtype)
+    within_row = (far[..., None] + apart).amin(2)
+    squared = (within_row[:, :, None] + apart[..., None]).amin(1)
+    return squared[:, 1:-1, 1:-1].float().sqrt()
 
 
-def _spread(rng: np.random.Generator, count: int, wanted: int) -> np.ndarray:
-    """`wanted` indices below `count`, each as often as the others give or take one."""
-    return np.concatenate([rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
+def _moved(scenes: Tensor) -> tuple[Tensor, Tensor]:
+    """Pieces of 70 to 100 % of the side, turned a little, half mirrored: float32 (B, 3, ...), uint8 (B, ...)."""
+    count, device = len(scenes), scenes.device
+    unmoved = torch.rand(count, device=device) < UNMOVED
+    scale = _uniform(count, 0.7, 1, device).masked_fill(unmoved, 1)
+    angle = 0.15 * torch.randn(count, device=device).masked_fill(unmoved, 0)
+    mirror = 1 - 2.0 * (torch.rand(count, device=device) < 0.5)
+    across, down = scale * angle.cos(), scale * angle.sin()
+    shift = (1 - scale)[:, None] * _uniform((count, 2), -1, 1, device)
+    turn = torch.stack([across * mirror, -down, shift[:, 0], down * mirror, across, shift[:, 1]], 1).view(-1, 2, 3)
+    grid = F.affine_grid(turn, [count, 1, *scenes.shape[2:]], align_corners=False)
+    options = {"padding_mode": "reflection", "align_corners": False}
+    image = F.grid_sample(scenes[:, :3].float(), grid, mode="bilinear", **options)
+    owner = F.grid_sample(scenes[:, 3:].float(), grid, mode="nearest", **options)
+    return image, owner[:, 0].to(torch.uint8)
 
 
-def _halved(mask: np.ndarray) -> np.ndarray:
-    half = (mask.shape[1] // 2, mask.shape[0] // 2)
-    return cv2.resize(mask.astype(np.float32), half, interpolation=cv2.INTER_AREA)
+def _miscoloured(image: Tensor) -> Tensor:
+    """Another contrast, brightness and tint, and noise in some of the pictures."""
+    each, device = (len(image), 1, 1, 1), image.device
+    contrast = (0.15 * torch.randn(each, device=device) + 0.06 * torch.randn(len(image), 3, 1, 1, device=device)).exp()
+    brightness = 12 * torch.randn(each, device=device)
+    noise = 12 * (torch.rand(each, device=device) - 0.6).clamp(min=0)
+    return ((image - 128) * contrast + 128 + brightness + noise * torch.randn_like(image)).clamp(0, 255)
 
 
-def _rough_box(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
-    y, x = np.nonzero(mask)
-    box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.float32)
-    width, height = box[2] - box[0], box[3] - box[1]
-    noise = rng.normal(0, 0.06, 4) * [width, height, width, height]
-    return (box + noise).clip(0, mask.shape[0]).astype(np.float32)
+def _uniform(shape: int | tuple[int, ...], low: float, high: float, device: torch.device) -> Tensor:
+    return low + (high - low) * torch.rand(shape, device=device)

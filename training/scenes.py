@@ -65,14 +65,14 @@ class SceneMaker:
             cutout = self._cutouts[rng.integers(len(self._cutouts))]
             colour, alpha = _placed(rng, cutout, size, extent)
             if rng.random() < 0.8:
-                return _relit(rng, colour, size), alpha
+                return _relit(rng, colour, alpha), alpha
         else:
             alpha = _shape(rng, size, extent)
         colour = self._textures.any(rng, size).astype(np.float32)
         for _ in range(int(rng.integers(1, 4)) if rng.random() < 0.35 else 0):
-            part = _part(rng, alpha, extent)[..., None]
-            colour += part * (self._textures.any(rng, size) - colour)
-        return _relit(rng, colour, size), alpha
+            part = _part(rng, alpha, extent)
+            _blend(colour, self._textures.any(rng, size), part, _bounds(part))
+        return _relit(rng, colour, alpha), alpha
 
 
 class _Canvas:
@@ -89,10 +89,11 @@ class _Canvas:
     def put(self, colour: np.ndarray, alpha: np.ndarray, shadow: bool = True) -> None:
         if shadow and self._rng.random() < 0.5 * self._difficulty:
             self.image *= 1 - _shadow(self._rng, alpha)[..., None]
-        self.image += alpha[..., None] * (colour - self.image)
-        solid = alpha > 0.5
+        bounds = _bounds(alpha)
+        _blend(self.image, colour, alpha, bounds)
+        solid = alpha[bounds] > 0.5
         self._areas.append(float(solid.sum()))
-        self._owner[solid] = len(self._areas)
+        self._owner[bounds][solid] = len(self._areas)
 
     def targets(self) -> np.ndarray:
         visible = [(self._owner == i + 1, area) for i, area in enumerate(self._areas)]
@@ -192,12 +193,28 @@ def _placed(rng: np.random.Generator, cutout: np.ndarray, size: int, extent: flo
     return warped[..., :3].astype(np.float32), warped[..., 3].astype(np.float32) / 255
 
 
-def _relit(rng: np.random.Generator, colour: np.ndarray, size: int) -> np.ndarray:
-    """Light from one side, and another exposure and tint."""
-    y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
+def _relit(rng: np.random.Generator, colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Light from one side, and another exposure and tint, where alpha is not 0. Changes `colour`."""
+    rows, columns = bounds = _bounds(alpha)
+    along = np.arange(len(alpha), dtype=np.float32) / len(alpha) - 0.5
     across, down = rng.normal(0, 0.4, 2)
-    light = rng.uniform(0.7, 1.3) * (1 + across * x + down * y)
-    return (colour * light[..., None] * rng.normal(1, 0.06, 3)).clip(0, 255).astype(np.float32)
+    light = rng.uniform(0.7, 1.3) * (1 + across * along[columns] + down * along[rows, None])
+    lit = colour[bounds] * light[..., None]
+    lit *= rng.normal(1, 0.06, 3)
+    colour[bounds] = lit.clip(0, 255, out=lit)
+    return colour
+
+
+def _bounds(alpha: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns outside which alpha is 0: most objects are small, the rest is work saved."""
+    left, top, width, height = cv2.boundingRect((alpha > 0).view(np.uint8))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _blend(below: np.ndarray, above: np.ndarray, alpha: np.ndarray, bounds: tuple[slice, slice]) -> None:
+    """Lay `above` over `below`, in place, within `bounds`."""
+    part = below[bounds]
+    part += alpha[bounds][..., None] * (above[bounds] - part)
 
 
 def _shadow(rng: np.random.Generator, alpha: np.ndarray) -> np.ndarray:

@@ -38,12 +38,13 @@ def made(rng: np.random.Generator, size: int) -> np.ndarray:
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, size)
     first = random_colour(rng)
     second = near_colour(rng, first) if rng.random() < 0.6 else random_colour(rng)
-    surface = first + pattern[..., None] * (second - first)
+    surface = pattern[..., None] * (second - first)
+    surface += first
     if rng.random() < 0.5:
         surface += (clouds(rng, size)[..., None] - 0.5) * rng.uniform(10, 80)
     if rng.random() < 0.5:
         surface += rng.normal(0, rng.uniform(2, 20), (size, size, 1))
-    return surface.clip(0, 255).astype(np.uint8)
+    return surface.clip(0, 255, out=surface).astype(np.uint8)
 
 
 def random_colour(rng: np.random.Generator) -> np.ndarray:

@@ -167,7 +167,7 @@ class Zygote:
             if not ready:
                 compacted = next(self._compaction, None) is None
                 if compacted:
-                    print("gathered in huge pages", flush=True)
+                    print("memory gathered in huge pages", flush=True)
             for descriptor, _ in ready:
                 if descriptor != self._listener.fileno():
                     self._reap(descriptor)
@@ -275,7 +275,7 @@ def _cuda_has_begun() -> bool:
         return False
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-        return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED
+        return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED)
     except (OSError, AttributeError):
         return True
 
