@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from segment_anything.modeling import PromptEncoder, Sam, image_encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +41,6 @@ TURNS = (0.4, 0.3, 0.3)  # how often prompts are corrected not at all, once, twi
 GIVEN_BACK = 0.75  # of the corrections come with the last answer's logits
 LEARNING_RATES = (2e-3, 1e-3)  # of Muon, of AdamW, for a batch of 8
 SCORE_LOSS = 4.0  # the scores' weight beside the masks'
-FINISHING = 0.2  # of the rates
 WARM_UP = 200  # steps
 DECAY_OVER = 0.35  # of the run, the last part, down to nothing
 AVERAGE_OVER = 0.02  # of the run: the weights that are kept are a moving average over so much
@@ -53,23 +52,15 @@ MEASURE_EVERY = 90.0
 class Run:
     """A network in training, the average that is kept of it, and how far it is; `folder` is where it is saved."""
 
-    def __init__(
-        self, folder: Path, config: Mapping[str, Any], device: torch.device, batch: int, finish: Path | None
-    ) -> None:
-        """finish: weights to start from, of which the image encoder's stay as they are."""
+    def __init__(self, folder: Path, config: Mapping[str, Any], device: torch.device, batch: int) -> None:
         torch.manual_seed(SEED)
         self.folder, self.device, self.batch = folder, device, batch
         self.sam = network.build(config).to(device).train()
-        # A larger batch bears a larger step, but Muon's less than in proportion to the noise's root.
-        self.rates = [rate * (batch / BATCH["cpu"]) ** 0.25 for rate in LEARNING_RATES]
-        if finish:
-            self.sam.load_state_dict(load_file(finish))
-            self.sam.image_encoder.requires_grad_(False)
-            self.rates = [FINISHING * rate for rate in self.rates]
         self.average = copy.deepcopy(self.sam)
         # Lists, since to walk through the modules takes as long as many a kernel.
-        pairs = zip(self.sam.parameters(), self.average.parameters(), strict=True)
-        self.learned, self.kept = zip(*((new, kept) for new, kept in pairs if new.requires_grad), strict=True)
+        self.learned, self.kept = list(self.sam.parameters()), list(self.average.parameters())
+        # A larger batch bears a larger step, but Muon's less than in proportion to the noise's root.
+        self.rates = [rate * (batch / BATCH["cpu"]) ** 0.25 for rate in LEARNING_RATES]
         self.optimizers = _optimizers(self.sam)
         self.step, self.seconds = 0, 0.0
 
@@ -123,12 +114,12 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")  # tf32 on a GPU
     image_encoder.get_rel_pos = relative_positions
     pool = Pool(arguments.pool or POOL[device.type], config["image_size"], device)
-    run = Run(arguments.folder, config, device, arguments.batch or BATCH[device.type], arguments.finish)
+    run = Run(arguments.folder, config, device, arguments.batch or BATCH[device.type])
     validation = HeldOut(arguments.measured)
     makers.give(pool, FIRST_SCENES)
     if saved:
         run.load(saved)
-    elif not arguments.finish:
+    else:
         _initialise(run, pool)
     _train(run, makers, pool, validation, arguments)
 
@@ -144,7 +135,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="that make scenes")
     parser.add_argument("--batch", type=int, help=f"pictures in a step; default: {BATCH}")
     parser.add_argument("--pool", type=int, help=f"scenes in the pool; default: {POOL}")
-    parser.add_argument("--finish", type=Path, help="weights to go on from with all but the image encoder")
     parser.add_argument("--measured", type=int, default=64, help="held-out scenes, now and then")
     parser.add_argument("--threads", type=int, default=2, help="of the training on a CPU")
     return parser.parse_args()
@@ -227,10 +217,10 @@ def _optimizers(sam: Sam) -> list[torch.optim.Optimizer]:
         parameter
         for transformer in (sam.image_encoder.blocks, sam.mask_decoder.transformer)
         for name, parameter in transformer.named_parameters()
-        if parameter.ndim == 2 and "rel_pos" not in name and parameter.requires_grad
+        if parameter.ndim == 2 and "rel_pos" not in name
     }
     matrices = [parameter for parameter in sam.parameters() if parameter in inside]
-    others = [parameter for parameter in sam.parameters() if parameter not in inside and parameter.requires_grad]
+    others = [parameter for parameter in sam.parameters() if parameter not in inside]
     return [
         Muon(matrices, lr=LEARNING_RATES[0], weight_decay=0.05),
         torch.optim.AdamW(others, lr=LEARNING_RATES[1], weight_decay=0.01, betas=(0.9, 0.98), fused=True),

@@ -107,9 +107,11 @@ class SdHandler(Handler):
             return tensors
 
         pipeline.scheduler = settings.make_scheduler(self.default_scheduler)
+        # Both texts at once: the pipeline would encode one after the other.
+        texts, _ = pipeline.encode_prompt([settings.prompt, settings.negative_prompt], self.device, 1, False)
         return pipeline(
-            prompt=settings.prompt,
-            negative_prompt=settings.negative_prompt or None,
+            prompt_embeds=texts[:1],
+            negative_prompt_embeds=texts[1:],
             image=Image.fromarray(rgb),
             mask_image=Image.fromarray(imaging.grow_to_cells(mask, self.cell)),
             height=self.native,

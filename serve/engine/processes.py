@@ -39,11 +39,20 @@ def descendants_of_home(home: Path | None) -> list[psutil.Process]:
     return found
 
 
-def working_directory(pid: int) -> Path | None:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd"))
-    except OSError:
-        return None
+def descendants_in(folder: Path) -> list[psutil.Process]:
+    """Our descendants whose working directory the folder is.
+
+    Looks for the directory first: to ask each process of a machine for its parent takes ten times as long.
+    """
+    there, me = str(folder.resolve()), os.getpid()
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.readlink(f"/proc/{pid}/cwd") == there:
+                process = psutil.Process(int(pid))
+                if any(parent.pid == me for parent in process.parents()):
+                    found.append(process)
+    return found
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:

@@ -85,8 +85,7 @@ class Supervisor:
 
         Its parent is the zygote, or TorchServe after a slow start, or this process where either has died.
         """
-        folder = archive.resolve()
-        found = [p for p in processes.descendants() if processes.working_directory(p.pid) == folder]
+        found = processes.descendants_in(archive)
         return max(found, key=lambda p: p.create_time()).pid if found else None
 
     async def _watch(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
