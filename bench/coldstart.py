@@ -25,14 +25,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 
 from bench.servers import Ours, Stock, System
 from bench.stores import build_demo, build_full_size, build_stock, weights_of
+from handlers.base import dtype_of
 from handlers.mapped_file import MappedFile
 from handlers.weights import CopiedWeights
-from serve.residency.memory import find_device, has_cuda_gpu
+from serve.residency.memory import Device, find_device
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 SIZE = (375, 260)  # a quarter of the sample photograph: the load is to be measured, not the picture
@@ -53,7 +55,7 @@ def main() -> None:
 def run(folder: Path, rounds: int, models: list[str], full_size: Path | None, cuda: bool) -> dict[str, Any]:
     """Starts the servers in `folder`. Takes seconds per model and round; with full_size minutes."""
     root = full_size or folder
-    served = torch.float16 if has_cuda_gpu() else torch.float32
+    served = dtype_of("auto", models_device())
     store = build_full_size(root / "ours", models, served) if full_size else build_demo(root / "ours")
     if cuda:
         with Ours(folder, store) as ours:
@@ -109,9 +111,9 @@ def moves(ours: Ours, name: str, rounds: int) -> dict[str, Any]:
         sample["answer s"] = seconds(lambda: ours.answer(name, asked))
         sample["status s"] = seconds(lambda: ours.command(name, "status"))
         started = ours.processes() - before
-        sample["ready MB"] = max(device.used_by(process.pid) or 0 for process in started) / 1e6
+        sample["ready MB"] = taken(device, started)
         sample["first parking s"] = seconds(lambda: ours.command(name, "park"))
-        sample["parked MB"] = max(device.used_by(process.pid) or 0 for process in started) / 1e6
+        sample["parked MB"] = taken(device, started)
         began = time.perf_counter()
         sample["parked -> ready s"] = seconds(lambda: ours.command(name, "wake"))
         ours.answer(name, asked)
@@ -127,9 +129,14 @@ def moves(ours: Ours, name: str, rounds: int) -> dict[str, Any]:
     return medians(samples)
 
 
+def taken(device: Device, processes: Iterable[psutil.Process]) -> float:
+    """Megabytes of the device, by the one of the processes that takes most of it: the model's worker."""
+    return max(device.used_by(process.pid) or 0 for process in processes) / 1e6
+
+
 def copies(files: list[Path]) -> dict[str, Any]:
     """GB/s of a load and of a wake of these files, and of the plainest pinned copy of 1 GiB."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = models_device()
     loaded, woken, size = 0.0, 0.0, 0
     for path in files:
         file = MappedFile(path)
@@ -147,6 +154,10 @@ def copies(files: list[Path]) -> dict[str, Any]:
         "wake GB/s": round(size / woken / 1e9, 2),
         "pinned copy GB/s": round(COPY_BYTES / pinned_copy(device) / 1e9, 2),
     }
+
+
+def models_device() -> torch.device:
+    return torch.device("cpu" if find_device().gpu is None else "cuda")
 
 
 def pinned_copy(device: torch.device) -> float:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,14 @@ import pytest
 import torch
 from conftest import HandlerClient, pixels
 from serving import ROOT, Server, serving, until
-from test_parking import BIG, KEY, BigHandler, command, state_after, with_big_weights
+from test_parking import BIG, KEY, BigHandler, big, command, state_after, with_big_weights
 
 from handlers.mapped_file import MappedFile
 from handlers.weights import CopiedWeights
-from serve.residency.memory import CudaDevice, has_cuda_gpu
+from serve.residency.memory import CudaDevice, find_device
 
 # Not torch's own word: asking it would bring CUDA into every run of the tests.
-pytestmark = pytest.mark.skipif(not has_cuda_gpu(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.skipif(find_device().gpu is None, reason="needs a CUDA GPU")
 MIB = 2**20
 CLICK = {"point_coords": [750, 500]}
 
@@ -34,11 +33,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def handler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> BigHandler:
     monkeypatch.setenv("PALIMPSEST_COMMAND_KEY", KEY)
-    big = BigHandler()
-    properties = {"model_dir": str(folder), "gpu_id": 0}
-    configuration = {"handler": {"dtype": "float32"}}
-    big.initialize(SimpleNamespace(system_properties=properties, model_yaml_config=configuration))
-    return big
+    return big(folder, gpu_id=0)
 
 
 def test_the_weights_on_the_gpu_are_those_of_the_file(folder: Path) -> None:

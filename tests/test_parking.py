@@ -97,9 +97,9 @@ def folder(tmp_path: Path) -> Path:
     return with_big_weights(tmp_path)
 
 
-def big(folder: Path, dtype: str = "float32") -> BigHandler:
+def big(folder: Path, dtype: str = "float32", gpu_id: int | None = None) -> BigHandler:
     handler = BigHandler()
-    properties = {"model_dir": str(folder), "gpu_id": None}
+    properties = {"model_dir": str(folder), "gpu_id": gpu_id}
     handler.initialize(SimpleNamespace(system_properties=properties, model_yaml_config={"handler": {"dtype": dtype}}))
     return handler
 

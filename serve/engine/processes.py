@@ -25,14 +25,10 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
 def descendants_of_home(home: Path | None) -> list[psutil.Process]:
     """Our descendants that belong to the TorchServe that lives in `home`."""
     found = []
-    for process in descendants():
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if process.environ().get("TMPDIR") == str(home):
                 found.append(process)

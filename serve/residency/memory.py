@@ -99,7 +99,7 @@ def find_device() -> Device:
     The host also where that variable is empty or -1. ValueError where it names what is not there.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named in ("", "-1") or not has_cuda_gpu():
+    if named in ("", "-1") or not _has_gpu():
         return HostDevice()
     first = (named or "0").split(",")[0].strip()
     try:
@@ -113,7 +113,7 @@ def _index(uuid: str) -> int:
     return int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
 
 
-def has_cuda_gpu() -> bool:
+def _has_gpu() -> bool:
     """Whether a driver is loaded and reports a GPU."""
     try:
         pynvml.nvmlInit()
