@@ -81,6 +81,16 @@ def models(server: Server) -> dict[str, Any]:
     return dict(server.http.get("/v1/models").json())
 
 
+def loaded(server: Server) -> list[dict[str, Any]]:
+    return [model for model in models(server)["models"] if model["state"] == "ready"]
+
+
+def only_sam(server: Server, dog: bytes) -> None:
+    for model in loaded(server):
+        server.http.post(f"/v1/models/{model['name']}/unload").raise_for_status()
+    server.ask("sam", image=dog, gen_args=CLICK)
+
+
 def worker_of(server: Server) -> int:
     """The process of the one loaded model."""
     device = CudaDevice(0)
@@ -106,7 +116,6 @@ def test_sam_and_lama_answer_as_on_the_cpu(
 
 
 @pytest.mark.torchserve
-@pytest.mark.xfail(strict=False, reason="failed once, on an H200; which of its words did not hold was lost with it")
 def test_one_seed_means_one_picture_on_every_device(
     server: Server, open_handler: Callable[[str], HandlerClient], dog: bytes, dog_mask: bytes
 ) -> None:
@@ -129,10 +138,8 @@ def test_one_seed_means_one_picture_on_every_device(
 
 @pytest.mark.torchserve
 def test_the_books_are_those_of_the_driver_and_no_start_was_slow(server: Server, dog: bytes) -> None:
-    for name in models(server)["models"]:
-        server.http.post(f"/v1/models/{name['name']}/unload")
-    server.ask("sam", image=dog, gen_args=CLICK)
-    (sam,) = [model for model in models(server)["models"] if model["name"] == "sam"]
+    only_sam(server, dog)
+    (sam,) = loaded(server)
     assert sam["place"] == "gpu"
     used = CudaDevice(0).used_by(worker_of(server))
     assert used is not None
@@ -144,13 +151,11 @@ def test_the_books_are_those_of_the_driver_and_no_start_was_slow(server: Server,
 
 @pytest.mark.torchserve
 def test_a_killed_worker_gives_its_memory_back_and_the_next_request_is_served(server: Server, dog: bytes) -> None:
-    for name in ("lama", "sd"):
-        server.http.post(f"/v1/models/{name}/unload")
-    server.ask("sam", image=dog, gen_args=CLICK)
+    only_sam(server, dog)
     pid = worker_of(server)
     os.kill(pid, signal.SIGKILL)
     until(lambda: CudaDevice(0).used_by(pid) is None)
-    until(lambda: "sam" not in [m["name"] for m in models(server)["models"] if m["state"] == "ready"])
+    until(lambda: not loaded(server))
     server.ask("sam", image=dog, gen_args=CLICK)
     assert worker_of(server) != pid
 

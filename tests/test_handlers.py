@@ -244,6 +244,23 @@ def test_sd_repeats_itself_with_the_seed_that_it_reports(open_handler: Open, dog
     assert other.body != first.body
 
 
+def test_sd_paints_one_picture_for_one_seed_in_every_precision(
+    open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sd = open_handler("sd")
+    request: dict[str, Any] = {"image": dog, "mask_image": mask, "prompt": "a red ball"}
+    hole = pixels(mask) > 0
+
+    def paint(seed: int) -> np.ndarray:
+        return sd.json(**request, gen_args={"num_inference_steps": 5, "seed": seed}).picture[hole].astype(int)
+
+    expected = paint(7)
+    monkeypatch.setattr(sd.handler, "pipeline", copy.deepcopy(sd.handler.pipeline).to(torch.float16))
+    monkeypatch.setattr(sd.handler, "dtype", torch.float16)
+    assert np.abs(paint(7) - expected).mean() < 2  # of grey levels: weights and sums were rounded
+    assert np.abs(paint(8) - expected).mean() > 10
+
+
 @pytest.mark.parametrize(("box", "size"), [((1300, 100, 620, 900), (1920, 1080)), ((50, 400, 700, 620), (768, 1024))])
 def test_sd_works_for_boxes_that_broke_the_original(
     open_handler: Open, box: tuple[int, int, int, int], size: tuple[int, int]
