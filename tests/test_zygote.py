@@ -270,15 +270,13 @@ async def test_a_launcher_killed_during_the_fork_leaves_nothing(tmp_path: Path, 
         assert (await warm.run("pass"))[0] == 0
 
 
-# A driver's library in memory, which says what {code} means: 3 that nobody has started it.
-MAPS_CUDA = """
-import ctypes, mmap, types
-file = open("libcuda.so.1", "w+b")
-file.truncate(4096)
-mapped = mmap.mmap(file.fileno(), 0)
-original = ctypes.CDLL
+# A driver's library in the process, which says what {code} means: 3 that nobody has started it.
+LOADS_CUDA = """
+import _ctypes, ctypes, types
+dlopen, CDLL = _ctypes.dlopen, ctypes.CDLL
 driver = types.SimpleNamespace(cuDeviceGetCount=lambda count: {code})
-ctypes.CDLL = lambda name, *rest: driver if name == "libcuda.so.1" else original(name, *rest)
+_ctypes.dlopen = lambda name, *mode: 1 if name == "libcuda.so.1" else dlopen(name, *mode)
+ctypes.CDLL = lambda name, **options: driver if name == "libcuda.so.1" else CDLL(name, **options)
 """
 STARTS_THREAD = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"
 
@@ -299,7 +297,7 @@ async def test_a_zygote_that_a_thread_spoils_once_it_is_ready_refuses(
 
 @pytest.mark.parametrize(
     ("library", "reason"),
-    [(STARTS_THREAD, "a second thread"), (MAPS_CUDA.format(code=0), "touched CUDA")],
+    [(STARTS_THREAD, "a second thread"), (LOADS_CUDA.format(code=0), "touched CUDA")],
     ids=["thread", "CUDA"],
 )
 @in_event_loop
@@ -319,7 +317,7 @@ async def test_a_package_that_spoils_the_zygote_is_left_to_the_workers(
 
 @in_event_loop
 async def test_the_drivers_library_alone_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "harmless.py").write_text(MAPS_CUDA.format(code=3))
+    (tmp_path / "harmless.py").write_text(LOADS_CUDA.format(code=3))
     async with bench(tmp_path, ("harmless",)) as warm:
         assert (await warm.run("import sys; print('harmless' in sys.modules)"))[1] == b"True\n"
         assert warm.slow_starts == 0

@@ -164,6 +164,9 @@ class Supervisor:
             # Workers share the cores: a thread that spins while it waits for its sibling takes the core from
             # another worker. Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            # Of OpenBLAS the least that it knows, 2 to the power of 4 cycles. Its threads spin once when they are
+            # started, too: a tenth of a second of a core, while the worker is being loaded.
+            "OPENBLAS_THREAD_TIMEOUT": os.environ.get("OPENBLAS_THREAD_TIMEOUT", "4"),
             # Else TorchServe would deal its workers out to all GPUs of the machine, and memory is watched on one only.
             "TS_NUMBER_OF_GPU": "0" if self._gpu is None else "1",
             "CUDA_VISIBLE_DEVICES": "" if self._gpu is None else str(self._gpu),

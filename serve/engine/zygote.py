@@ -23,6 +23,7 @@ get one environment from the supervisor, so a variable that differs is rare. It 
 One thing stays common to all children: the secret of Python's string hashes.
 """
 
+import _ctypes
 import ctypes
 import fcntl
 import functools
@@ -86,6 +87,7 @@ def main() -> None:
     # that would be a copy of a page for nearly each of them, 10 to 20 ms in all.
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     _blas_setters()
+    _imported()
     gc.collect()
     gc.freeze()
     print(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}", flush=True)
@@ -271,13 +273,20 @@ def spoilt() -> str | None:
 
 def _cuda_has_begun() -> bool:
     """The driver's library alone does no harm: some of CUDA's other libraries bring it along and leave it be."""
-    if b"/libcuda.so" not in _maps():
+    try:
+        handle = _ctypes.dlopen("libcuda.so.1", os.RTLD_NOLOAD)
+    except OSError:  # it is not in this process
         return False
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED)
-    except (OSError, AttributeError):
+        return bool(_driver(handle).cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED)
+    except AttributeError:
         return True
+
+
+@functools.cache
+def _driver(handle: int) -> ctypes.CDLL:
+    """Every CDLL comes with a class of its own, which only a garbage collection would remove."""
+    return ctypes.CDLL("libcuda.so.1", handle=handle)
 
 
 def hindrance(workers: Environment, zygotes: Environment) -> str | None:
@@ -289,13 +298,20 @@ def hindrance(workers: Environment, zygotes: Environment) -> str | None:
     )
     if differing:
         return f"the worker's environment differs in {', '.join(differing)}"
-    imported = {name.partition(".")[0] for name in sys.modules}
     for folder in set(_path(workers)) - set(_path(zygotes)):
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.partition(".")[0] in imported and _is_module(entry):
+                if entry.name.partition(".")[0] in _imported() and _is_module(entry):
                     return f"{entry.path} would be imported instead of the server's own"
     return None
+
+
+@functools.cache
+def _imported() -> set[str]:
+    """The packages that every child has. Made once: to count the references to a name is to write beside it, and with
+    thousands of them a good part of the memory that the children share would be copied.
+    """
+    return {name.partition(".")[0] for name in sys.modules}
 
 
 def _is_module(entry: os.DirEntry[str]) -> bool:
