@@ -34,10 +34,24 @@ class Server:
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def worker(self, model: str) -> psutil.Process:
+        """Of the archive in a folder of that name. Waits for it: a process has no command line for a moment while it
+        turns into another program."""
+        found: list[psutil.Process] = []
+        until(lambda: bool(found.extend(p for p in self.family() if is_worker(p, model)) or found))
+        return found[0]
+
     def leftovers(self, family: list[psutil.Process]) -> list[Any]:
         """What a clean end must not leave: processes of the family, files in the temporary folder."""
         _, alive = psutil.wait_procs(family, timeout=20)
         return [*alive, *(self.folder / "tmp").iterdir()]
+
+
+def is_worker(process: psutil.Process, model: str) -> bool:
+    try:
+        return Path(process.cwd()).name == model and "model_service_worker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from serving import Server, serving, until
+from serving import Server, is_worker, serving, until
 from zoo import write_archive
 
 pytestmark = pytest.mark.torchserve
@@ -60,20 +60,6 @@ def load(server: Server, models: tuple[str, ...], clients: int = 4) -> Iterator[
             thread.join(DEADLINE)
 
 
-def worker_of(server: Server, model: str) -> psutil.Process:
-    """Waits for it: a process has no command line for a moment while it turns into another program."""
-    found: list[psutil.Process] = []
-    until(lambda: bool(found.extend(p for p in server.family() if is_worker(p, model)) or found))
-    return found[0]
-
-
-def is_worker(process: psutil.Process, model: str) -> bool:
-    try:
-        return Path(process.cwd()).name == model and "model_service_worker" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-
-
 def java_of(server: Server) -> psutil.Process:
     return next(p for p in server.family() if "org.pytorch.serve.ModelServer" in p.cmdline())
 
@@ -88,7 +74,7 @@ def test_a_dead_or_stopped_worker_is_noticed_within_two_seconds(server: Server, 
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(ask(server, "slow")))
     thread.start()
-    worker = worker_of(server, "slow")
+    worker = server.worker("slow")
     until(lambda: server.http.get("/v1/models/slow").json()["leases"] == 1)
     time_of_death = time.monotonic()
     os.kill(worker.pid, signal_)
@@ -114,7 +100,7 @@ def test_a_worker_may_die_while_it_loads(server: Server, tmp_path: Path) -> None
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(ask(server, "loading")))
     thread.start()
-    worker_of(server, "loading").kill()
+    server.worker("loading").kill()
     thread.join(DEADLINE)
     assert answers[0].status_code in (200, 500, 503, 507)
     until(lambda: ask(server, "loading").status_code == 200)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import DATA, pixels
@@ -47,7 +48,7 @@ def test_checkpoint_to_answer(tmp_path: Path, dog: bytes, dog_mask: bytes, name:
             reply = ask(server, name, dog, dog_mask)
             report[call] = time.monotonic() - began
             check(name, reply, dog, inside)
-        report |= memory(server)
+        report |= memory(server.worker(name))
     print(f"\n{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in report.items()))
 
 
@@ -67,9 +68,8 @@ def check(name: str, reply: dict[str, Any], dog: bytes, inside: np.ndarray) -> N
         assert np.array_equal(after[~inside], pixels(dog)[~inside])
 
 
-def memory(server: Server) -> dict[str, float]:
-    """Of the model's worker, MB: resident now, and at its peak."""
-    (worker,) = [p for p in server.family() if "model_service_worker" in " ".join(p.cmdline())]
+def memory(worker: psutil.Process) -> dict[str, float]:
+    """MB: resident now, and at its peak."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
     return {"resident MB": worker.memory_info().rss / 1e6, "peak MB": int(status["VmHWM"].split()[0]) / 1e3}
 

@@ -244,6 +244,14 @@ def test_sd_repeats_itself_with_the_seed_that_it_reports(open_handler: Open, dog
     assert other.body != first.body
 
 
+def halve(sd: HandlerClient, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Gives the handler a copy of its networks in half precision; the copy's parts, by name."""
+    pipeline = copy.deepcopy(sd.handler.pipeline).to(dtype)
+    monkeypatch.setattr(sd.handler, "pipeline", pipeline)
+    monkeypatch.setattr(sd.handler, "dtype", dtype)
+    return dict(pipeline.components)
+
+
 def test_sd_paints_one_picture_for_one_seed_in_every_precision(
     open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,8 +263,7 @@ def test_sd_paints_one_picture_for_one_seed_in_every_precision(
         return sd.json(**request, gen_args={"num_inference_steps": 5, "seed": seed}).picture[hole].astype(int)
 
     expected = paint(7)
-    monkeypatch.setattr(sd.handler, "pipeline", copy.deepcopy(sd.handler.pipeline).to(torch.float16))
-    monkeypatch.setattr(sd.handler, "dtype", torch.float16)
+    halve(sd, torch.float16, monkeypatch)
     assert np.abs(paint(7) - expected).mean() < 2  # of grey levels: weights and sums were rounded
     assert np.abs(paint(8) - expected).mean() > 10
 
@@ -470,15 +477,10 @@ def test_sd_overflow_is_computed_again_in_float32(
     sd = open_handler("sd")
     request = {"image": dog, "mask_image": mask, "prompt": "a red ball", "gen_args": QUICK | {"guidance_scale": 1}}
     expected = sd.json(**request).picture
-    parts = sd.handler.pipeline.components
-    halves = {n: copy.deepcopy(p).bfloat16() if isinstance(p, nn.Module) else p for n, p in parts.items()}
-    half = type(sd.handler.pipeline)(**halves, requires_safety_checker=False)
-    half.set_progress_bar_config(disable=True)
+    halves = halve(sd, torch.bfloat16, monkeypatch)
     getattr(halves[part], layer).register_forward_hook(overflow)
     calls = []
     halves["unet"].conv_in.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(sd.handler, "pipeline", half)
-    monkeypatch.setattr(sd.handler, "dtype", torch.bfloat16)
     reply = sd.json(**request)
     assert reply.status == 200
     # The autoencoder alone is tried first: the steps are the expensive part.

@@ -66,21 +66,3 @@ def test_the_phases_of_a_load_are_told_once_its_first_answer_is_out(server: Serv
     picture = encoded(np.zeros((16, 16, 3), np.uint8)), encoded(np.full((16, 16), 255, np.uint8))
     server.ask("a", image=picture[0], mask_image=picture[1])
     until(lambda: sample in server.http.get("/metrics").text)
-
-
-def test_what_torchserve_measures_itself_is_told_of_every_model(server: Server) -> None:
-    load(server, "a")
-    picture = encoded(np.zeros((16, 16, 3), np.uint8)), encoded(np.full((16, 16), 255, np.uint8))
-    server.ask("a", image=picture[0], mask_image=picture[1])
-    names = ("ts_inference_requests_total", "ts_queue_latency_microseconds_total", "PredictionTime")
-    until(lambda: all(f'{name}{{model="a"}}' in server.http.get("/metrics").text for name in names))
-
-
-def test_no_thread_of_a_worker_spins_while_it_is_loaded(server: Server) -> None:
-    server.http.post("/v1/models/a/unload")
-    before = set(server.family())
-    load(server, "a")
-    started = set(server.family()) - before
-    (worker,) = [process for process in started if "model_service_worker.py" in process.cmdline()]
-    others = [thread for thread in worker.threads() if thread.id != worker.pid]
-    assert sum(thread.user_time + thread.system_time for thread in others) < 0.05

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import DATA, encoded, pixels
-from serving import PALIMPSEST, ROOT, Server, environment, serving
+from serving import PALIMPSEST, ROOT, Server, environment, serving, until
 
 from serve.engine import supervisor
 from serve.settings import Settings
@@ -124,6 +124,20 @@ def test_a_packed_archive_put_into_the_store_is_served(server: Server, demo_stor
     subprocess.run([*command, "--out", exported], check=True, cwd=ROOT, capture_output=True, timeout=120)
     answer = server.http.post(f"/predictions/packed/{exported.name}", json={})
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "image")
+
+
+def test_what_torchserve_measures_itself_is_told_of_every_model(server: Server, dog: bytes) -> None:
+    server.ask("sam", image=dog, gen_args={"point_coords": [750, 500]})
+    names = ("ts_inference_requests_total", "ts_queue_latency_microseconds_total", "PredictionTime")
+    until(lambda: all(f'{name}{{model="demo/sam"}}' in server.http.get("/metrics").text for name in names))
+
+
+def test_no_thread_of_a_worker_spins_while_it_is_loaded(server: Server) -> None:
+    for change in ("unload", "load"):
+        server.http.post(f"/v1/models/lama/{change}").raise_for_status()
+    worker = server.worker("lama")
+    others = [thread for thread in worker.threads() if thread.id != worker.pid]
+    assert sum(thread.user_time + thread.system_time for thread in others) < 0.05
 
 
 def test_nothing_of_a_payload_is_logged(server: Server, dog: bytes) -> None:

@@ -28,6 +28,15 @@ TERMINATE_TIMEOUT = 10.0
 PING_INTERVAL = 2.0
 MISSED_PINGS = 3
 MAX_BACKOFF = 30.0
+# Unless the server's own environment says otherwise.
+WAITING_THREADS = {
+    # Workers share the cores: a thread that spins while it waits for its sibling takes the core from another worker.
+    # Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Of OpenBLAS the least that it knows, 2 to the power of 4 cycles. Its threads spin once when they are started,
+    # too: a tenth of a second of a core, while the worker is being loaded.
+    "OPENBLAS_THREAD_TIMEOUT": "4",
+}
 _LONGEST_FOLDER = 107 - len("/palimpsest-12345678/.ts.sock.65535")  # bytes; a socket's path has 107
 
 
@@ -145,7 +154,9 @@ class Supervisor:
         inference, management, metrics, *grpc = _free_ports(5)
         self._output = b""
         self._command_key = secrets.token_hex(16)
-        environment = os.environ | {
+        environment = {
+            **WAITING_THREADS,
+            **os.environ,
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
             "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
@@ -161,12 +172,6 @@ class Supervisor:
             # A worker never asks a hub for anything: all that it needs is in its archive.
             "HF_HUB_OFFLINE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            # Workers share the cores: a thread that spins while it waits for its sibling takes the core from
-            # another worker. Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            # Of OpenBLAS the least that it knows, 2 to the power of 4 cycles. Its threads spin once when they are
-            # started, too: a tenth of a second of a core, while the worker is being loaded.
-            "OPENBLAS_THREAD_TIMEOUT": os.environ.get("OPENBLAS_THREAD_TIMEOUT", "4"),
             # Else TorchServe would deal its workers out to all GPUs of the machine, and memory is watched on one only.
             "TS_NUMBER_OF_GPU": "0" if self._gpu is None else "1",
             "CUDA_VISIBLE_DEVICES": "" if self._gpu is None else str(self._gpu),
