@@ -37,7 +37,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
 # Editable, as in a checkout: building an archive copies the files of handlers/.
 COPY . .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --editable . \
-    && python -m compileall -q handlers serve
+    && python -m compileall -q contract handlers serve
 
 # A number, so that Kubernetes can see that it is not root.
 USER 10001

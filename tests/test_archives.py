@@ -100,7 +100,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_an_archive_holds_the_code_it_runs_and_nothing_else(handlers: Path, tmp_path: Path) -> None:
     assert build.build_demo("tiny", tmp_path / "store", ignore, handlers)
     files = without_caches(tmp_path / "store" / "demo" / "tiny")
-    assert set(files) == {
+    carried = {f"contract/{path.name}" for path in build.CONTRACT.glob("*.py")}
+    assert set(files) == carried | {
         "MAR-INF/MANIFEST.json",
         "MAR-INF/palimpsest.json",
         "handler.py",

@@ -1,7 +1,7 @@
 """Builds archives: directories in TorchServe's no-archive layout, each put into the store in one step.
 
 STORE/<name>/        full-size        MAR-INF/MANIFEST.json  handler.py  model-config.yaml
-STORE/demo/<name>/   tiny             handlers/ (only what this model runs)  checkpoint files
+STORE/demo/<name>/   tiny             handlers/ (only what this model runs)  contract/  checkpoint files
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from serve.archives.store import Report, replace_directory, staging_folder
 from serve.archives.weights import File, Places, Weights, default_names, obtain, read_weights
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
+CONTRACT = HANDLERS.parent / "contract"
 # Of the files directly in handlers/: it makes checkpoints, and runs in no archive.
 BUILD_TIME_CODE = {"random_weights.py"}
 CHECKPOINT_SUFFIXES = {".yaml", ".json", ".txt", ".safetensors"}
@@ -144,6 +145,7 @@ def _code(handler: str, config: Path, handlers: Path) -> dict[str, Path]:
     shared = sorted(path for path in handlers.glob("*.py") if path.name not in BUILD_TIME_CODE)
     package = [*shared, *sorted(folder.glob("*.py"))]
     code = {f"handlers/{path.relative_to(handlers)}": path for path in package}
+    code |= {f"contract/{path.name}": path for path in sorted(CONTRACT.glob("*.py"))}
     return code | {"handler.py": folder / "handler.py", MODEL_CONFIG: config}
 
 
@@ -178,7 +180,7 @@ def _package(archive: Archive, staging: Path) -> Path:
     """Has torch-model-archiver lay out the code and the manifest; it gets relative paths, as it splits at commas."""
     source, temporary, result = staging / "code", staging / "tmp", staging / "archive"
     for path, file in archive.code.items():
-        _copy_small(file, source / ("extra" if path.startswith("handlers/") else "") / path)
+        _copy_small(file, source / ("extra" if "/" in path else "") / path)
     temporary.mkdir()
     result.mkdir()
     command = [sys.executable, "-P", "-m", "model_archiver.model_packaging", "--model-name", archive.name]
