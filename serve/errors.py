@@ -26,6 +26,7 @@ class PalimpsestError(Exception):
 
     status = 500
     code = "internal"
+    retry_after: int | None = None  # seconds
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -34,6 +35,9 @@ class PalimpsestError(Exception):
     def body(self) -> dict[str, Any]:
         error = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
         return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class BadRequest(PalimpsestError):
@@ -78,6 +82,7 @@ class OutOfMemory(PalimpsestError):
 
 class EngineUnavailable(PalimpsestError):
     status, code = 503, "unavailable"
+    retry_after = 5  # TorchServe takes some three seconds to start
 
 
 class NotReached(EngineUnavailable):

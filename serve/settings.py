@@ -19,6 +19,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
+    hosts: str = Field(
+        "",
+        description="Further names by which clients call the server, as a.example.org,.example.net (all below it).",
+    )
     models: ModelSet = Field(
         "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."
     )

@@ -13,9 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Mount
+from starlette.types import ASGIApp
 
-from serve.errors import UNEXPECTED, BadRequest, Busy, EngineUnavailable, PalimpsestError
-from serve.gateway import container, docs, metrics, models, predictions, sagemaker
+from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
+from serve.gateway import container, docs, inference, metrics, models, predictions, sagemaker
+from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
@@ -73,6 +76,29 @@ class Services:
 
 
 class Gateway(FastAPI):
+    """hosts: the names that it answers to."""
+
+    def __init__(self, hosts: Hosts, **fastapi: Any) -> None:
+        self._hosts = hosts
+        super().__init__(**fastapi)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The door is outermost: it sees the answer to an unexpected error, too."""
+        return Door(super().build_middleware_stack(), self._hosts)
+
+    def methods(self, path: str) -> list[str]:
+        """Those that exist for a path, HEAD and OPTIONS included; none where nothing does."""
+        scope = {"type": "http", "path": path, "root_path": "", "headers": []}
+        found = {
+            method
+            for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+            for route in self.router.routes
+            if route.matches(scope | {"method": method})[0] is Match.FULL
+            and (method == "GET" or not isinstance(route, Mount))  # of files
+        }
+        also = {"OPTIONS"} if found or path == "/" else set()
+        return sorted(found | also | ({"HEAD"} if "GET" in found else set()))
+
     def openapi(self) -> dict[str, Any]:
         """FastAPI documents a 422 of its own wherever a parameter may be wrong; here that is a 400 as any other."""
         if self.openapi_schema is None:
@@ -93,12 +119,14 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
     services = _services(settings, catalog, host, memory)
     app = Gateway(
+        Hosts(settings.hosts.split(",")),
         title="Palimpsest",
         description=DESCRIPTION,
         version="0.1.0",
         openapi_tags=[{"name": tag} for tag in TAGS],
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # the door takes a slash at the end for none: a redirect would have the body sent twice
         lifespan=lambda app: _lifespan(app, services),
         exception_handlers={
             PalimpsestError: _on_palimpsest_error,
@@ -108,7 +136,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    for each in (container, predictions, sagemaker, routes, models, metrics):
+    for each in (container, predictions, sagemaker, routes, models, inference, metrics):
         app.include_router(each.router)
     docs.add(app)
     app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)
@@ -199,8 +227,7 @@ async def _ping(request: Request) -> dict[str, str]:
 
 async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PalimpsestError)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
-    return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(error.body(), error.status, error.headers())
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
@@ -210,8 +237,16 @@ async def _on_client_disconnect(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
-    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers=error.headers)
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}; /docs lists what there is"
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        allowed = ", ".join(request.app.methods(request.scope["path"]))
+        if request.method == "OPTIONS" and allowed:
+            return Response(status_code=204, headers={"Allow": allowed})
+        headers["Allow"] = allowed
+    if request.url.path.startswith("/endpoints/"):
+        return sagemaker.unknown_operation(message, error.status_code, headers)
+    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
 from serve.gateway.body import Body
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import headers_of, invoke
 from serve.residency.catalog import Archive
 from serve.residency.model import State
 
@@ -142,7 +142,7 @@ async def invoke_loaded(name: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = _require(request, name).archive
     body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, dict(request.headers), body)
+    answer = await invoke(services, archive, headers_of(request), body)
     return Response(answer.body, answer.status, answer.headers)
 
 

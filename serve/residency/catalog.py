@@ -10,6 +10,7 @@ Archives come, go and are replaced while the server runs: every look-up asks the
 import asyncio
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
@@ -64,6 +65,14 @@ class Archive:
     def size(self) -> int:
         """Bytes of these."""
         return sum(file.stat().st_size for file in self.files())
+
+    def model_version(self) -> str:
+        """The one that its maker gave it (torch-model-archiver --version); `version` is what tells contents apart."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_bytes())
+            return str(manifest["model"]["modelVersion"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return "1.0"  # as the archiver's own default
 
     @property
     def engine_name(self) -> str:
