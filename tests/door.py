@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +82,11 @@ def read(line: socket.socket, method: str = "GET") -> Reply:
         return Reply(status, headers, b"")
     body = b""
     if "content-length" in headers:
-        while len(body) < int(headers["content-length"]):
-            body += line.recv(65536)
+        while missing := int(headers["content-length"]) - len(body):
+            piece = line.recv(min(missing, 65536))
+            if not piece:
+                raise ConnectionError(f"closed with {missing} bytes missing")
+            body += piece
     else:
         while piece := line.recv(65536):
             body += piece
@@ -123,3 +126,10 @@ def serving(fake: FakeTorchServe, store: Path, app: FastAPI | None = None, **set
         server.running.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)

@@ -102,4 +102,4 @@ def _home(address: str) -> str:
     if ":" not in address:
         return address
     parsed = ipaddress.IPv6Address(address)
-    return str(parsed.ipv4_mapped or parsed.exploded[:19])
+    return str(parsed.ipv4_mapped or int(parsed) >> 64)

@@ -156,16 +156,19 @@ class Connection(HttpToolsProtocol):
     def _parse(self, piece: memoryview) -> None:
         """Reads the next bytes, HEAD_BYTES at most."""
         self._turned = False
+        after_upgrade: int | None = None
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            self._parse_without_upgrade(piece[upgrade.args[0] :])
-            return
+            after_upgrade = upgrade.args[0]
         except httptools.HttpParserCallbackError as error:
             self._refuse(_own(error))
             return
         except httptools.HttpParserError as error:
             self._refuse(self._unreadable(str(error)))
+            return
+        if after_upgrade is not None:  # handled out here, or the next error's context would be this one
+            self._parse_without_upgrade(piece[after_upgrade:])
             return
         received = self._pass_body_on()
         if self._in_body and not self._turned:
@@ -236,7 +239,7 @@ class Connection(HttpToolsProtocol):
             raise Refused(400, "bad_request", f"there must be one Host header, and there are {hosts}")
         if self.url == b"*" and method == b"OPTIONS":
             self.url = b"/"  # asks about the server as a whole
-        if not httptools.parse_url(self.url).path:
+        if not (httptools.parse_url(self.url).path or b"").startswith(b"/"):
             raise Refused(400, "bad_request", "the address has no path")
         if len(self.pipeline) >= PIPELINED:
             raise Refused(400, "too_many_requests", f"more than {PIPELINED} requests wait on this connection")

@@ -43,9 +43,10 @@ class Server(uvicorn.Server):
                 access_log=False,
             )
         )
-        self._stop_timeout, self._on_ready = settings.stop_timeout, on_ready
+        self._application, self._stop_timeout, self._on_ready = application, settings.stop_timeout, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._application.openapi()  # takes 60 ms: not while requests wait
         await super().startup(sockets)
         if self.started:
             self._on_ready()
