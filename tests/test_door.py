@@ -156,7 +156,7 @@ HEADS = {
     "one header too many": (GET + b"a: b\r\n" * HEADERS + b"\r\n", 431),
     "a header of a megabyte": (GET + b"a: " + b"b" * 2**20 + b"\r\n\r\n", 431),
     "a header's name of a megabyte": (GET + b"a" * 2**20 + b": b\r\n\r\n", 431),
-    "headers of a megabyte": (b"GET /ping HTTP/1.1\r\n" + HOST + (b"a: " + b"b" * 11_000 + b"\r\n") * 95 + b"\r\n", 431),
+    "headers of a megabyte": (GET + (b"a: " + b"b" * 11_000 + b"\r\n") * 95 + b"\r\n", 431),
     "a megabyte of empty lines": (b"\r\n" * 2**19, 431),
     "a folded line": (GET + b"a: b\r\n c\r\n\r\n", 400),
     "a NUL": (GET + b"a: b\0c\r\n\r\n", 400),

@@ -4,13 +4,14 @@ TorchServe's own version of it lists and unloads differently, so it stays behind
 loaded is known by its archive's name; one that `POST /models` loaded, by the name given there.
 """
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
 from serve.gateway.body import Body
@@ -89,9 +90,13 @@ _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
         500: _describe("The archive's handler failed."),
         507: _describe("Not enough memory."),
     },
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": LoadRequest.model_json_schema()}}}
+    },
 )
-async def load(model: LoadRequest, request: Request) -> Done:
+async def load(request: Request) -> Done:
     services: Services = request.app.state.services
+    model = await _load_request(request)
     archive = _archive_at(services, model.url)
     if _loaded_model(request, model.model_name) is not None:
         raise AlreadyLoaded(f"{model.model_name!r} is loaded: DELETE /models/{model.model_name} first", "model_name")
@@ -144,6 +149,26 @@ async def invoke_loaded(name: str, request: Request) -> Response:
     body = Body(request, services.settings.max_request_mib)
     answer = await invoke(services, archive, headers_of(request), body)
     return Response(answer.body, answer.status, answer.headers)
+
+
+async def _load_request(request: Request) -> LoadRequest:
+    """Raises BadRequest, which says what to send."""
+    wanted = 'send {"model_name": "any-name", "url": "sam"} as application/json'
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json"):
+        raise BadRequest(f"this takes JSON, not {kind[:60]!r}: {wanted}")
+    try:
+        fields = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise BadRequest(f"the body is not valid JSON: {wanted}") from None
+    if not isinstance(fields, dict):
+        raise BadRequest(f"the body is no JSON object: {wanted}")
+    try:
+        return LoadRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0])
+        raise BadRequest(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; {wanted}", field) from None
 
 
 def _archive_at(services: "Services", url: str) -> Archive:
