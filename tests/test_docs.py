@@ -46,8 +46,8 @@ def http_limits() -> list[tuple[str, str, str]]:
     return [
         (
             "connections", f"{connections.MOST:,}",
-            f"or a {each}th of the descriptors that the system grants, less {own}; then the one that waits longest for a"
-            " request is closed, and where none does the new one gets 503 with Retry-After",
+            f"or a {each}th of the descriptors that the system grants, less {own}; then the one that waits longest for"
+            " a request is closed, and where none does the new one gets 503 with Retry-After",
         ),
         ("of one address", f"1/{share} of these", "an IPv4 address, or an IPv6 network of 64 bits"),
         ("refused connections that are still told so", f"{connections.FAREWELLS}", "closed without a word"),

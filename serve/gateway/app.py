@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = """Segment Anything (click → mask), LaMa (mask → erased) and Stable Diffusion inpainting
 (mask + prompt → replaced) on one GPU. Models are loaded when a request names them."""
 
+# For jobs that nobody waits for any more to end: requests had PALIMPSEST_STOP_TIMEOUT before (serve/gateway/server.py).
+LAST_STEP_SECONDS = 2.0
+
 # In the order of the page /docs: what most people look for comes first.
 TAGS = ("editing", "predictions", "models", "server", "SageMaker runtime", "SageMaker container")
 
@@ -188,7 +191,7 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     finally:
         services.catalog.close()
         services.prefetch.close()
-        await scheduler.close(services.settings.stop_timeout)
+        await scheduler.close(LAST_STEP_SECONDS)
         workers.forget()  # from here on the death of a worker is no news
         await services.host.stop()
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,7 +18,8 @@ from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-LAST_WORDS_SECONDS = 5.0  # for requests that are given up to be answered, and for clients to take that answer
+LAST_WORDS_SECONDS = 5.0  # for requests that are given up to be answered, and as many for the answers to leave
+FAREWELL_SECONDS = 0.5  # for clients to close their connections
 
 
 class Server(uvicorn.Server):
@@ -64,15 +66,17 @@ class Server(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        tasks, connections = self.server_state.tasks, self.server_state.connections
+        tasks, connections = self.server_state.tasks, cast(set[Connection], self.server_state.connections)
         await _until(lambda: not tasks or self.force_exit, self._stop_timeout)
         if tasks:
             logger.warning("%d requests did not end in time: they get 503", len(tasks))
             for task in list(tasks):
                 task.cancel()
-        await _until(lambda: not tasks and not connections, LAST_WORDS_SECONDS)
+        await _until(lambda: not tasks, LAST_WORDS_SECONDS)
+        await _until(lambda: not any(connection.unsent() for connection in connections), LAST_WORDS_SECONDS)
+        await _until(lambda: not connections, FAREWELL_SECONDS)
         for connection in list(connections):
-            connection.transport.abort()
+            connection.drop()
         await self.lifespan.shutdown()
 
 

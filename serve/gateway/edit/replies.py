@@ -56,9 +56,11 @@ async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, pic
             _events(scheduler, job, picture), media_type=EVENTS, headers={"Cache-Control": "no-store"}
         )
     left = asyncio.create_task(_until_client_leaves(request))
-    await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
-    left.cancel()
-    job.cancel()
+    try:
+        await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:  # the server may be stopping
+        left.cancel()
+        job.cancel()
     answer = await job.task
     if kind == JSON:
         return JSONResponse(in_own_names(answer, picture) | job.also)
