@@ -91,6 +91,8 @@ def _serve(settings: Settings, catalog: Catalog) -> None:
     application = create_app(settings, catalog, Supervisor(settings, memory.device.gpu), memory)
     # uvicorn raises a signal once more after its shutdown; ours must not end the process before the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; under nohup it is ignored
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     began = time.monotonic()
     with console.status("Starting TorchServe") as starting:
 

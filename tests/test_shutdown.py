@@ -118,7 +118,8 @@ def serving(folder: Path, store: Path, descriptors: int = 1024, **settings: str)
 
 
 @pytest.mark.parametrize(
-    "signals", [["SIGTERM"], ["SIGINT"], ["SIGTERM", "SIGTERM"], ["SIGINT", "SIGINT"], ["SIGTERM", "SIGINT"]]
+    "signals",
+    [["SIGTERM"], ["SIGINT"], ["SIGHUP"], ["SIGTERM", "SIGTERM"], ["SIGINT", "SIGINT"], ["SIGTERM", "SIGINT"]],
 )
 def test_a_signal_ends_it_cleanly_and_a_second_one_sooner(tmp_path: Path, store: Path, signals: list[str]) -> None:
     patience = {"PALIMPSEST_STOP_TIMEOUT": "300" if len(signals) > 1 else "0.5"}

@@ -152,7 +152,7 @@ def _told(scope: Scope) -> _Told:
         elif name == b"sec-fetch-site":
             site = value
         elif name == b"content-length":
-            body = int(value)  # digits, says the parser
+            body = int(value) if value.isdigit() else None
         elif name == b"transfer-encoding":
             body = None
     return _Told(host, origin, site, body)
@@ -173,7 +173,7 @@ def _is_address(name: str) -> bool:
 async def _small_body(receive: Receive, size: int) -> Receive:
     """Reads the body, which so takes neither memory nor time beyond its bounds, whatever a route does with it.
 
-    size: as promised.
+    size: as promised. (Starlette's RequestBodyLimitMiddleware knows no time, and answers in text/plain.)
     """
     pieces: list[bytes] = []
     more = True
