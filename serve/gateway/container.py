@@ -4,7 +4,6 @@ TorchServe's own version of it lists and unloads differently, so it stays behind
 loaded is known by its archive's name; one that `POST /models` loaded, by the name given there.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from contract.bodies import BodyError, read_body
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
 from serve.gateway.body import Body
 from serve.gateway.predictions import headers_of, invoke
@@ -154,17 +154,13 @@ async def invoke_loaded(name: str, request: Request) -> Response:
 async def _load_request(request: Request) -> LoadRequest:
     """Raises BadRequest, which says what to send."""
     wanted = 'send {"model_name": "any-name", "url": "sam"} as application/json'
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("", "application/json"):
-        raise BadRequest(f"this takes JSON, not {kind[:60]!r}: {wanted}")
+    kind, coding = (request.headers.get(name, "") for name in ("content-type", "content-encoding"))
     try:
-        fields = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise BadRequest(f"the body is not valid JSON: {wanted}") from None
-    if not isinstance(fields, dict):
-        raise BadRequest(f"the body is no JSON object: {wanted}")
-    try:
-        return LoadRequest.model_validate(fields)
+        return LoadRequest.model_validate(read_body(kind, coding, await request.body()))
+    except BodyError as error:
+        refusal = BadRequest(f"{error}; {wanted}", error.field)
+        refusal.status = error.status
+        raise refusal from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0])
