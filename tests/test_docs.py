@@ -6,7 +6,7 @@ from typing import Any
 
 from handlers.limits import LIMITS, Limits
 from handlers.sd.settings import SCHEDULERS, Settings
-from serve.gateway import body, connections, door, protocol
+from serve.gateway import body, connections, door, line, protocol
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.residency.unpack import UnpackLimits
 
@@ -60,10 +60,10 @@ def http_limits() -> list[tuple[str, str, str]]:
         ("pipelined requests that wait", f"{protocol.PIPELINED}", "400, after the answers to these"),
         ("body of a request that takes no picture", f"{door.SMALL_BODY:,} bytes", "413"),
         ("time for it", f"{door.SMALL_BODY_SECONDS:g} s", "408"),
-        ("a refused body that still comes in", f"{protocol.LINGER_SECONDS:g} s", "thrown away unread, then closed"),
+        ("a refused body that still comes in", f"{line.LINGER_SECONDS:g} s", "thrown away unread, then closed"),
         (
-            "a last reply that is not taken", f"{protocol.UNREAD_SECONDS:g} s",
-            f"closed; after {protocol.SILENCE_SECONDS:g} s without progress",
+            "a last reply that is not taken", f"{line.UNREAD_SECONDS:g} s",
+            f"closed; after {line.SILENCE_SECONDS:g} s without progress",
         ),
     ]  # fmt: skip
 

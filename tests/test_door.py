@@ -7,6 +7,7 @@ import socket
 import statistics
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serve.gateway import connections, protocol, server
 from serve.gateway import door as gateway_door
+from serve.gateway import line as ends
 from serve.gateway.connections import Doorkeeper, most_connections
 from serve.gateway.protocol import HEAD_BYTES, HEADERS, PIPELINED, REQUEST_LINE
 
@@ -293,8 +295,8 @@ def test_whoever_leaves_amid_pipelined_requests_leaves_no_lease(running: Server)
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HEAD_SECONDS", "IDLE_SECONDS", "SILENCE_SECONDS"):
-        monkeypatch.setattr(protocol, name, 0.3)
+    for module, name in ((protocol, "HEAD_SECONDS"), (protocol, "IDLE_SECONDS"), (ends, "SILENCE_SECONDS")):
+        monkeypatch.setattr(module, name, 0.3)
     monkeypatch.setattr(gateway_door, "SMALL_BODY_SECONDS", 0.3)
 
 
@@ -342,6 +344,23 @@ def test_a_reply_that_nobody_reads_does_not_keep_its_connection(running: Server,
             line.sendall(post("/predictions/sam"))
             door.until(lambda: len(fake.calls) and not running.running.server_state.tasks)
             door.until(lambda: not running.running.server_state.connections)
+    finally:
+        del fake.replies["POST /predictions/p.sam"]
+
+
+def test_a_slow_reader_gets_all_of_the_last_reply(
+    running: Server, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "SILENCE_SECONDS", 0.2)
+    fake.replies["POST /predictions/p.sam"] = httpx.Response(200, content=bytes(12 << 20))
+    try:
+        with running.connect(receive_buffer=65536) as line:
+            line.sendall(post("/predictions/sam", b"", "Connection: close"))
+            size = 0
+            while piece := line.recv(65536):
+                size += len(piece)
+                time.sleep(0.005)  # it is slow
+            assert size > 12 << 20
     finally:
         del fake.replies["POST /predictions/p.sam"]
 

@@ -13,8 +13,6 @@ all of it, but is one more process to install, start and stop on a workstation.
 
 import asyncio
 import functools
-import http
-import json
 import logging
 from typing import Any
 
@@ -23,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serve.errors import UNEXPECTED, EngineUnavailable, PalimpsestError
 from serve.gateway.connections import Doorkeeper
+from serve.gateway.line import Line
+from serve.gateway.refusal import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +32,10 @@ HEAD_BYTES = 32 * 1024  # of a request line and headers together; of trailers; o
 PIPELINED = 16  # requests that wait behind the one that is being answered
 HEAD_SECONDS = 30.0  # from the connection, or the first byte of a later request, to the end of its head
 IDLE_SECONDS = 75.0  # from a reply to the next request
-SILENCE_SECONDS = 5.0  # without progress, once the connection is to be closed
-LINGER_SECONDS = 30.0  # for a client that still sends what nobody reads, to notice the answer
-UNREAD_SECONDS = 300.0  # for a client to take the rest of its last reply
 
 _FRAMING = 8  # bytes on the wire for one of the body: "1", CR, LF, the byte, CR, LF and some
 _ENDLESS = 2**63
 _UPGRADE = {b"upgrade", b"http2-settings"}
-
-
-class Refused(PalimpsestError):
-    """What came in is no request that can be answered; the connection ends with the reply."""
-
-    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.retry_after = status, code, retry_after
 
 
 class Connection(HttpToolsProtocol):
@@ -67,31 +56,29 @@ class Connection(HttpToolsProtocol):
         self._url_bytes = self._head_bytes = self._head_fed = self._fields = self._framing = 0
         self._idle = True  # nothing of a request has come in yet
         self._deaf = False  # nothing that comes in is read any more
-        self._heard = False  # whether anything came in since the last look
-        self._left = 0  # bytes that were unsent then
-        self._give_up = 0.0
 
     # The transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._wire = transport
-        super().connection_made(_Line(transport, self))  # type: ignore[arg-type]
+        self._line = Line(transport, self.loop, self._on_close)
+        super().connection_made(self._line)  # type: ignore[arg-type]
         if self._doorkeeper.admit(self, self.client[0] if self.client else ""):
-            self._arm(HEAD_SECONDS, self.hang_up)
+            self._arm(HEAD_SECONDS, self._line.close)
         elif self._doorkeeper.may_say_no(self):
             self._tell(Refused(503, "too_many_connections", "too many connections: try again in a few seconds", 5))
         else:
-            self._wire.abort()
+            self._line.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deaf, self._give_up = True, self._give_up or self.loop.time()
+        self._deaf = True
+        self._line.lost()
         self._disarm()
         self._doorkeeper.gone(self)
         self._abandon()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
+        self._line.heard()
         if self._idle and not self._deaf:
             self._idle = False
             self._arm(HEAD_SECONDS, self._head_too_slow)
@@ -108,39 +95,20 @@ class Connection(HttpToolsProtocol):
             super().shutdown()
 
     def unsent(self) -> int:
-        return 0 if self._wire.is_closing() else self._wire.get_write_buffer_size()
+        return self._line.unsent()
 
     def drop(self) -> None:
         self._deaf = True
-        self._wire.abort()
+        self._line.abort()
 
-    def hang_up(self) -> None:
-        """Ends the connection once all that was written has left.
-
-        A client that still sends is let go on for a while, unread: if its connection were closed, the system would tell
-        it of that with an error, in place of the answer.
-        """
-        if self._give_up:
-            return
+    def _on_close(self) -> bool:
+        """Returns whether the client may still be sending."""
         still_sends = self._in_body or self._in_head or self._deaf or bool(self.pipeline)
         self._deaf = True
+        self._disarm()
         self.flow.resume_reading()
-        if still_sends and not self._wire.is_closing():
-            self._wire.write_eof()
-        else:
-            self._wire.close()
         self._doorkeeper.waits(self)
-        self._give_up = self.loop.time() + (UNREAD_SECONDS if self.unsent() else LINGER_SECONDS)
-        self._left, self._heard = self.unsent(), False
-        self._arm(SILENCE_SECONDS, self._look_again)
-
-    def _look_again(self) -> None:
-        left = self.unsent()
-        if (self._heard or left < self._left) and self.loop.time() < self._give_up:
-            self._left, self._heard = left, False
-            self._arm(SILENCE_SECONDS, self._look_again)
-        else:
-            self._wire.abort()
+        return still_sends
 
     def _arm(self, seconds: float, action: Any) -> None:
         self._disarm()
@@ -287,12 +255,12 @@ class Connection(HttpToolsProtocol):
             await app(scope, receive, send_on)
         except asyncio.CancelledError:  # the server stops, amid a reply
             self._abandon()
-            self._wire.abort()
+            self._line.abort()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         self._running = None
-        if self._wire.is_closing() or self._give_up:
+        if self._line.is_closing():
             return
         if self.pipeline:
             self.flow.resume_reading()
@@ -303,7 +271,7 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
             self._doorkeeper.waits(self)
             self._idle = not self._in_head
-            self._arm(*((HEAD_SECONDS, self._head_too_slow) if self._in_head else (IDLE_SECONDS, self.hang_up)))
+            self._arm(*((HEAD_SECONDS, self._head_too_slow) if self._in_head else (IDLE_SECONDS, self._line.close)))
 
     def _head_too_slow(self) -> None:
         self._refuse(Refused(408, "request_timeout", f"the request's head did not arrive within {HEAD_SECONDS:g} s"))
@@ -316,7 +284,7 @@ class Connection(HttpToolsProtocol):
             started = self._running is not None and self._running.response_started
             self._abandon()
             if started:
-                self.hang_up()
+                self._line.close()
             else:
                 self._tell(refusal)
             return
@@ -337,30 +305,9 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_writing()
 
     def _tell(self, refusal: Refused) -> None:
-        body = json.dumps(refusal.body()).encode()
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-            (b"x-content-type-options", b"nosniff"),
-            *((name.encode(), value.encode()) for name, value in refusal.headers().items()),
-        ]
-        status = f"HTTP/1.1 {refusal.status} {http.HTTPStatus(refusal.status).phrase}".encode()
-        lines = [status, *(name + b": " + value for name, value in headers), b"", body]
         self._deaf = True
-        self._wire.write(b"\r\n".join(lines))
-        self.hang_up()
-
-
-class _Line:
-    """The transport that uvicorn writes to, which closes by hanging up."""
-
-    def __init__(self, wire: asyncio.Transport, connection: Connection) -> None:
-        self.write, self.abort, self.get_extra_info = wire.write, wire.abort, wire.get_extra_info
-        self.pause_reading, self.resume_reading = wire.pause_reading, wire.resume_reading
-        self.close = connection.hang_up
-        self.is_closing = lambda: bool(connection._give_up) or wire.is_closing()
+        self._line.write(refusal.reply(self.server_state.default_headers))
+        self._line.close()
 
 
 def _own(error: httptools.HttpParserCallbackError) -> Refused:
