@@ -53,7 +53,7 @@ class Connection(HttpToolsProtocol):
         self._upgrade = False  # the head that has just ended offers one
         self._in_head = self._in_body = False
         self._turned = False  # whether a head began or ended in the piece that is being parsed
-        self._url_bytes = self._head_bytes = self._head_fed = self._fields = self._framing = 0
+        self._head_bytes = self._head_fed = self._fields = self._framing = 0
         self._idle = True  # nothing of a request has come in yet
         self._deaf = False  # nothing that comes in is read any more
 
@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = self._turned = True
-        self._url_bytes = self._head_bytes = self._head_fed = self._fields = self._framing = 0
+        self._head_bytes = self._head_fed = self._fields = self._framing = 0
 
     def on_url(self, url: bytes) -> None:
         self._head_bytes += len(url)
