@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from serve.errors import UNEXPECTED, BadRequest, Busy, EngineUnavailable, PalimpsestError
+from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
 from serve.gateway import container, docs, metrics, models, predictions, sagemaker
 from serve.gateway.edit import routes
 from serve.gateway.edit.images import Images
@@ -23,7 +23,7 @@ from serve.gateway.metrics import Metrics
 from serve.residency import workers
 from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
-from serve.residency.model import IN_MEMORY, Model
+from serve.residency.model import Model
 from serve.residency.prefetch import Prefetch, Usage
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
@@ -129,8 +129,8 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     prefetch = Prefetch(
         catalog,
         Usage(settings.state / "usage.json"),
-        room=lambda: memory.host_budget - sum(m.host for m in scheduler.models()),
-        idle=lambda: not any(m.in_use for m in scheduler.models()),
+        room=lambda: memory.host_budget - sum(m.host for m in scheduler.active()),
+        idle=lambda: not any(m.in_use for m in scheduler.active()),
     )
     crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
     crew.on_phases = numbers.on_phases
@@ -176,7 +176,7 @@ async def _running(background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 
 def _paths_in_use(scheduler: Scheduler) -> set[Path]:
-    return {m.archive.path for m in scheduler.models() if m.state in IN_MEMORY or m.in_use}
+    return {m.archive.path for m in scheduler.active()}
 
 
 def _limits(settings: Settings) -> Limits:
@@ -199,7 +199,7 @@ async def _ping(request: Request) -> dict[str, str]:
 
 async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PalimpsestError)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
+    headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse(error.body(), error.status, headers)
 
 

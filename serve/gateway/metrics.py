@@ -127,13 +127,12 @@ class Metrics:
         self._restarts.inc()
 
     @contextmanager
-    def invocation(self, archive: Archive, models: Iterable[Model]) -> Iterator["Invocation"]:
-        """One request to a model, retries included. models: the scheduler's, as the request finds them.
+    def invocation(self, archive: Archive, hit: bool) -> Iterator["Invocation"]:
+        """One request to a model, retries included. hit: whether it finds the model loaded.
 
         One that is given up before its answer is an invocation without a status.
         """
         name, began = archive.name, time.perf_counter()
-        hit = any(m.archive == archive and m.state is State.READY for m in models)
         self._invocations.labels(name).inc()
         self._lookups.labels(name).inc()
         if hit:

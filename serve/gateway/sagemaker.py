@@ -22,6 +22,7 @@ from serve.errors import (
     Busy,
     DeadlineExceeded,
     EngineUnavailable,
+    ModelFailed,
     ModelLoadFailed,
     ModelNotReady,
     OutOfMemory,
@@ -29,7 +30,7 @@ from serve.errors import (
 )
 from serve.gateway import eventstream
 from serve.gateway.body import Body
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import address, invoke
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -205,7 +206,7 @@ async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
     services: Services = request.app.state.services
     archive = services.catalog.find(headers.model())
     body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, _model_headers(request), body)
+    answer = await invoke(services, archive, _model_headers(request), body, client=address(request))
     if answer.status >= 400:
         raise HandlerError(answer)
     return answer
@@ -230,7 +231,7 @@ def _on_palimpsest_error(error: PalimpsestError) -> Response:
             return _error("ModelNotReadyException", error.message, error)
         case Busy() | EngineUnavailable():
             return _error("ServiceUnavailable", error.message, error)
-        case HandlerError() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
+        case HandlerError() | ModelFailed() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
             return _model_error(error.status, error.message)
     return _error("InternalFailure", error.message)
 
@@ -249,6 +250,6 @@ def _model_error(status: int, original: str) -> Response:
 
 def _error(kind: str, message: str, cause: PalimpsestError | None = None, **fields: str | int) -> Response:
     headers = {"x-amzn-ErrorType": kind}
-    if isinstance(cause, Busy):
+    if cause is not None and cause.retry_after is not None:
         headers["Retry-After"] = str(cause.retry_after)
     return JSONResponse({"Message": message[:_MAX_MESSAGE], **fields}, _STATUS[kind], headers)

@@ -57,6 +57,13 @@ class Archive:
     def pending(self) -> bool:
         return self.file is not None and not self.version
 
+    def is_there(self) -> bool:
+        return self.path.is_file() or (self.path / MANIFEST).is_file()
+
+    def is_replaced(self) -> bool:
+        """Whether another version lies in its folder; what a file was unpacked into never changes."""
+        return self.file is None and _folder_version(self.path) != self.version
+
     def files(self) -> list[Path]:
         """All files of its folder; of a pending one the file that it is packed in."""
         return [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
