@@ -154,6 +154,7 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     try:
         await services.host.start(on_engine_lost, on_engine_ready)
         services.jobs.open()
+        await asyncio.to_thread(services.catalog.names)  # what is said about unknown names needs no reading then
         app.state.services = services
         async with _running(services.prefetch.run()):
             yield
