@@ -26,7 +26,7 @@ from serve.gateway.metrics import Metrics
 from serve.residency import workers
 from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
-from serve.residency.model import IN_MEMORY, Model
+from serve.residency.model import Model
 from serve.residency.prefetch import Prefetch, Usage
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
@@ -160,8 +160,8 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     prefetch = Prefetch(
         catalog,
         Usage(settings.state / "usage.json"),
-        room=lambda: memory.host_budget - sum(m.host for m in scheduler.models()),
-        idle=lambda: not any(m.in_use for m in scheduler.models()),
+        room=lambda: memory.host_budget - sum(m.host for m in scheduler.active()),
+        idle=lambda: not any(m.in_use for m in scheduler.active()),
     )
     crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
     crew.on_phases = numbers.on_phases
@@ -185,6 +185,7 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     try:
         await services.host.start(on_engine_lost, on_engine_ready)
         services.jobs.open()
+        await asyncio.to_thread(services.catalog.names)  # what is said about unknown names needs no reading then
         app.state.services = services
         async with _running(services.prefetch.run()):
             yield
@@ -207,7 +208,7 @@ async def _running(background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 
 def _paths_in_use(scheduler: Scheduler) -> set[Path]:
-    return {m.archive.path for m in scheduler.models() if m.state in IN_MEMORY or m.in_use}
+    return {m.archive.path for m in scheduler.active()}
 
 
 def _limits(settings: Settings) -> Limits:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from contract.bodies import BodyError, read_body
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
 from serve.gateway.body import Body
-from serve.gateway.predictions import headers_of, invoke
+from serve.gateway.predictions import address, headers_of, invoke
 from serve.residency.catalog import Archive
 from serve.residency.model import State
 
@@ -147,7 +147,7 @@ async def invoke_loaded(name: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = _require(request, name).archive
     body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, headers_of(request), body)
+    answer = await invoke(services, archive, headers_of(request), body, client=address(request))
     return Response(answer.body, answer.status, answer.headers)
 
 
@@ -210,7 +210,7 @@ def _loaded_model(request: Request, name: str) -> LoadedModel | None:
 def _loaded(request: Request) -> list[LoadedModel]:
     """What is ready to serve: under the names that the platform gave, else under the archive's own."""
     services: Services = request.app.state.services
-    ready = {m.archive.name: m.archive for m in services.scheduler.models() if m.state in _LOADED}
+    ready = {m.archive.name: m.archive for m in services.scheduler.active() if m.state in _LOADED}
     names = _given_names(request).values()
     # The version that is loaded, which may not be the one that lies in the store by now.
     given = [replace(m, archive=ready[m.archive.name]) for m in names if m.archive.name in ready]

@@ -105,8 +105,14 @@ _OPENAPI: dict[str, Any] = {
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = await _archive(services.catalog, model)
-    answer = await invoke(services, archive, headers_of(request), Body(request, services.settings.max_request_mib))
+    body = Body(request, services.settings.max_request_mib)
+    answer = await invoke(services, archive, headers_of(request), body, client=address(request))
     return Response(answer.body, answer.status, answer.headers)
+
+
+def address(request: Request) -> str:
+    """Who asks, for a fair share of the queues; empty where the server cannot tell."""
+    return request.client.host if request.client else ""
 
 
 def headers_of(request: Request) -> dict[str, str]:
@@ -149,14 +155,22 @@ class Job(Protocol):
 
 
 async def invoke(
-    services: "Services", archive: Archive, headers: dict[str, str], body: Content, job: Job | None = None
+    services: "Services",
+    archive: Archive,
+    headers: dict[str, str],
+    body: Content,
+    job: Job | None = None,
+    client: str = "",
 ) -> Answer:
-    """Asks the model, which is loaded first where need be; once more where the request never reached its worker."""
-    with services.metrics.invocation(archive, services.scheduler.models()) as invocation:
+    """Asks the model, which is loaded first where need be; once more where the request never reached its worker.
+
+    client: the address that asks.
+    """
+    with services.metrics.invocation(archive, services.scheduler.is_ready(archive)) as invocation:
         try:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=invocation.hit)
+            answer = await _invoke_once(services, archive, headers, body, job, invocation, client, invocation.hit)
         except NotReached:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=False)
+            answer = await _invoke_once(services, archive, headers, body, job, invocation, client, early=False)
         invocation.status = answer.status
         return answer
 
@@ -168,6 +182,7 @@ async def _invoke_once(
     body: Content,
     job: Job | None,
     invocation: Invocation,
+    client: str,
     early: bool,
 ) -> Answer:
     """early: whether the body goes on while it still comes in, to a model that is loaded."""
@@ -177,7 +192,7 @@ async def _invoke_once(
         async for piece in body:
             prediction.feed(piece)
         archive = await services.catalog.prepare(archive)
-        async with services.scheduler.lease(archive):
+        async with services.scheduler.lease(archive, client=client):
             if job:
                 job.begin()
             with invocation.in_engine():

@@ -22,6 +22,7 @@ from serve.errors import (
     Busy,
     DeadlineExceeded,
     EngineUnavailable,
+    ModelFailed,
     ModelLoadFailed,
     ModelNotReady,
     OutOfMemory,
@@ -29,7 +30,7 @@ from serve.errors import (
 )
 from serve.gateway import eventstream
 from serve.gateway.body import Body
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import address, invoke
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -242,7 +243,7 @@ async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
     services: Services = request.app.state.services
     archive = services.catalog.find(headers.model())
     body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, _model_headers(request), body)
+    answer = await invoke(services, archive, _model_headers(request), body, client=address(request))
     if answer.status >= 400:
         raise HandlerError(answer)
     return answer
@@ -268,7 +269,7 @@ def reply(error: PalimpsestError) -> Response:
             return _error("ModelNotReadyException", error.message, error.headers())
         case Busy() | EngineUnavailable():
             return _error("ServiceUnavailable", error.message, error.headers())
-        case HandlerError() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
+        case HandlerError() | ModelFailed() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
             return _model_error(error.status, error.message)
     return _error("InternalFailure", error.message)
 

@@ -90,7 +90,7 @@ async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator
     last, spoke = None, loop.time()
     try:
         while not job.task.done():
-            now = job.progress(scheduler.models())
+            now = job.progress(scheduler.active())
             if now != last:
                 yield _event("progress", vars(now))
                 last, spoke = now, loop.time()
