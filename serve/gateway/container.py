@@ -86,6 +86,8 @@ _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
     responses={
         400: _describe("The store holds no such archive, or the path is outside of it."),
         409: _describe("A model of that name is loaded."),
+        413: _describe("The body is too large."),
+        415: _describe("The body is no JSON."),
         429: _describe("Still loading after PALIMPSEST_LOAD_TIMEOUT, or too many requests wait; see Retry-After."),
         500: _describe("The archive's handler failed."),
         507: _describe("Not enough memory."),
