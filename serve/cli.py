@@ -12,7 +12,6 @@ from typing import Annotated
 import psutil
 import pydantic
 import typer
-import uvicorn
 from rich.console import Console
 
 from serve import models_table
@@ -22,6 +21,7 @@ from serve.archives.weights import Places, default_names, read_weights
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
+from serve.gateway.server import Server
 from serve.residency.catalog import DEMO, Catalog
 from serve.residency.memory import Device, Memory, find_device, parse_budget
 from serve.settings import Settings
@@ -89,18 +89,20 @@ def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team
 def _serve(settings: Settings, catalog: Catalog) -> None:
     memory = _memory(settings)
     application = create_app(settings, catalog, Supervisor(settings, memory.device.gpu), memory)
-    config = uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=round(settings.stop_timeout),
-    )
-    server = _AnnouncingServer(config, settings)
     # uvicorn raises a signal once more after its shutdown; ours must not end the process before the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
-        server.run()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; under nohup it is ignored
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    began = time.monotonic()
+    with console.status("Starting TorchServe") as starting:
+
+        def on_ready() -> None:
+            starting.stop()
+            _announce(settings, time.monotonic() - began)
+
+        server = Server(application, settings, on_ready)
+        with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
+            server.run()
     if not server.started:
         raise typer.Exit(1)
     console.print("Stopped.")
@@ -128,20 +130,6 @@ def _budget(setting: str, text: str, total: int) -> int:
         return parse_budget(text, total)
     except ValueError as error:
         raise _fail(f"PALIMPSEST_{setting} {error}") from None
-
-
-class _AnnouncingServer(uvicorn.Server):
-    """uvicorn, saying where it serves once it does."""
-
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
-        super().__init__(config)
-        self._settings, self._began = settings, time.monotonic()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        with console.status("Starting TorchServe"):
-            await super().startup(sockets)
-        if self.started:
-            _announce(self._settings, time.monotonic() - self._began)
 
 
 def _announce(settings: Settings, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The one exception tree and its one translation to HTTP.
 
 PalimpsestError            500
+├── ModelFailed            500  the archive's handler failed with this request
 ├── BadRequest             400  the client must change the request
 │   ├── ModelNotFound      404  no archive of that name in the store
 │   ├── RequestTooLarge    413
@@ -10,7 +11,7 @@ PalimpsestError            500
 │   └── ModelNotReady           no place or turn in time
 ├── ModelLoadFailed        500  the archive's handler failed while loading
 ├── OutOfMemory            507  the device has no room for this model or request
-├── EngineUnavailable      503  TorchServe is starting, restarting or gone
+├── EngineUnavailable      503  TorchServe is starting, restarting or gone: Retry-After says when to try again
 │   ├── NotReached              and no worker has seen the request: it may be sent again
 │   └── WorkerDied
 └── DeadlineExceeded       504  TorchServe did not answer in time
@@ -22,10 +23,14 @@ UNEXPECTED = "an unexpected error; the server's log says where"
 
 
 class PalimpsestError(Exception):
-    """Becomes {"error": {"code", "message", "field"?}} with `status`; the message says what to do."""
+    """Becomes {"error": {"code", "message", "field"?}} with `status`; the message says what to do.
+
+    retry_after: seconds after which the same request may succeed; None where it has to change first.
+    """
 
     status = 500
     code = "internal"
+    retry_after: int | None = None
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -34,6 +39,9 @@ class PalimpsestError(Exception):
     def body(self) -> dict[str, Any]:
         error = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
         return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 class BadRequest(PalimpsestError):
@@ -68,6 +76,10 @@ class ModelNotReady(Busy):
     code = "model_not_ready"
 
 
+class ModelFailed(PalimpsestError):
+    code = "model_failed"
+
+
 class ModelLoadFailed(PalimpsestError):
     status, code = 500, "load_failed"
 
@@ -78,6 +90,7 @@ class OutOfMemory(PalimpsestError):
 
 class EngineUnavailable(PalimpsestError):
     status, code = 503, "unavailable"
+    retry_after = 5
 
 
 class NotReached(EngineUnavailable):
@@ -86,6 +99,7 @@ class NotReached(EngineUnavailable):
 
 class WorkerDied(EngineUnavailable):
     code = "worker_died"
+    retry_after = 1
 
 
 class DeadlineExceeded(PalimpsestError):

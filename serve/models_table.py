@@ -56,12 +56,18 @@ def warm(base_url: str, name: str, console: Console, transport: httpx.BaseTransp
 
 
 def _fetch(client: httpx.Client) -> ModelList:
-    return _parsed(client, ModelList, _ask(client, "GET", "/v1/models"))
+    """All pages as one."""
+    shown = _parsed(client, ModelList, _ask(client, "GET", "/v1/models"))
+    while shown.next_page_token:
+        next_page = _ask(client, "GET", "/v1/models", limit="1000", next_page_token=shown.next_page_token)
+        page = _parsed(client, ModelList, next_page)
+        shown = page.model_copy(update={"models": shown.models + page.models})
+    return shown
 
 
-def _ask(client: httpx.Client, method: str, path: str) -> httpx.Response:
+def _ask(client: httpx.Client, method: str, path: str, **parameters: str) -> httpx.Response:
     try:
-        return client.request(method, path)
+        return client.request(method, path, params=parameters)
     except httpx.TransportError:
         raise EngineUnavailable(
             f"no server answers at {client.base_url}: `make serve` starts one; PALIMPSEST_HOST and PALIMPSEST_PORT say"

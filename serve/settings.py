@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+MAX_PREDICT_TIMEOUT = 86_400  # seconds: TorchServe's own limit, in every archive of ours, which must not come first
+
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 ModelSet = Literal["auto", "full", "demo"]
 
@@ -19,6 +21,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
+    hosts: str = Field(
+        "",
+        description="Further names by which clients call the server, as a.example.org,.example.net (all below it).",
+    )
     models: ModelSet = Field(
         "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."
     )
@@ -49,7 +55,9 @@ class Settings(BaseSettings):
         None, ge=0, description="Seconds until an idle model is unloaded anyway; 0: after each answer."
     )
     load_timeout: float = Field(360, gt=0, description="Seconds that loading a model may take.")
-    predict_timeout: float = Field(330, gt=0, description="Seconds that a prediction may take.")
+    predict_timeout: float = Field(
+        330, gt=0, le=MAX_PREDICT_TIMEOUT - 60, description="Seconds that a prediction may take."
+    )
     start_timeout: float = Field(60, gt=0, description="Seconds that TorchServe may take to start.")
     stop_timeout: float = Field(30, gt=0, description="Seconds that running requests get to finish at shutdown.")
 

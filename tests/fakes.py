@@ -19,6 +19,9 @@ from serve.residency.memory import Memory
 from serve.settings import Settings
 
 OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}
+# As TorchServe 0.12 reports that a handler raised, and that its worker is gone.
+RAISED = {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+DIED = {"code": 507, "type": "InternalServerException", "message": "Worker died."}
 ENDPOINT = Endpoint("http://inference", "http://management", "key-i", "key-m")
 PICTURE = httpx.Response(200, content=b"png", headers={"content-type": "image/png", "x-palimpsest-seed": "7"})
 
@@ -89,6 +92,9 @@ class FakeHost:
 
     def worker_pid(self, archive: Path) -> int | None:
         return None
+
+    def was_killed(self, archive: Path) -> bool:
+        return False
 
 
 class FakeDevice:

@@ -35,7 +35,8 @@ def archive(name: str, version: int = 1) -> Archive:
 class Device:
     """capacity: what it really has. held: by loaded workers. foreign: by others. predicted, actual: size by name.
 
-    parked: what those names take when they are parked that can be.
+    guessed: names whose predicted size nobody has measured yet. peaks: what those names take that take more while they
+    work. parked: what those names take when they are parked that can be.
     """
 
     def __init__(self, budget: int, capacity: int, host_budget: int) -> None:
@@ -44,6 +45,8 @@ class Device:
         self.host_held: dict[str, int] = {}
         self.held: dict[str, int] = {}
         self.predicted: dict[str, int] = {}
+        self.guessed: set[str] = set()
+        self.peaks: dict[str, int] = {}
         self.actual: dict[str, int] = {}
 
     def free(self) -> int:
@@ -51,6 +54,12 @@ class Device:
 
     def predict(self, archive: Archive) -> int:
         return self.predicted.get(archive.name, 1)
+
+    def is_measured(self, archive: Archive) -> bool:
+        return archive.name not in self.guessed
+
+    def predict_peak(self, archive: Archive) -> int:
+        return self.peaks.get(archive.name, 0)
 
     def predict_parked(self, archive: Archive) -> Taken | None:
         parked = self.parked.get(archive.name)
@@ -61,6 +70,9 @@ class Device:
         if size > self.free() + self.held.get(archive.engine_name, 0):
             raise OutOfMemory(f"{archive.name} does not fit")
         self.held[archive.engine_name] = size
+        if archive.name in self.guessed:
+            self.guessed.discard(archive.name)
+            self.predicted[archive.name] = size
         return size
 
 
@@ -156,7 +168,10 @@ class Engine:
 class Request:
     """One request: waits, holds its lease until `finish` (or for `seconds`), ends."""
 
-    def __init__(self, world: "World", archive: Archive, wait: float | None, seconds: float | None) -> None:
+    def __init__(
+        self, world: "World", archive: Archive, wait: float | None, seconds: float | None, client: str = ""
+    ) -> None:
+        self.client = client
         self._world, self.archive, self.wait, self._seconds = world, archive, wait, seconds
         self._finish = asyncio.Event()
         self.holding = False
@@ -164,7 +179,7 @@ class Request:
         self.task = world.loop.create_task(self._run())
 
     async def _run(self) -> None:
-        async with self._world.scheduler.lease(self.archive, self.wait) as model:
+        async with self._world.scheduler.lease(self.archive, self.wait, self.client) as model:
             assert model.archive == self.archive
             if model.state not in {State.READY, State.DRAINING} and self.archive.engine_name not in (
                 self._world.engine.lost
@@ -237,9 +252,9 @@ class World:
     # What a test does
 
     def request(
-        self, name: str, version: int = 1, *, wait: float | None = None, seconds: float | None = None
+        self, name: str, version: int = 1, *, wait: float | None = None, seconds: float | None = None, client: str = ""
     ) -> Request:
-        request = Request(self, archive(name, version), wait, seconds)
+        request = Request(self, archive(name, version), wait, seconds, client)
         self.requests.append(request)
         self.pass_time(0)
         return request

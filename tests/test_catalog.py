@@ -431,3 +431,49 @@ def test_closing_ends_an_unpacking(store: Path) -> None:
     with pytest.raises(EngineUnavailable, match="stopping"):
         prepare(catalog, "sd")
     assert list((store / ".cache").iterdir()) == []
+
+
+def in_the_past(*folders: Path) -> None:
+    """Old enough for their times to be trusted."""
+    for folder in folders:
+        os.utime(folder, ns=(0, 10**9))
+
+
+def test_only_what_has_changed_is_read_again(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(store, demo=False)
+    in_the_past(store, store / "team")
+    before = catalog.names()
+    read: list[str] = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (read.append(str(path)), listdir(path))[1])
+    catalog.names()
+    read.clear()
+    assert catalog.names() == before
+    assert not any(Path(path) in (store, store / "team") for path in read)
+    make_folder(store / "team" / "new")
+    assert catalog.names() == sorted([*before, "team/new"])
+    shutil.rmtree(store / "team" / "new")
+    assert catalog.names() == before
+
+
+def test_a_folder_becomes_an_archive_and_two_changes_at_once_are_both_seen(store: Path) -> None:
+    catalog = Catalog(store, demo=False)
+    (store / "growing" / "MAR-INF").mkdir(parents=True)
+    before = catalog.names()
+    in_the_past(store, store / "growing")
+    assert catalog.names() == before
+    (store / "growing" / "MAR-INF" / "MANIFEST.json").write_text("{}")
+    assert "growing" in catalog.names()
+    for number in range(20):
+        make_folder(store / f"quick{number}")
+        assert f"quick{number}" in catalog.names()
+
+
+def test_an_unknown_name_in_a_large_store_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(250):
+        make_folder(tmp_path / f"m{number:03}")
+    catalog = Catalog(tmp_path, demo=False)
+    catalog.names()
+    monkeypatch.setattr(os, "listdir", lambda path: pytest.fail("a folder was read"))
+    with pytest.raises(ModelNotFound, match=r"m000, .* and more"):
+        catalog.find("x")

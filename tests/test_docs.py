@@ -6,7 +6,7 @@ from typing import Any
 
 from handlers.limits import LIMITS, Limits
 from handlers.sd.settings import SCHEDULERS, Settings
-from serve.gateway import body
+from serve.gateway import body, connections, door, line, protocol
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.residency.unpack import UnpackLimits
 
@@ -36,7 +36,36 @@ def render() -> str:
         f"| its files together | {unpack.size >> 30} GiB | not served |",
         f"| its files' bytes per packed byte | {unpack.ratio} | not served, from {unpack.ratio_from >> 20} MiB on |",
     ]
+    parts += ["\n## Connections and HTTP\n", "| limit | value | |\n|---|---|---|"]
+    parts += [f"| {name} | {value} | {text} |" for name, value, text in http_limits()]
     return "\n".join(parts) + "\n"
+
+
+def http_limits() -> list[tuple[str, str, str]]:
+    share, each, own = connections.SHARE, connections.DESCRIPTORS_EACH, connections.OWN_DESCRIPTORS
+    return [
+        (
+            "connections", f"{connections.MOST:,}",
+            f"or a {each}th of the descriptors that the system grants, less {own}; then the one that waits longest for"
+            " a request is closed, and where none does the new one gets 503 with Retry-After",
+        ),
+        ("of one address", f"1/{share} of these", "an IPv4 address, or an IPv6 network of 64 bits"),
+        ("refused connections that are still told so", f"{connections.FAREWELLS}", "closed without a word"),
+        ("time for a request's head", f"{protocol.HEAD_SECONDS:g} s", "408; closed where nothing came"),
+        ("silence between two requests", f"{protocol.IDLE_SECONDS:g} s", "closed"),
+        ("address", f"{protocol.REQUEST_LINE:,} bytes", "414"),
+        ("headers", f"{protocol.HEADERS}", "431; trailers count"),
+        ("request line and headers together", f"{protocol.HEAD_BYTES:,} bytes", "431"),
+        ("trailers, chunk extensions, chunks' framing past 7 bytes per byte", f"{protocol.HEAD_BYTES:,} bytes", "431"),
+        ("pipelined requests that wait", f"{protocol.PIPELINED}", "400, after the answers to these"),
+        ("body of a request that takes no picture", f"{door.SMALL_BODY:,} bytes", "413"),
+        ("time for it", f"{door.SMALL_BODY_SECONDS:g} s", "408"),
+        ("a refused body that still comes in", f"{line.LINGER_SECONDS:g} s", "thrown away unread, then closed"),
+        (
+            "a last reply that is not taken", f"{line.UNREAD_SECONDS:g} s",
+            f"closed; after {line.SILENCE_SECONDS:g} s without progress",
+        ),
+    ]  # fmt: skip
 
 
 def picture_limits() -> list[tuple[str, int, str]]:

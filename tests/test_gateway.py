@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import httpx
 import pytest
-from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store, refused
+from fakes import DIED, OWN_ERROR, RAISED, FakeTorchServe, gateway, make_store, refused
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def test_a_model_is_loaded_once_and_the_answer_passes_through(store: Path) -> No
     register, predict, _ = fake.calls
     query = dict(register.url.params)
     assert query.pop("model_name") == predict.url.path.rpartition("/")[2]
-    assert query == {"url": str(store / "sam"), "initial_workers": "1", "synchronous": "true"}
+    assert query == {
+        "url": str(store / "sam"), "initial_workers": "1", "synchronous": "true", "response_timeout": "86400",
+    }  # fmt: skip
     assert predict.content == b"body"
     assert predict.headers["accept"] == "image/png"
     assert predict.headers["x-mine"] == "1"
@@ -100,6 +102,11 @@ def test_names_never_become_foreign_paths(store: Path, name: str, status: int) -
         ("POST /models", refused(), 503, "unavailable"),
         ("POST /predictions/p.sam", httpx.Response(503, json=OWN_ERROR), 503, "unavailable"),
         ("POST /predictions/p.sam", httpx.Response(507, json=OWN_ERROR), 507, "out_of_memory"),
+        ("POST /predictions/p.sam", httpx.Response(507, json=DIED), 503, "unavailable"),
+        ("POST /predictions/p.sam", httpx.Response(500, json=DIED), 503, "unavailable"),
+        ("POST /predictions/p.sam", httpx.Response(503, json=RAISED), 500, "model_failed"),
+        ("POST /predictions/p.sam", httpx.Response(512, json=RAISED), 500, "model_failed"),
+        ("POST /predictions/p.sam", httpx.Response(422, json=RAISED), 400, "bad_request"),
         (
             "POST /predictions/p.sam",
             httpx.Response(500, json=OWN_ERROR | {"type": "ErrorDataDecoderException", "message": "empty name"}),
@@ -115,9 +122,10 @@ def test_torchserves_errors_become_ours(
 ) -> None:
     fake = FakeTorchServe()
     fake.replies[call] = reply
-    with gateway(fake, store) as client:
+    with gateway(fake, store, queue_timeout=0.1) as client:
         answer = client.post("/predictions/sam")
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert (status == 503) == ("Retry-After" in answer.headers)
 
 
 def test_a_handlers_error_passes_through(store: Path) -> None:

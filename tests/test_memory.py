@@ -1,7 +1,9 @@
 """Footprints and budgets: what a model is expected to take, and what is remembered of it."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ from fakes import FakeDevice
 
 from serve.residency.catalog import Archive
 from serve.residency.memory import HostDevice, Memory, find_device, parse_budget
+from serve.residency.model import Taken
 
 MIB = 2**20
 
@@ -49,24 +52,64 @@ def test_a_size_is_first_seeded_then_guessed_then_measured(tmp_path: Path) -> No
     guessed = Archive("n", archive(tmp_path / "guessed", weights=5 * MIB).path, "ba9876543210")
     assert memory.predict(guessed) > 5 * MIB
     memory.device.used = 77 * MIB
-    assert memory.measure(guessed, 1) == 77 * MIB
+    assert memory.measure_load(guessed, 1, 0) == 77 * MIB
     assert memory.predict(guessed) == 77 * MIB
 
 
-def test_the_peak_is_kept_between_runs_and_per_version(tmp_path: Path) -> None:
+def test_a_request_changes_what_may_run_beside_it_and_not_what_a_load_takes(tmp_path: Path) -> None:
     device, file = CountingDevice(), tmp_path / "state" / "footprints.json"
     memory, first = Memory(device, 2**40, file), archive(tmp_path / "m")
-    for used, peak in ((100, 100), (300, 300), (200, 300)):
+    device.used = 100 * MIB
+    memory.measure_load(first, 1, 0)
+    for used, peak in ((100, 100), (300, 300), (200, 250), (100, 175), (100, 137.5)):
         device.used = used * MIB
-        assert memory.measure(first, 1) == peak * MIB
+        assert memory.measure(first, 1) == used * MIB
+        assert (memory.predict(first), memory.predict_peak(first)) == (100 * MIB, peak * MIB)
+    device.used = 500 * MIB
+    memory.measure_work(first, 1)
     again = Memory(device, 2**40, file)
-    assert again.predict(first) == 300 * MIB
-    assert again.predict(Archive("m", first.path, "another")) != 300 * MIB
+    assert (again.predict(first), again.predict_peak(first)) == (100 * MIB, 500 * MIB)
+
+
+def test_copies_of_an_archive_share_what_was_measured_and_other_content_does_not(tmp_path: Path) -> None:
+    device = CountingDevice()
+    memory = Memory(device, 2**40, tmp_path / "footprints.json")
+    config = "handler: {memory_mib: 5}"
+    first = archive(tmp_path / "m", config, weights=MIB)
+    device.used = 100 * MIB
+    memory.measure_load(first, 1, 0)
+    copy = replace(archive(tmp_path / "copy", config, weights=MIB), name="copy", version="other")
+    (copy.path / "MAR-INF").mkdir()
+    (copy.path / "MAR-INF" / "MANIFEST.json").write_text('{"model": {"modelName": "copy"}}')
+    assert memory.is_measured(copy)
+    assert memory.predict(copy) == 100 * MIB
+    for number, (text, weights) in enumerate([(config, MIB + 1), ("handler: {memory_mib: 6}", MIB)]):
+        another = replace(archive(tmp_path / str(number), text, weights), name="another", version=str(number))
+        assert not memory.is_measured(another)
+
+
+def test_footprints_of_earlier_versions_are_understood(tmp_path: Path) -> None:
+    first = archive(tmp_path / "m", "handler: {commands: true}")
+    file = tmp_path / "footprints.json"
+    file.write_text(json.dumps({first.engine_name: [32 * MIB, 185 * MIB, 4 * MIB, 28 * MIB], "p.short.1": [7, 9]}))
+    device = CountingDevice()
+    memory = Memory(device, 100 * MIB, file)
+    assert (memory.predict(first), memory.predict_peak(first)) == (32 * MIB, 185 * MIB)
+    assert memory.predict_parked(first) == Taken(4 * MIB, 28 * MIB)
+    device.used = 33 * MIB
+    memory.measure(first, 1)
+    assert first.engine_name not in json.loads(file.read_text())
+    assert Memory(device, 100 * MIB, file).predict_parked(first) == Taken(4 * MIB, 28 * MIB)
 
 
 def test_where_the_device_cannot_tell_processes_apart_the_difference_counts(tmp_path: Path) -> None:
     memory = Memory(CountingDevice(), 2**40, tmp_path / "footprints.json")
-    assert memory.measure(archive(tmp_path / "m"), 1, fallback=42 * MIB) == 42 * MIB
+    assert memory.measure_load(archive(tmp_path / "m"), 1, fallback=42 * MIB) == 42 * MIB
+
+
+def test_what_others_took_meanwhile_refuses_no_model(tmp_path: Path) -> None:
+    memory = Memory(CountingDevice(), 100 * MIB, tmp_path / "footprints.json")
+    assert memory.measure_load(archive(tmp_path / "m"), 1, fallback=4000 * MIB) == 100 * MIB
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": ["x", 2]}'])
@@ -92,11 +135,11 @@ def test_what_parking_taught_outlives_the_next_load(tmp_path: Path) -> None:
     device, file = CountingDevice(), tmp_path / "footprints.json"
     memory, model = Memory(device, 2**40, file), archive(tmp_path / "m", "handler: {commands: true}")
     device.used = 300 * MIB
-    memory.measure(model, 1)
+    memory.measure_load(model, 1, 0)
     device.used = 40 * MIB
     parked = memory.measure_parked(model, 1, 200 * MIB)
     device.used = 250 * MIB
-    assert memory.measure(model, 2) == 300 * MIB
+    assert memory.measure(model, 2) == 250 * MIB
     assert memory.predict_parked(model) == Memory(device, 2**40, file).predict_parked(model) == parked
 
 

@@ -1,5 +1,6 @@
 """What /metrics says after scripted traffic, and that the number of its series is bounded by the store."""
 
+import random
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.gateway import metrics
+from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
 
 SIZE = 100 * 2**20
@@ -277,3 +279,48 @@ def test_our_histogram_says_what_prometheus_own_says() -> None:
         ours.observe(value, model, "total")
         theirs.labels(model, "total").observe(value)
     assert ours.text() == prometheus_client.generate_latest(registry).decode()
+
+
+def test_with_many_models_the_busiest_are_named_and_no_series_ever_falls(
+    fake: FakeTorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_BYTES", 60_000)
+    names = [f"model{number:02}" for number in range(40)]
+    store = make_store(tmp_path, *names, memory_mib=1)
+    before: dict[tuple[str, tuple[str, ...]], float] = {}
+    draw = random.Random(1)
+    with gateway(fake, store, budget=2**40) as client:
+        for step in range(12):
+            hot = names[3 * step : 3 * step + 3]  # others are busy each time
+            for name in [*draw.sample(names, 20), *hot * 10]:
+                client.post(f"/predictions/{name}")
+            assert len(client.get("/metrics").content) <= 60_000
+            now = {key: value for key, value in scrape(client).items() if key[0] == "invocations_total"}
+            assert all(now[key] >= before[key] for key in now.keys() & before.keys())
+            assert not before or ("invocations_total", ("(other)",)) in now
+            # A series that has just begun has nothing of the past in it.
+            assert all(value <= 31 for key, value in now.items() if key not in before and before and len(key[1][0]) > 7)
+            before = now
+        assert len(before) < 40
+
+
+def test_the_busiest_take_the_place_of_the_rarest() -> None:
+    left: list[str] = []
+    busiest = Busiest(left.append)
+    for name in ("a", "b", "c"):
+        for _ in range(10):
+            assert busiest.use(name) == name
+    assert busiest.shrink()
+    assert left == ["a"]
+    assert [busiest.label(name) for name in "abc"] == ["(other)", "b", "c"]
+    assert busiest.use("new") == "(other)"
+    for _ in range(30):
+        busiest.use("new")
+    assert left == ["a", "b"]
+    assert [busiest.label(name) for name in ("new", "b", "c")] == ["new", "(other)", "c"]
+    for number in range(10_000):
+        busiest.use(f"m{number}")
+    assert len(busiest._uses) <= 2000
+    assert busiest.label("new") == "new"
+    assert busiest.shrink()
+    assert not busiest.shrink()

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from serve import cli, models_table
 from serve.errors import EngineUnavailable, PalimpsestError
+from serve.residency.model import State, Taken
 from serve.residency.scheduler import Scheduler
 
 MODELS = "/v1/models"
@@ -197,6 +198,8 @@ def test_unknown_and_impossible_names(
     ("method", "path", "arguments", "field"),
     [
         ("GET", MODELS, {"params": {"page": "2"}}, "page"),
+        ("GET", MODELS, {"params": {"limit": "1001"}}, "limit"),
+        ("GET", f"{MODELS}/sam", {"params": {"limit": "5"}}, "limit"),
         ("GET", f"{MODELS}/sam", {"params": {"verbose": ""}}, "verbose"),
         ("POST", f"{MODELS}/sam/load", {"params": {"wait": "5"}}, "wait"),
         ("POST", f"{MODELS}/sam/load", {"json": {"wait": 5}}, "body"),
@@ -323,3 +326,36 @@ def test_warm_reads_the_archive_within_the_host_budget(fake: FakeTorchServe, sto
         assert "sam: 3 MiB read in" in console.file.getvalue()
         with pytest.raises(PalimpsestError, match="no model"):
             models_table.warm("http://testserver", "none", console, transport_to(client))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 1000])
+def test_pages_show_everything_once(client: TestClient, store: Path, limit: int) -> None:
+    """What is in memory but left the store included."""
+    do(client, "sam", "load")
+    (store / "sam").rename(store / ".gone")
+    make_store(store, "another", "zebra")
+    seen: list[str] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.get(MODELS, params={"limit": limit, "next_page_token": token}).json()
+        assert len(page["models"]) <= limit
+        seen += [model["name"] for model in page["models"]]
+        token = page["next_page_token"]
+    assert seen == ["another", "lama", "sam", "team/own", "zebra"]
+
+
+def test_the_table_follows_the_pages(fake: FakeTorchServe, tmp_path: Path) -> None:
+    names = [f"m{number:03}" for number in range(150)]
+    with gateway(fake, make_store(tmp_path, *names)) as client:
+        assert len(client.get(MODELS).json()["models"]) == 100
+        assert [line.split()[0] for line in table(client).splitlines()[2:]] == names
+
+
+def test_a_model_that_wakes_is_where_its_weights_are(client: TestClient) -> None:
+    do(client, "sam", "load")
+    model = scheduler(client).models()[0]
+    model.state, model.parking = State.LOADING, Taken(0, 1)
+    assert status(client, "sam")["place"] == "parked"
+    model.parking = None
+    assert status(client, "sam")["place"] == "disk"
+    model.state = State.READY

@@ -12,7 +12,7 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.eventstream import EventStreamBuffer
 from botocore.exceptions import ClientError
-from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
+from fakes import OWN_ERROR, RAISED, FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
 from urllib3.response import HTTPResponse
 
@@ -59,7 +59,7 @@ def test_an_answer_carries_sagemakers_headers(client: TestClient) -> None:
         "X-Amzn-SageMaker-Target-Variant": "blue",
         "X-Amzn-SageMaker-Custom-Attributes": "trace=1; user=me",
         "X-Amzn-SageMaker-Inference-Id": "id 1",
-        "X-Amzn-SageMaker-Session-Id": "NEW_SESSION",
+        "X-Amzn-SageMaker-Prefix-Aware-Id": "prefix 1",
     }
     answer = client.post(INVOCATIONS, content=b"body", headers=headers)
     assert (answer.status_code, answer.content) == (200, b"png")
@@ -115,7 +115,7 @@ def test_the_target_model_names_the_archive(
         (INVOCATIONS, {TARGET: "sam", "X-Amzn-SageMaker-Custom-Attributes": b"\xe9"}, "Custom-Attributes"),
         (INVOCATIONS, {TARGET: "sam", "X-Amzn-SageMaker-Inference-Id": "i" * 65}, "Inference-Id"),
         (INVOCATIONS, {TARGET: "sam", "X-Amzn-SageMaker-Target-Variant": "-blue"}, "Target-Variant"),
-        (INVOCATIONS, {TARGET: "sam", "X-Amzn-SageMaker-Session-Id": "a b"}, "Session-Id"),
+        (INVOCATIONS, {TARGET: "sam", "X-Amzn-SageMaker-Session-Id": "a b"}, "SessionId"),
         (f"/endpoints/{'e' * 64}/invocations", {TARGET: "sam"}, "name"),
         ("/endpoints/-genai/invocations", {TARGET: "sam"}, "name"),
         ("/endpoints/gen_ai/invocations", {TARGET: "sam"}, "name"),
@@ -148,8 +148,8 @@ def test_the_longest_permitted_values_are_taken(client: TestClient) -> None:
     [
         (errors.ModelNotReady("loading", retry_after=5), 429, "ModelNotReadyException", "5"),
         (errors.QueueFull("full", retry_after=2), 503, "ServiceUnavailable", "2"),
-        (errors.EngineUnavailable("restarting"), 503, "ServiceUnavailable", None),
-        (errors.WorkerDied("died"), 503, "ServiceUnavailable", None),
+        (errors.EngineUnavailable("restarting"), 503, "ServiceUnavailable", "5"),
+        (errors.WorkerDied("died"), 503, "ServiceUnavailable", "1"),
         (errors.ModelLoadFailed("no weights"), 424, "ModelError", None),
         (errors.OutOfMemory("too large"), 424, "ModelError", None),
         (errors.DeadlineExceeded("late"), 424, "ModelError", None),
@@ -192,6 +192,7 @@ def test_an_unexpected_error_is_an_internal_failure_and_keeps_its_text(
         ("POST /models", httpx.Response(500, json=OWN_ERROR), 424, "ModelError"),
         ("POST /predictions/p.sam", httpx.Response(507, json=OWN_ERROR), 424, "ModelError"),
         ("POST /predictions/p.sam", httpx.Response(503, json=OWN_ERROR), 503, "ServiceUnavailable"),
+        ("POST /predictions/p.sam", httpx.Response(503, json=RAISED), 424, "ModelError"),
     ],
 )
 def test_torchserves_errors_become_sagemakers(
@@ -300,7 +301,7 @@ def test_openapi_describes_both_operations(client: TestClient) -> None:
 
 
 def _raising(error: Exception) -> Any:
-    def lease(*_: Any) -> Any:
+    def lease(*_: Any, **__: Any) -> Any:
         raise error
 
     return lease

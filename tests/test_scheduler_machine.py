@@ -45,6 +45,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         keep_alive=st.sampled_from([None, 0, 10]),
         undo=st.sampled_from([0, 1]),
         larger=st.booleans(),
+        guessed=st.booleans(),
         host_budget=st.integers(0, 3),
         keeps_copies=st.booleans(),
     )
@@ -56,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         keep_alive: float | None,
         undo: float,
         larger: bool,
+        guessed: bool,
         host_budget: int,
         keeps_copies: bool,
     ) -> None:
@@ -71,7 +73,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.world.device.predicted = {"a": 1, "b": 1, "c": 2, "d": 3}
         self.world.device.parked = {"a": Taken(0, 1), "c": Taken(1, 1), "d": Taken(0, 2)}
-        self.world.device.actual = {"b": 2} if larger else {}
+        self.world.device.actual = {"b": 2, "c": 2} if larger else {"c": 2}
+        if guessed:
+            self.world.device.predicted["c"] = 9
+            self.world.device.guessed.add("c")
         self.world.engine.undo_seconds = undo
         self.world.engine.keeps_copies = keeps_copies
         self.engine_up = True
@@ -153,9 +158,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.lose_worker(version.name, self.versions[version.name])
 
     def footprint_measured(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        """Whatever is seen to be taken between requests and while they run, the whole budget and more included."""
         if model is not None and model.state in {State.READY, State.DRAINING}:
-            size = data.draw(st.integers(1, 3))
-            self.world.device.held[version.engine_name] = self.world.device.predicted[version.name] = size
+            size = data.draw(st.integers(1, 6))
+            self.world.device.held[version.engine_name] = size
+            self.world.device.peaks[version.name] = data.draw(st.integers(0, 9))
             self.world.call(self.world.scheduler.on_footprint, version.engine_name, size)
 
     def engine_lost(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
@@ -200,6 +207,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert model.reserved == 0
 
     @invariant()
+    def only_requests_that_run_hold_more_than_a_model_at_rest(self) -> None:
+        for model in self.world.scheduler.models():
+            if not model.leases and model.state is not State.UNLOADING:
+                assert model.reserved == model.resting
+
+    @invariant()
     def one_version_of_a_name_is_current(self) -> None:
         current = [m.archive.name for m in self.world.scheduler.models() if not m.stale]
         assert len(current) == len(set(current))
@@ -234,7 +247,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         world = self.world
         world.pass_time(0)
         world.engine.load_seconds = world.engine.unload_seconds = 0.1
-        world.engine.frees_late, world.device.foreign, world.device.actual = False, 0, {}
+        world.engine.frees_late, world.device.foreign, world.device.actual = False, 0, {"c": 2}
         world.device.capacity = world.device.budget
         patient = [r for r in world.requests if r.waiting and r.wait == PATIENT]
         world.call(world.scheduler.on_engine_ready)
@@ -251,6 +264,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(not isinstance(r.error, Busy) for r in patient)
         assert all(r.error is None or isinstance(r.error, PalimpsestError) for r in world.requests)
         assert all(task.done() for task in world.tasks)
+        self._ask_for_all_that_fit()
+
+    def _ask_for_all_that_fit(self) -> None:
+        """No measurement of a request, however large, has made a model unloadable whose own size fits."""
+        for name, version in self.versions.items():
+            if self.world.device.predicted[name] <= self.world.device.budget or name in self.world.device.guessed:
+                request = self.world.request(name, version, wait=PATIENT, seconds=0)
+                self.world.pass_time(100)
+                assert request.served, (name, request.error)
 
     def _settle(self, settle: bool) -> None:
         self.settled = settle
@@ -259,7 +281,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _picture(self) -> Any:
         models = [
-            (m.archive.engine_name, m.state.name, m.leases, len(m.waiters), m.reserved, m.stale, m.pinned)
+            (m.archive.engine_name, m.state.name, m.leases, len(m.waiters), m.reserved, m.resting, m.stale, m.pinned)
             for m in self.world.scheduler.models()
         ]
         return models, sorted(self.world.engine.running), len(self.world.engine.log)

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 
+KILLED = "killed: "  # before the archive's folder
 NO_ANSWER = "the zygote does not answer"
 LARGEST = 2**18  # bytes of a start request: more than Linux sends in one message
 WORKER = "model_service_worker.py"
@@ -28,13 +29,13 @@ def main() -> None:
         folder = os.getcwd()
         # A worker is known by its working directory, and this is none.
         os.chdir("/")
-        reason = _run_forked(zygote, float(patience), folder, arguments)
+        reason = _run_forked(zygote, reports, float(patience), folder, arguments)
         _report(reports, f"{folder}: {reason}")
         os.chdir(folder)
     os.execv(python, [python, *arguments])  # noqa: S606
 
 
-def _run_forked(address: str, patience: float, folder: str, arguments: list[str]) -> str:
+def _run_forked(address: str, reports: str, patience: float, folder: str, arguments: list[str]) -> str:
     """Ends this process with the worker, or says why there is none. patience: seconds until it must have been forked.
 
     A zygote that still imports is waited for: importing the same here, beside it, would take longer.
@@ -60,6 +61,8 @@ def _run_forked(address: str, patience: float, folder: str, arguments: list[str]
         zygote.close()
     kind, _, text = answer.partition(" ")
     if kind == "ended":
+        if int(text) > 128:  # by a signal, and not TorchServe's, which kills this process
+            _report(reports, KILLED + folder)
         os._exit(int(text))
     return text or "the zygote ended"
 

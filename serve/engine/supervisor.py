@@ -97,6 +97,12 @@ class Supervisor:
         found = processes.descendants_in(archive)
         return max(found, key=lambda p: p.create_time()).pid if found else None
 
+    def was_killed(self, archive: Path) -> bool:
+        """Whether a worker of the archive folder was ended by a signal since the last call. Unknown, and False, where
+        it had to start without the zygote.
+        """
+        return self.warm.take_killed(str(archive.resolve()))
+
     async def _watch(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
         backoff = 0.0
         while True:

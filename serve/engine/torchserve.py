@@ -15,11 +15,13 @@ from serve.errors import (
     BadRequest,
     DeadlineExceeded,
     EngineUnavailable,
+    ModelFailed,
     ModelLoadFailed,
     NotReached,
     OutOfMemory,
     PalimpsestError,
 )
+from serve.settings import MAX_PREDICT_TIMEOUT
 
 # Hop-by-hop headers belong to one connection; the tokens, and what tells workers what to do, to us.
 _DROPPED = {
@@ -112,7 +114,14 @@ class TorchServe:
         Raises OutOfMemory or ModelLoadFailed; nothing of the failed registration is left behind.
         """
         # The query string, not a body: TorchServe sets maxBatchDelay to -10000 for a body.
-        query = {"model_name": name, "url": str(archive), "initial_workers": "1", "synchronous": "true"}
+        query = {
+            "model_name": name,
+            "url": str(archive),
+            "initial_workers": "1",
+            "synchronous": "true",
+            # For an archive without a model-config.yaml; one with it has its own, or TorchServe's 120 s.
+            "response_timeout": str(MAX_PREDICT_TIMEOUT),
+        }
         try:
             response = await self._manage("POST", "/models", self._load_timeout, params=query)
         except BaseException:
@@ -217,13 +226,19 @@ def _raise_own_error(name: str, answer: Answer) -> None:
     """Raises for an error that TorchServe itself made: it has the fields code, type and message."""
     if answer.status < 400 or not {"code", "type", "message"} <= _fields(answer).keys():
         return
-    kind = str(_fields(answer)["type"])
+    kind, message = str(_fields(answer)["type"]), _message(answer)
+    died = message == "Worker died."
+    if answer.status == 507 and not died:
+        raise OutOfMemory("not enough memory for this request")
+    if kind == "InternalServerException" and not died:
+        # What a worker reported: that its handler raised, or the handler's own words and status.
+        if 400 <= answer.status < 500:
+            raise BadRequest(message)
+        raise ModelFailed(f"the handler of {name!r} failed: {message}; model_log.log has its words")
     if answer.status == 400 or kind in _UNREADABLE:
-        raise BadRequest(f"the body cannot be read: {_message(answer).rpartition('Exception: ')[2]}")
+        raise BadRequest(f"the body cannot be read: {message.rpartition('Exception: ')[2]}")
     if answer.status == 404:
         raise NotReached(f"{name!r} is not loaded any more: try again")
-    if answer.status == 507:
-        raise OutOfMemory("not enough memory for this request")
     raise EngineUnavailable(f"the worker of {name!r} could not answer: try again")
 
 

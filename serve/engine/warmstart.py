@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # Seconds that a launcher waits for its fork: an import from a cold disk, and well within TorchServe's two minutes.
 PATIENCE = 45.0
 MAX_BACKOFF = 60.0
+MAX_KILLED = 1000  # archives whose worker was killed and nobody has asked
 
 
 class WarmStarts:
@@ -29,6 +30,7 @@ class WarmStarts:
         self._runner: asyncio.Task[None] | None = None
         self.zygote: asyncio.subprocess.Process | None = None
         self.ready = asyncio.Event()
+        self._killed: dict[str, None] = {}
         self.slow_starts = 0
         self.zygote_restarts = 0
 
@@ -66,6 +68,10 @@ class WarmStarts:
             self._reports.close()
             self._reports = None
         self.ready.clear()
+
+    def take_killed(self, folder: str) -> bool:
+        """Whether a signal has ended a worker in the folder since the last call."""
+        return self._killed.pop(folder, self) is None
 
     async def _keep_running(
         self, command: Sequence[str], home: Path, environment: Mapping[str, str], log: Path
@@ -108,6 +114,11 @@ class WarmStarts:
             report = reports.recv(zygote.LARGEST)
             if report == zygote.READY:
                 self.ready.set()
+                return
+            if report.startswith(launcher.KILLED.encode()):
+                self._killed[os.fsdecode(report).removeprefix(launcher.KILLED)] = None
+                while len(self._killed) > MAX_KILLED:
+                    del self._killed[next(iter(self._killed))]
                 return
             self.slow_starts += 1
             logger.warning("a worker starts slowly: %s", report.decode(errors="replace"))

@@ -13,9 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Mount
+from starlette.types import ASGIApp
 
-from serve.errors import UNEXPECTED, BadRequest, Busy, EngineUnavailable, PalimpsestError
-from serve.gateway import container, docs, metrics, models, predictions, sagemaker
+from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
+from serve.gateway import container, docs, inference, metrics, models, predictions, sagemaker
+from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
@@ -23,7 +26,7 @@ from serve.gateway.metrics import Metrics
 from serve.residency import workers
 from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
-from serve.residency.model import IN_MEMORY, Model
+from serve.residency.model import Model
 from serve.residency.prefetch import Prefetch, Usage
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
@@ -33,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Segment Anything (click → mask), LaMa (mask → erased) and Stable Diffusion inpainting
 (mask + prompt → replaced) on one GPU. Models are loaded when a request names them."""
+
+# For jobs that nobody waits for any more to end: requests had PALIMPSEST_STOP_TIMEOUT before (serve/gateway/server.py).
+LAST_STEP_SECONDS = 2.0
 
 # In the order of the page /docs: what most people look for comes first.
 TAGS = ("editing", "predictions", "models", "server", "SageMaker runtime", "SageMaker container")
@@ -73,6 +79,29 @@ class Services:
 
 
 class Gateway(FastAPI):
+    """hosts: the names that it answers to."""
+
+    def __init__(self, hosts: Hosts, **fastapi: Any) -> None:
+        self._hosts = hosts
+        super().__init__(**fastapi)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The door is outermost: it sees the answer to an unexpected error, too."""
+        return Door(super().build_middleware_stack(), self._hosts)
+
+    def methods(self, path: str) -> list[str]:
+        """Those that exist for a path, HEAD and OPTIONS included; none where nothing does."""
+        scope = {"type": "http", "path": path, "root_path": "", "headers": []}
+        found = {
+            method
+            for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+            for route in self.router.routes
+            if route.matches(scope | {"method": method})[0] is Match.FULL
+            and (method == "GET" or not isinstance(route, Mount))  # of files
+        }
+        also = {"OPTIONS"} if found or path == "/" else set()
+        return sorted(found | also | ({"HEAD"} if "GET" in found else set()))
+
     def openapi(self) -> dict[str, Any]:
         """FastAPI documents a 422 of its own wherever a parameter may be wrong; here that is a 400 as any other."""
         if self.openapi_schema is None:
@@ -93,12 +122,14 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
     services = _services(settings, catalog, host, memory)
     app = Gateway(
+        Hosts(settings.hosts.split(",")),
         title="Palimpsest",
         description=DESCRIPTION,
         version="0.1.0",
         openapi_tags=[{"name": tag} for tag in TAGS],
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # the door takes a slash at the end for none: a redirect would have the body sent twice
         lifespan=lambda app: _lifespan(app, services),
         exception_handlers={
             PalimpsestError: _on_palimpsest_error,
@@ -108,7 +139,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    for each in (container, predictions, sagemaker, routes, models, metrics):
+    for each in (container, predictions, sagemaker, routes, models, inference, metrics):
         app.include_router(each.router)
     docs.add(app)
     app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)
@@ -129,8 +160,8 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     prefetch = Prefetch(
         catalog,
         Usage(settings.state / "usage.json"),
-        room=lambda: memory.host_budget - sum(m.host for m in scheduler.models()),
-        idle=lambda: not any(m.in_use for m in scheduler.models()),
+        room=lambda: memory.host_budget - sum(m.host for m in scheduler.active()),
+        idle=lambda: not any(m.in_use for m in scheduler.active()),
     )
     crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
     crew.on_phases = numbers.on_phases
@@ -154,13 +185,14 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     try:
         await services.host.start(on_engine_lost, on_engine_ready)
         services.jobs.open()
+        await asyncio.to_thread(services.catalog.names)  # what is said about unknown names needs no reading then
         app.state.services = services
         async with _running(services.prefetch.run()):
             yield
     finally:
         services.catalog.close()
         services.prefetch.close()
-        await scheduler.close(services.settings.stop_timeout)
+        await scheduler.close(LAST_STEP_SECONDS)
         workers.forget()  # from here on the death of a worker is no news
         await services.host.stop()
 
@@ -176,7 +208,7 @@ async def _running(background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 
 def _paths_in_use(scheduler: Scheduler) -> set[Path]:
-    return {m.archive.path for m in scheduler.models() if m.state in IN_MEMORY or m.in_use}
+    return {m.archive.path for m in scheduler.active()}
 
 
 def _limits(settings: Settings) -> Limits:
@@ -199,8 +231,7 @@ async def _ping(request: Request) -> dict[str, str]:
 
 async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PalimpsestError)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else None
-    return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(error.body(), error.status, error.headers())
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
@@ -210,8 +241,16 @@ async def _on_client_disconnect(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    message = f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is"
-    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers=error.headers)
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}; /docs lists what there is"
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        allowed = ", ".join(request.app.methods(request.scope["path"]))
+        if request.method == "OPTIONS" and allowed:
+            return Response(status_code=204, headers={"Allow": allowed})
+        headers["Allow"] = allowed
+    if request.url.path.startswith("/endpoints/"):
+        return sagemaker.unknown_operation(message, error.status_code, headers)
+    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -10,11 +10,12 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from contract.bodies import BodyError, read_body
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
 from serve.gateway.body import Body
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import address, headers_of, invoke
 from serve.residency.catalog import Archive
 from serve.residency.model import State
 
@@ -85,13 +86,19 @@ _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
     responses={
         400: _describe("The store holds no such archive, or the path is outside of it."),
         409: _describe("A model of that name is loaded."),
+        413: _describe("The body is too large."),
+        415: _describe("The body is no JSON."),
         429: _describe("Still loading after PALIMPSEST_LOAD_TIMEOUT, or too many requests wait; see Retry-After."),
         500: _describe("The archive's handler failed."),
         507: _describe("Not enough memory."),
     },
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": LoadRequest.model_json_schema()}}}
+    },
 )
-async def load(model: LoadRequest, request: Request) -> Done:
+async def load(request: Request) -> Done:
     services: Services = request.app.state.services
+    model = await _load_request(request)
     archive = _archive_at(services, model.url)
     if _loaded_model(request, model.model_name) is not None:
         raise AlreadyLoaded(f"{model.model_name!r} is loaded: DELETE /models/{model.model_name} first", "model_name")
@@ -142,8 +149,24 @@ async def invoke_loaded(name: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = _require(request, name).archive
     body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, dict(request.headers), body)
+    answer = await invoke(services, archive, headers_of(request), body, client=address(request))
     return Response(answer.body, answer.status, answer.headers)
+
+
+async def _load_request(request: Request) -> LoadRequest:
+    """Raises BadRequest, which says what to send."""
+    wanted = 'send {"model_name": "any-name", "url": "sam"} as application/json'
+    kind, coding = (request.headers.get(name, "") for name in ("content-type", "content-encoding"))
+    try:
+        return LoadRequest.model_validate(read_body(kind, coding, await request.body()))
+    except BodyError as error:
+        refusal = BadRequest(f"{error}; {wanted}", error.field)
+        refusal.status = error.status
+        raise refusal from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0])
+        raise BadRequest(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; {wanted}", field) from None
 
 
 def _archive_at(services: "Services", url: str) -> Archive:
@@ -189,7 +212,7 @@ def _loaded_model(request: Request, name: str) -> LoadedModel | None:
 def _loaded(request: Request) -> list[LoadedModel]:
     """What is ready to serve: under the names that the platform gave, else under the archive's own."""
     services: Services = request.app.state.services
-    ready = {m.archive.name: m.archive for m in services.scheduler.models() if m.state in _LOADED}
+    ready = {m.archive.name: m.archive for m in services.scheduler.active() if m.state in _LOADED}
     names = _given_names(request).values()
     # The version that is loaded, which may not be the one that lies in the store by now.
     given = [replace(m, archive=ready[m.archive.name]) for m in names if m.archive.name in ready]

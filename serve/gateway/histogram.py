@@ -22,6 +22,11 @@ class Histogram:
             self._children[labels] = _Child(self._name, named, self._bounds)
         self._children[labels].observe(value)
 
+    def remove(self, label: str) -> None:
+        """All that was observed under this value of the first label."""
+        for labels in [labels for labels in self._children if labels[:1] == (label,)]:
+            del self._children[labels]
+
     def text(self) -> str:
         """All of it in Prometheus' text format."""
         head = f"# HELP {self._name} {self._help}\n# TYPE {self._name} histogram\n"

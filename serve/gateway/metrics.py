@@ -1,7 +1,7 @@
 """What Prometheus scrapes: a multi-model endpoint's metrics per model, the queue, the memory, TorchServe's own.
 
 A model's name becomes a label only once the store was seen to hold its archive: what clients ask for in vain leaves no
-trace here.
+trace here. Where there are too many, the busiest have theirs and the rest is counted as one.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from serve.errors import PalimpsestError
+from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
 from serve.residency.catalog import Archive
 from serve.residency.model import Model, State
@@ -41,6 +42,9 @@ _NUMBER = r"-?[0-9.]+(?:E-?[0-9]+)?"
 # Of handlers/base.py; from others nothing becomes a label.
 _PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
 
+MAX_BYTES = 200_000  # of an answer; with more, fewer models have a series of their own
+_MOST_VERSIONS = 2000  # whose counters TorchServe's are told apart by
+
 _LOADED = {State.READY, State.PARKED, State.DRAINING}
 
 
@@ -52,14 +56,19 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._histograms: list[Histogram] = []
+        self._counters: list[PrometheusCounter] = []
+        # TorchServe's names of models -> the label that they had when they were loaded.
         self._names: dict[str, str] = {}
+        self._busiest = Busiest(self._remove)
 
         def seconds(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
             self._histograms.append(Histogram(f"palimpsest_{name}_seconds", text, labels, bounds))
             return self._histograms[-1]
 
         def count(name: str, text: str, *labels: str) -> PrometheusCounter:
-            return PrometheusCounter(f"palimpsest_{name}", text, labels, registry=self._registry)
+            counter = PrometheusCounter(f"palimpsest_{name}", text, labels, registry=self._registry)
+            self._counters += [counter] if labels else []
+            return counter
 
         self._invocations = count("invocations", "Requests to a model.", "model")
         self._errors = {
@@ -91,14 +100,16 @@ class Metrics:
 
     def on_event(self, event: str, model: Model, seconds: float) -> None:
         """The scheduler's news."""
-        name = model.archive.name
         what, _, reason = event.partition(": ")
+        if what == "queue_wait":
+            self._queue_wait.observe(seconds)
+            return
+        name = self._busiest.label(model.archive.name)
         match what, reason:
-            case "queue_wait", _:
-                self._queue_wait.observe(seconds)
             case "loaded", _:
                 # TorchServe, too, remembers every version that it ever had.
-                self._names[model.archive.engine_name] = name
+                if len(self._names) < _MOST_VERSIONS:
+                    self._names[model.archive.engine_name] = name
                 self._loading.observe(seconds, name, "total")
             case "parked", _:
                 self._parking.observe(seconds, name)
@@ -116,24 +127,25 @@ class Metrics:
                 self._unloading.observe(seconds, name)
 
     def on_unpacked(self, archive: Archive, seconds: float) -> None:
-        self._downloading.observe(seconds, archive.name)
+        self._downloading.observe(seconds, self._busiest.label(archive.name))
 
     def on_phases(self, archive: Archive, phases: Mapping[str, float]) -> None:
         """Of a load, as the worker timed them itself."""
+        name = self._busiest.label(archive.name)
         for phase in _PHASES & phases.keys():
-            self._loading.observe(phases[phase], archive.name, phase)
+            self._loading.observe(phases[phase], name, phase)
 
     def on_engine_restart(self) -> None:
         self._restarts.inc()
+        self._names.clear()
 
     @contextmanager
-    def invocation(self, archive: Archive, models: Iterable[Model]) -> Iterator["Invocation"]:
-        """One request to a model, retries included. models: the scheduler's, as the request finds them.
+    def invocation(self, archive: Archive, hit: bool) -> Iterator["Invocation"]:
+        """One request to a model, retries included. hit: whether it finds the model loaded.
 
         One that is given up before its answer is an invocation without a status.
         """
-        name, began = archive.name, time.perf_counter()
-        hit = any(m.archive == archive and m.state is State.READY for m in models)
+        name, began = self._busiest.use(archive.name), time.perf_counter()
         self._invocations.labels(name).inc()
         self._lookups.labels(name).inc()
         if hit:
@@ -145,6 +157,7 @@ class Metrics:
             invocation.status = error.status if isinstance(error, PalimpsestError) else 500
             raise
         finally:
+            name = self._busiest.label(archive.name)  # which may have changed meanwhile
             if invocation.status:
                 self._count_answer(name, invocation.status)
                 self._overhead.observe(time.perf_counter() - began - invocation.engine_seconds, name)
@@ -158,6 +171,22 @@ class Metrics:
         families = [*self._registry.collect(), *state, *relabel(torchserve, self._names)]
         histograms = "".join(histogram.text() for histogram in self._histograms)
         return generate_latest(_Families(families)) + histograms.encode()
+
+    def label(self, model: Model) -> str:
+        """What stands for the model in a series."""
+        return self._busiest.label(model.archive.name)
+
+    def shrink(self) -> bool:
+        """Leaves fewer models a series of their own; False where that is no more possible."""
+        return self._busiest.shrink()
+
+    def _remove(self, name: str) -> None:
+        """What a model has in TorchServe's own counters is left out from now on: nothing takes it for an increase."""
+        for histogram in self._histograms:
+            histogram.remove(name)
+        for counter in self._counters:
+            counter.remove_by_labels({"model": name})
+        self._names = {key: label for key, label in self._names.items() if label != name}
 
     def _count_answer(self, name: str, status: int) -> None:
         if status // 100 in self._errors:
@@ -198,6 +227,8 @@ async def metrics(request: Request) -> Response:
     state = list(_state(services))
     # Some thousand lines with many models: other requests need not wait for them.
     body = await asyncio.to_thread(services.metrics.render, state, torchserve)
+    while len(body) > MAX_BYTES and services.metrics.shrink():
+        body = await asyncio.to_thread(services.metrics.render, list(_state(services)), torchserve)
     return Response(body, media_type=CONTENT_TYPE)
 
 
@@ -209,7 +240,8 @@ async def _torchserves_own(services: "Services") -> str:
 
 
 def _state(services: "Services") -> Iterator[Metric]:
-    models, memory, warm = services.scheduler.models(), services.memory, services.host.warm
+    models, memory, warm = services.scheduler.active(), services.memory, services.host.warm
+    label = services.metrics.label
     loaded = [m for m in models if m.state in _LOADED]
     yield _gauge("loaded_models", "Models that are loaded.", len(loaded))
     yield _gauge("memory_budget_bytes", "Memory that models may take together.", memory.budget)
@@ -229,20 +261,22 @@ def _state(services: "Services") -> Iterator[Metric]:
     )
     yield _gauge("device_free_bytes", "Memory that the device reports as free.", memory.free())
     yield _gauge_per_model(
-        "model_memory_bytes", "Memory held for a model.", ((m, m.reserved) for m in models if m.reserved)
+        "model_memory_bytes", "Memory held for a model.", ((label(m), m.reserved) for m in models if m.reserved)
     )
-    yield _gauge_per_model("waiting_requests", "Requests that wait for a model.", ((m, len(m.waiters)) for m in models))
+    yield _gauge_per_model(
+        "waiting_requests", "Requests that wait for a model.", ((label(m), len(m.waiters)) for m in models)
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"palimpsest_{name}", text, value)
 
 
-def _gauge_per_model(name: str, text: str, values: Iterable[tuple[Model, int]]) -> Metric:
-    """Versions of one archive are one model here."""
+def _gauge_per_model(name: str, text: str, values: Iterable[tuple[str, int]]) -> Metric:
+    """values: by label, which versions of one archive share."""
     totals: Counter[str] = Counter()
-    for model, value in values:
-        totals[model.archive.name] += value
+    for label, value in values:
+        totals[label] += value
     family = GaugeMetricFamily(f"palimpsest_{name}", text, labels=["model"])
     for model_name, total in sorted(totals.items()):
         family.add_metric([model_name], total)

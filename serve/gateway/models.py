@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ModelNotFound, OutOfMemory
@@ -68,10 +69,11 @@ class MemoryStatus(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Every archive in the store and every model in memory, by name."""
+    """A page of every archive in the store and every model in memory, by name."""
 
     models: list[ModelStatus]
     memory: MemoryStatus
+    next_page_token: str | None = Field(None, description="For the next page; null: this was the last one.")
 
 
 class Problem(BaseModel):
@@ -88,8 +90,8 @@ class ErrorReply(BaseModel):
 
 async def _nothing_else(request: Request) -> None:
     """Refuses what these routes would ignore."""
-    if request.query_params:
-        name = next(iter(request.query_params))
+    taken = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    for name in request.query_params.keys() - taken:
         raise BadRequest(f"there is no parameter {name[:80]!r} here", name[:80])
     async for chunk in request.stream():
         if chunk:
@@ -108,16 +110,24 @@ router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(_
 
 
 @router.get("", summary="All models", responses=_BAD)
-async def models(request: Request) -> ModelList:
+async def models(
+    request: Request,
+    next_page_token: Annotated[str, Query(description="The token of the page before.")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000, description="Names on a page.")] = 100,
+) -> ModelList:
     services: Services = request.app.state.services
-    archives = await asyncio.to_thread(_archives, services.catalog)
-    known = {m.archive.engine_name: m for m in services.scheduler.models()}
-    shown = {archive.engine_name: Model(archive) for archive in archives}
-    shown |= {key: m for key, m in known.items() if key in shown or m.state in IN_MEMORY or m.in_use}
+    active = services.scheduler.active()
+    left = {m.archive.name for m in active}
+    # The token is the last name shown: archives that come and go between two pages shift nothing.
+    archives, token = await asyncio.to_thread(_page, services.catalog, left, next_page_token, limit)
+    shown = {archive.engine_name: services.scheduler.get(archive) or Model(archive) for archive in archives}
+    on_page = (m for m in active if m.archive.name > next_page_token and (token is None or m.archive.name <= token))
+    shown |= {m.archive.engine_name: m for m in on_page}
     statuses = [_status(services, model) for model in shown.values()]
     return ModelList(
         models=sorted(statuses, key=lambda status: (status.name, status.version or "")),
-        memory=_memory_status(services, known.values()),
+        memory=_memory_status(services, active),
+        next_page_token=token,
     )
 
 
@@ -201,15 +211,20 @@ async def _set_pin(request: Request, name: str, pinned: bool) -> ModelStatus:
     return _status_of(services, archive)
 
 
-def _archives(catalog: Catalog) -> list[Archive]:
-    """What requests can name. Reads the whole store, so not in the event loop."""
+def _page(catalog: Catalog, also: set[str], after: str, limit: int) -> tuple[list[Archive], str | None]:
+    """Of what requests can name and the names in `also` the next ones after `after`; and the last of them, unless none
+    follows. Asks the disk, so not in the event loop.
+    """
+    stored = catalog.names()
+    start = bisect_right(stored, after)
+    names = sorted({*stored[start : start + limit + 1], *(name for name in also if name > after)})
     found = []
-    for name in catalog.names():
-        try:
-            found.append(catalog.find(name))
-        except ModelNotFound:
-            continue  # it went in this moment
-    return found
+    for name in names[:limit]:
+        with suppress(ModelNotFound):  # it is in memory only, or went in this moment
+            archive = catalog.find(name)
+            if archive.name == name:  # else the demo archive of that name is listed as what it is
+                found.append(archive)
+    return found, names[limit - 1] if len(names) > limit else None
 
 
 async def _archive(services: "Services", name: str) -> Archive:
@@ -217,7 +232,7 @@ async def _archive(services: "Services", name: str) -> Archive:
     try:
         return await asyncio.to_thread(services.catalog.find, name)
     except ModelNotFound:
-        left = [m.archive for m in services.scheduler.models() if m.archive.name == name and m.state in IN_MEMORY]
+        left = [m.archive for m in services.scheduler.active() if m.archive.name == name and m.state in IN_MEMORY]
         if not left:
             raise
         return left[0]
@@ -228,8 +243,7 @@ async def _prepared(services: "Services", name: str) -> Archive:
 
 
 def _status_of(services: "Services", archive: Archive) -> ModelStatus:
-    known = {m.archive.engine_name: m for m in services.scheduler.models()}
-    return _status(services, known.get(archive.engine_name) or Model(archive))
+    return _status(services, services.scheduler.get(archive) or Model(archive))
 
 
 def _status(services: "Services", model: Model) -> ModelStatus:
@@ -238,7 +252,7 @@ def _status(services: "Services", model: Model) -> ModelStatus:
     return ModelStatus(
         name=model.archive.name,
         version=model.archive.version or None,
-        place=_place(services, model.state),
+        place=_place(services, model),
         state=model.state,
         pinned=model.pinned,
         footprint=footprint and Footprint(load_bytes=footprint.load, peak_bytes=footprint.peak),
@@ -257,10 +271,10 @@ def _status(services: "Services", model: Model) -> ModelStatus:
     )
 
 
-def _place(services: "Services", state: State) -> Literal["gpu", "memory", "parked", "disk"]:
-    if state is State.PARKED:
-        return "parked"
-    if state in {State.READY, State.DRAINING, State.UNLOADING}:
+def _place(services: "Services", model: Model) -> Literal["gpu", "memory", "parked", "disk"]:
+    if model.state is State.PARKED or (model.state is State.LOADING and model.parking is not None):
+        return "parked"  # or waking: its weights are in host memory until it is ready
+    if model.state in {State.READY, State.DRAINING, State.UNLOADING}:
         return "memory" if services.memory.device.gpu is None else "gpu"
     return "disk"
 

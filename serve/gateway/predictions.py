@@ -1,5 +1,7 @@
 """TorchServe's own prediction routes, which load the model first where need be."""
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastapi import APIRouter, Request, Response
 
 from serve.engine.torchserve import Answer
-from serve.errors import NotReached
+from serve.errors import BadRequest, ModelNotFound, NotReached
 from serve.gateway.body import Body
 from serve.gateway.metrics import Invocation
-from serve.residency.catalog import Archive
+from serve.residency.catalog import Archive, Catalog
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
 
 router = APIRouter(tags=["predictions"])
+
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
 _FIELDS: dict[str, Any] = {
     "type": "object",
@@ -95,12 +99,43 @@ _OPENAPI: dict[str, Any] = {
 }
 
 
+# PUT is what `curl -T` sends, of which TorchServe's own examples are made.
+@router.put("/predictions/{model:path}", include_in_schema=False)
 @router.post("/predictions/{model:path}", summary="Ask a model", openapi_extra=_OPENAPI)
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
-    archive = services.catalog.find(model)
-    answer = await invoke(services, archive, dict(request.headers), Body(request, services.settings.max_request_mib))
+    archive = await _archive(services.catalog, model)
+    body = Body(request, services.settings.max_request_mib)
+    answer = await invoke(services, archive, headers_of(request), body, client=address(request))
     return Response(answer.body, answer.status, answer.headers)
+
+
+def address(request: Request) -> str:
+    """Who asks, for a fair share of the queues; empty where the server cannot tell."""
+    return request.client.host if request.client else ""
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """By name in lower case; of one that was sent twice the first. dict(request.headers) would take quadratic time."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers.raw)}
+
+
+async def _archive(catalog: Catalog, model: str) -> Archive:
+    """By its name, or as TorchServe has it by name and version: sam/1.0. Raises ModelNotFound."""
+    try:
+        return catalog.find(model)
+    except BadRequest as error:
+        name, _, version = model.rpartition("/")
+        if not _VERSION.fullmatch(version):
+            raise
+        try:
+            archive = await catalog.prepare(catalog.find(name))
+        except BadRequest:
+            raise error from None
+        own = await asyncio.to_thread(archive.model_version)
+        if version != own:
+            raise ModelNotFound(f"{name!r} has the version {own}, and no {version}", "model") from None
+        return archive
 
 
 class Content(Protocol):
@@ -120,14 +155,22 @@ class Job(Protocol):
 
 
 async def invoke(
-    services: "Services", archive: Archive, headers: dict[str, str], body: Content, job: Job | None = None
+    services: "Services",
+    archive: Archive,
+    headers: dict[str, str],
+    body: Content,
+    job: Job | None = None,
+    client: str = "",
 ) -> Answer:
-    """Asks the model, which is loaded first where need be; once more where the request never reached its worker."""
-    with services.metrics.invocation(archive, services.scheduler.models()) as invocation:
+    """Asks the model, which is loaded first where need be; once more where the request never reached its worker.
+
+    client: the address that asks.
+    """
+    with services.metrics.invocation(archive, services.scheduler.is_ready(archive)) as invocation:
         try:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=invocation.hit)
+            answer = await _invoke_once(services, archive, headers, body, job, invocation, client, invocation.hit)
         except NotReached:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=False)
+            answer = await _invoke_once(services, archive, headers, body, job, invocation, client, early=False)
         invocation.status = answer.status
         return answer
 
@@ -139,6 +182,7 @@ async def _invoke_once(
     body: Content,
     job: Job | None,
     invocation: Invocation,
+    client: str,
     early: bool,
 ) -> Answer:
     """early: whether the body goes on while it still comes in, to a model that is loaded."""
@@ -148,7 +192,7 @@ async def _invoke_once(
         async for piece in body:
             prediction.feed(piece)
         archive = await services.catalog.prepare(archive)
-        async with services.scheduler.lease(archive):
+        async with services.scheduler.lease(archive, client=client):
             if job:
                 job.begin()
             with invocation.in_engine():

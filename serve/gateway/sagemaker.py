@@ -5,15 +5,15 @@ exception class by `x-amzn-ErrorType`.
 """
 
 import logging
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from uuid import uuid4
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from serve.engine.torchserve import Answer
 from serve.errors import (
@@ -22,6 +22,7 @@ from serve.errors import (
     Busy,
     DeadlineExceeded,
     EngineUnavailable,
+    ModelFailed,
     ModelLoadFailed,
     ModelNotReady,
     OutOfMemory,
@@ -29,7 +30,7 @@ from serve.errors import (
 )
 from serve.gateway import eventstream
 from serve.gateway.body import Body
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import address, invoke
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -41,6 +42,7 @@ LOG_STREAM = "arn:aws:logs:local:000000000000:log-group:palimpsest:log-stream:mo
 
 _STATUS = {
     "ValidationError": 400,
+    "UnknownOperationException": 404,
     "ModelError": 424,
     "ModelNotReadyException": 429,
     "InternalFailure": 500,
@@ -85,15 +87,41 @@ class InvocationHeaders(BaseModel):
         description="Comes back as it is; the handler sees it, too.",
     )
     inference_id: str | None = Field(
-        None, alias="X-Amzn-SageMaker-Inference-Id", max_length=64, pattern=_PRINTABLE, description="Accepted."
-    )
-    session_id: str | None = Field(
         None,
-        alias="X-Amzn-SageMaker-Session-Id",
-        max_length=256,
-        pattern=r"^(NEW_SESSION|[a-zA-Z0-9](-*[a-zA-Z0-9])*)$",
-        description="Accepted; every request stands alone.",
+        alias="X-Amzn-SageMaker-Inference-Id",
+        max_length=64,
+        pattern=_PRINTABLE,
+        description="Accepted: the client's own name for the request.",
     )
+    prefix_aware_id: str | None = Field(
+        None,
+        alias="X-Amzn-SageMaker-Prefix-Aware-Id",
+        max_length=64,
+        pattern=_PRINTABLE,
+        description="Accepted: it chooses between instances, and there is one.",
+    )
+    session_id: str | None = Field(None, alias="X-Amzn-SageMaker-Session-Id", description="Refused: no sessions.")
+    target_container: str | None = Field(
+        None, alias="X-Amzn-SageMaker-Target-Container-Hostname", description="Refused: there is one container."
+    )
+    enable_explanations: str | None = Field(
+        None, alias="X-Amzn-SageMaker-Enable-Explanations", description="Refused: there is no explainer."
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        for name, value, why in (
+            ("SessionId", self.session_id, "every request stands alone, the models keep no sessions"),
+            (
+                "TargetContainerHostname",
+                self.target_container,
+                "this is no multi-container endpoint; TargetModel names one",
+            ),
+            ("EnableExplanations", self.enable_explanations, "this endpoint has no explainer"),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} cannot be used here: {why}")
+        return self
 
     def model(self) -> str:
         """The archive's name as the client spelt it; BadRequest where it sent none."""
@@ -131,10 +159,12 @@ class RuntimeRoute(APIRoute):
             try:
                 response = await handler(request)
             except PalimpsestError as error:
-                response = _on_palimpsest_error(error)
+                response = reply(error)
             except RequestValidationError as error:
                 first = error.errors()[0]
-                response = _error("ValidationError", f"{first['loc'][-1]}: {first['msg']}")
+                # Of a check over several headers the last place is "header", which says nothing.
+                where = f"{first['loc'][-1]}: " if first["type"] != "value_error" else ""
+                response = _error("ValidationError", where + first["msg"].removeprefix("Value error, "))
             except Exception:
                 logger.exception("%s %s", request.method, request.url.path)
                 response = _error("InternalFailure", UNEXPECTED)
@@ -201,11 +231,19 @@ async def invoke_endpoint_with_response_stream(
     return StreamingResponse(parts, headers={**answer.headers, **headers.reply(), **own})
 
 
+@router.post("/endpoints/{name}/async-invocations", summary="InvokeEndpointAsync", include_in_schema=False)
+async def invoke_endpoint_async(name: EndpointName) -> Response:
+    raise BadRequest(
+        "this endpoint answers at once and keeps nothing in S3: call InvokeEndpoint (boto3: invoke_endpoint) or"
+        " InvokeEndpointWithResponseStream"
+    )
+
+
 async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
     services: Services = request.app.state.services
     archive = services.catalog.find(headers.model())
     body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, _model_headers(request), body)
+    answer = await invoke(services, archive, _model_headers(request), body, client=address(request))
     if answer.status >= 400:
         raise HandlerError(answer)
     return answer
@@ -222,15 +260,16 @@ def _model_headers(request: Request) -> dict[str, str]:
     return passed | ({"accept": accept} if accept else {})
 
 
-def _on_palimpsest_error(error: PalimpsestError) -> Response:
+def reply(error: PalimpsestError) -> Response:
+    """SageMaker's error for one of ours."""
     match error:
         case BadRequest():
             return _error("ValidationError", error.message)
         case ModelNotReady():
-            return _error("ModelNotReadyException", error.message, error)
+            return _error("ModelNotReadyException", error.message, error.headers())
         case Busy() | EngineUnavailable():
-            return _error("ServiceUnavailable", error.message, error)
-        case HandlerError() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
+            return _error("ServiceUnavailable", error.message, error.headers())
+        case HandlerError() | ModelFailed() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
             return _model_error(error.status, error.message)
     return _error("InternalFailure", error.message)
 
@@ -247,8 +286,13 @@ def _model_error(status: int, original: str) -> Response:
     )
 
 
-def _error(kind: str, message: str, cause: PalimpsestError | None = None, **fields: str | int) -> Response:
-    headers = {"x-amzn-ErrorType": kind}
-    if isinstance(cause, Busy):
-        headers["Retry-After"] = str(cause.retry_after)
-    return JSONResponse({"Message": message[:_MAX_MESSAGE], **fields}, _STATUS[kind], headers)
+def unknown_operation(message: str, status: int, headers: Mapping[str, str]) -> Response:
+    """For paths below /endpoints/ and methods that the runtime API does not have."""
+    response = _error("UnknownOperationException", message, headers)
+    response.status_code = status
+    return response
+
+
+def _error(kind: str, message: str, headers: Mapping[str, str] | None = None, **fields: str | int) -> Response:
+    own = {"x-amzn-ErrorType": kind, "x-amzn-RequestId": str(uuid4())}
+    return JSONResponse({"Message": message[:_MAX_MESSAGE], **fields}, _STATUS[kind], own | dict(headers or {}))

@@ -10,7 +10,7 @@ from serve.residency.policy import Resident
 
 
 class Memory(Protocol):
-    """The device and what is known of each model's size, in bytes. Both calls must be quick and not raise."""
+    """The device and what is known of each model's size, in bytes. All calls must be quick and not raise."""
 
     budget: int
     host_budget: int
@@ -19,27 +19,37 @@ class Memory(Protocol):
         """What the device reports as free, at this moment."""
 
     def predict(self, archive: Archive) -> int:
-        """What loading the archive will take."""
+        """What loading the archive will take: measured, or a guess."""
+
+    def is_measured(self, archive: Archive) -> bool:
+        """Whether that was measured."""
+
+    def predict_peak(self, archive: Archive) -> int:
+        """What its model will take while it works on a request, all together; 0 where that is not known."""
 
     def predict_parked(self, archive: Archive) -> Taken | None:
         """What the archive's model will take once it is parked; None where it can't be, or where that frees nothing."""
 
 
 class Books:
-    """models: all of them, as they change."""
+    """models: those that are in memory or in use, as they change."""
 
     def __init__(self, memory: Memory, models: Mapping[str, Model]) -> None:
         self._memory, self._models = memory, models
 
-    def missing(self, need: int) -> int:
-        """Bytes short of `need` in the books, or on the device where that has less; none short: 0 or less."""
+    def room(self) -> int:
+        """Bytes that nobody holds by the books, or on the device where that has less; may be negative."""
         reserved = sum(m.reserved for m in self._models.values())
         loading = sum(m.reserved for m in self._models.values() if m.state is State.LOADING)
-        return need - min(self._memory.budget - reserved, self._memory.free() - loading)
+        return min(self._memory.budget - reserved, self._memory.free() - loading)
 
     def coming(self) -> int:
         """Bytes that come back without anything more to be done."""
         return sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
+
+    def at_work(self) -> bool:
+        """Whether a request that runs will give bytes back when it ends."""
+        return any(m.leases and m.reserved > m.resting for m in self._models.values())
 
     def obtainable(self) -> int:
         """Bytes that would come back if all went that may go."""
@@ -83,17 +93,22 @@ class Books:
             if m.state is State.PARKED and not m.in_use and not m.pinned
         ]
 
-    def largest(self) -> int:
-        """Bytes that a model could get if all went that may go."""
-        return self._memory.budget - sum(m.reserved for m in self._models.values()) + self.obtainable()
+    def largest(self, model: Model) -> int:
+        """Bytes that the model could get if all others went that may go."""
+        return self._memory.budget - sum(
+            m.resting for m in self._models.values() if m is not model and m.pinned and m.state not in LEAVING
+        )
 
-    def refusal(self, archive: Archive) -> OutOfMemory:
+    def refusal(self, model: Model) -> OutOfMemory:
         """Of a model larger than that."""
-        need, budget, pinned = self._memory.predict(archive), self._memory.budget, self._memory.budget - self.largest()
+        name, budget = model.archive.name, self._memory.budget
+        pinned = budget - self.largest(model)
         held = f", of which pinned models hold {_mib(pinned)}" if pinned else ""
+        if not self._memory.is_measured(model.archive):
+            return OutOfMemory(f"there is no room for {name!r}: the budget is {_mib(budget)}{held}: unpin one of them")
         return OutOfMemory(
-            f"{archive.name!r} needs {_mib(need)} and the budget is {_mib(budget)}{held}:"
-            " raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
+            f"{name!r} took {_mib(self._memory.predict(model.archive))} when it was loaded, and the budget is"
+            f" {_mib(budget)}{held}: raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
         )
 
 

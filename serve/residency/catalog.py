@@ -10,17 +10,18 @@ Archives come, go and are replaced while the server runs: every look-up asks the
 import asyncio
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
 from serve.residency.cache import Cache, CacheFull
+from serve.residency.listing import Listing
 from serve.residency.unpack import MANIFEST, SUFFIXES, InvalidArchive, Stopped, UnpackLimits
 
 DEMO = "demo"
@@ -57,6 +58,13 @@ class Archive:
     def pending(self) -> bool:
         return self.file is not None and not self.version
 
+    def is_there(self) -> bool:
+        return self.path.is_file() or (self.path / MANIFEST).is_file()
+
+    def is_replaced(self) -> bool:
+        """Whether another version lies in its folder; what a file was unpacked into never changes."""
+        return self.file is None and _folder_version(self.path) != self.version
+
     def files(self) -> list[Path]:
         """All files of its folder; of a pending one the file that it is packed in."""
         return [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
@@ -64,6 +72,14 @@ class Archive:
     def size(self) -> int:
         """Bytes of these."""
         return sum(file.stat().st_size for file in self.files())
+
+    def model_version(self) -> str:
+        """The one that its maker gave it (torch-model-archiver --version); `version` is what tells contents apart."""
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_bytes())
+            return str(manifest["model"]["modelVersion"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return "1.0"  # as the archiver's own default
 
     @property
     def engine_name(self) -> str:
@@ -102,6 +118,7 @@ class Catalog:
     ) -> None:
         self._store, self._demo = store.absolute(), demo
         self._cache = Cache((cache or store / ".cache").absolute(), cache_bytes, limits)
+        self._listing = Listing(self._store, _is_name)
         self._seen: dict[Path, _Seen] = {}
         self._flights: dict[tuple[Path, Identity], asyncio.Task[Archive]] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -126,8 +143,8 @@ class Catalog:
         raise self._not_found(plain)
 
     def names(self) -> list[str]:
-        """Every archive in the store, by its path in it. Reads all folders, MAX_DEPTH deep."""
-        return sorted(_scan(self._store))
+        """Every archive in the store, by its path in it, sorted. It asks all folders: not in the event loop."""
+        return self._listing.names()
 
     async def prepare(self, archive: Archive) -> Archive:
         """The archive with a folder to register; at once where it has one. Concurrent calls share one unpacking.
@@ -220,7 +237,7 @@ class Catalog:
         return staged.digest
 
     def _not_found(self, name: str) -> ModelNotFound:
-        names = list(islice(_scan(self._store), _LISTED + 1))
+        names = self._listing.glance()
         known = ", ".join(names[:_LISTED]) + (" and more" if len(names) > _LISTED else "")
         known = known or f"none; build them with: palimpsest archives build --store {self._store}"
         return ModelNotFound(f"there is no model {name!r}; the store holds {known}", "model")
@@ -231,26 +248,6 @@ def _is_name(name: str) -> bool:
     if ".." in name or "--" in name or len(name) > _MAX_NAME or _SUFFIX.search(name):
         return False
     return _NAME.fullmatch(name) is not None
-
-
-def _scan(folder: Path, prefix: str = "") -> Iterator[str]:
-    """The names of all archives in the folder, sorted within each folder; none of those inside an archive."""
-    for child in _children(folder):
-        name = f"{prefix}{child}"
-        if not _is_name(name):
-            continue
-        is_archive = os.path.isfile(folder / child / MANIFEST)
-        if is_archive or any(os.path.isfile(folder / f"{child}{suffix}") for suffix in SUFFIXES):
-            yield name
-        if not is_archive:
-            yield from _scan(folder / child, f"{name}/")
-
-
-def _children(folder: Path) -> list[str]:
-    try:
-        return sorted({_SUFFIX.sub("", name) for name in os.listdir(folder)})
-    except OSError:  # a file, or one that has gone
-        return []
 
 
 def _folder_version(path: Path) -> str | None:

@@ -3,21 +3,20 @@
 All sizes are bytes.
 """
 
-import contextlib
 import json
 import os
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 import pynvml
-import yaml
 
 from serve.residency.catalog import Archive
 from serve.residency.kept import keep
 from serve.residency.model import Taken
+from serve.residency.seed import Seed, read_seed
 
 
 class Device(Protocol):
@@ -133,8 +132,9 @@ def parse_budget(text: str, total: int) -> int:
 
 @dataclass
 class Footprint:
-    """load: what the model took when it was first ready. peak: the most it was seen to take since. parked, host: what
-    it took on the device and in host memory when it was parked; 0 where it never was.
+    """load: what the model took when it had just been loaded, which decides whether it can be. peak: the most that it
+    was seen to take of late, requests included, which decides what may run beside it. parked, host: what it took on
+    the device and in host memory when it was parked; 0 where it never was.
     """
 
     load: int
@@ -146,7 +146,7 @@ class Footprint:
 class Memory:
     """The budgets of device and host, the device and the footprints, which are kept in `file` between runs.
 
-    A footprint belongs to one version of an archive; a replaced one is measured anew.
+    A footprint belongs to what is in an archive: copies under other names share it, a replaced one is measured anew.
     """
 
     MAX_ENTRIES = 2000
@@ -154,41 +154,78 @@ class Memory:
     def __init__(self, device: Device, budget: int, file: Path, host_budget: int = 0) -> None:
         self.device, self.budget, self.host_budget, self._file = device, budget, host_budget, file
         self._footprints = _read(file)
-        self._seeds: dict[str, _Seed] = {}
+        self._seeds: dict[str, Seed] = {}
 
     def free(self) -> int:
         return self.device.free()
 
     def predict(self, archive: Archive) -> int:
-        """What was measured; else `handler.memory_mib` of its model-config.yaml; else its weights and a margin."""
-        known = self._footprints.get(archive.engine_name)
-        return known.peak if known else self._unmeasured(self._seed(archive))
+        """What was measured at its load; else `handler.memory_mib` of its model-config.yaml; else its weights and a
+        margin.
+        """
+        known = self.footprint(archive)
+        return known.load if known else self._unmeasured(self._seed(archive))
+
+    def is_measured(self, archive: Archive) -> bool:
+        return self.footprint(archive) is not None
+
+    def predict_peak(self, archive: Archive) -> int:
+        """0 where it was never measured."""
+        known = self.footprint(archive)
+        return known.peak if known else 0
 
     def predict_parked(self, archive: Archive) -> Taken | None:
         """What was measured, else a guess; None where its handler takes no commands, or parking would free nothing."""
         seed = self._seed(archive)
-        known = self._footprints.get(archive.engine_name) or Footprint(0, self._unmeasured(seed))
+        known = self.footprint(archive) or Footprint(self._unmeasured(seed), 0)
         parked = Taken(known.parked or self.device.parked_worker, known.host or seed.weights)
-        return parked if seed.takes_commands and parked.device < known.peak else None
+        return parked if seed.takes_commands and parked.device < known.load else None
 
     def takes_commands(self, archive: Archive) -> bool:
         """Whether the archive says that its handler knows the commands of handlers/base.py."""
         return self._seed(archive).takes_commands
 
+    def response_timeout(self, archive: Archive) -> int:
+        """Seconds after which TorchServe ends the archive's worker over a request, by the archive's own word."""
+        return self._seed(archive).response_timeout
+
     def footprint(self, archive: Archive) -> Footprint | None:
-        return self._footprints.get(archive.engine_name)
+        known = self._footprints.get(self._seed(archive).content)
+        # As files of earlier versions have it.
+        return known or self._footprints.get(archive.engine_name)
 
-    def measure(self, archive: Archive, pid: int, fallback: int = 0) -> int:
-        """Looks at a worker and returns its peak so far. The first look is when its model has just been loaded.
+    def measure_load(self, archive: Archive, pid: int, fallback: int) -> int:
+        """Looks at a worker whose model has just been loaded and returns the bytes that it takes.
 
-        fallback: what to take where the device does not tell processes apart.
+        fallback: what the device has lost meanwhile, for where it does not tell processes apart. Others may have had
+        their share in that, so it does not count as more than the budget, and refuses no model.
         """
-        used = self.device.used_by(pid) or fallback or self.predict(archive)
-        footprint = self._footprints.setdefault(archive.engine_name, Footprint(used, 0))
-        if used > footprint.peak:
-            footprint.peak = used
+        used = self.device.used_by(pid) or min(fallback, self.budget) or self.predict(archive)
+        footprint = self._footprint(archive, Footprint(used, used))
+        footprint.load, footprint.peak = used, max(used, footprint.peak)
+        self._write()
+        return used
+
+    def measure(self, archive: Archive, pid: int) -> int:
+        """Looks at a worker between two requests, or beside the first moments of one, and returns what it takes.
+
+        One request larger than all others is half forgotten with every look.
+        """
+        used = self.device.used_by(pid) or self.predict(archive)
+        footprint = self._footprint(archive, Footprint(used, used))
+        peak = max(used, (footprint.peak + used) // 2)
+        if peak != footprint.peak:
+            footprint.peak = peak
             self._write()
-        return footprint.peak
+        return used
+
+    def measure_work(self, archive: Archive, pid: int) -> None:
+        """Looks at a worker in the middle of a request."""
+        used = self.device.used_by(pid)
+        known = self.footprint(archive)
+        if used and known and used > known.peak:
+            known.peak = used
+            self._write()
 
     def measure_parked(self, archive: Archive, pid: int, host: int) -> Taken:
         """Looks at a worker that has just been parked. host: what it says it holds in host memory.
@@ -196,19 +233,25 @@ class Memory:
         On a CPU-only machine it holds nothing: the weights are in the page cache, which counts as much.
         """
         load = self.predict(archive)
-        footprint = self._footprints.setdefault(archive.engine_name, Footprint(load, load))
+        footprint = self._footprint(archive, Footprint(load, load))
         footprint.parked = self.device.used_by(pid) or self.device.parked_worker
         footprint.host = host or self._seed(archive).weights
         self._write()
         return Taken(footprint.parked, footprint.host)
 
-    def _unmeasured(self, seed: "_Seed") -> int:
+    def _footprint(self, archive: Archive, new: Footprint) -> Footprint:
+        """What is known of the archive, else `new`, by the name under which it is kept from now on."""
+        known = self.footprint(archive) or new
+        self._footprints.pop(archive.engine_name, None)
+        return self._footprints.setdefault(self._seed(archive).content, known)
+
+    def _unmeasured(self, seed: Seed) -> int:
         return seed.load or seed.weights + self.device.overhead
 
-    def _seed(self, archive: Archive) -> "_Seed":
+    def _seed(self, archive: Archive) -> Seed:
         """The scheduler asks at every decision: the disk is read once."""
         if archive.engine_name not in self._seeds:
-            seed = _read_seed(archive)
+            seed = read_seed(archive)
             self._seeds = {archive.engine_name: seed, **dict(islice(self._seeds.items(), self.MAX_ENTRIES))}
         return self._seeds[archive.engine_name]
 
@@ -223,25 +266,3 @@ def _read(file: Path) -> dict[str, Footprint]:
         return {name: Footprint(*map(int, sizes)) for name, sizes in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
-
-
-@dataclass(frozen=True)
-class _Seed:
-    """What an archive itself says: the bytes that it takes (0: not said) and those of its files; whether its handler
-    takes commands."""
-
-    load: int
-    weights: int
-    takes_commands: bool
-
-
-def _read_seed(archive: Archive) -> _Seed:
-    config: Any = {}
-    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-        config = yaml.safe_load((archive.path / "model-config.yaml").read_text())["handler"]
-    size = archive.size()
-    load = 0
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        load = int(config["memory_mib"]) * 2**20
-    commands = isinstance(config, dict) and config.get("commands") is True
-    return _Seed(load, size, commands)

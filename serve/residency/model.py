@@ -55,10 +55,14 @@ class Taken:
 
 @dataclass(eq=False)
 class Waiter:
-    """One request that waits for its model. outcome: None when it is granted a lease, else why it gets none."""
+    """One request that waits for its model. outcome: None when it is granted a lease, else why it gets none.
+
+    client: the address that it came from; empty where there is none.
+    """
 
     outcome: asyncio.Future[PalimpsestError | None]
     since: float
+    client: str = ""
     granted: bool = False
 
     def settle(self, error: PalimpsestError | None) -> None:
@@ -70,12 +74,14 @@ class Waiter:
 class Model:
     """One version of one archive. Times are the event loop's seconds.
 
-    reserved: bytes held for it on the device, from the start of its load until its unload is done. host: bytes held
-    for it in host memory, from the start of its parking. parking: what it takes, or will take, when it is parked;
-    None where it is not and won't be. stale: a newer version was asked for. unwanted: why it is to leave as soon as
-    it can. squeezed: the device had less room for it than the books said. effect: what runs to load, park, wake or
-    unload it. leaving: resolved when its memory is back. evicted_at: when it last had to go. error: of the last load.
-    hits: requests that found it ready.
+    reserved: bytes held for it on the device, from the start of its load until its unload is done. resting: those of
+    them that it keeps between two requests, as last measured; the rest is what the request that runs is expected to
+    take beside. host: bytes held for it in host memory, from the start of its parking. parking: what it takes, or will
+    take, when it is parked; None where it is not and won't be. stale: a newer version was asked for. unwanted: why it
+    is to leave as soon as it can. squeezed: the device had less room for it than the books said. effect: what runs to
+    load, park, wake or unload it. leaving: resolved when its memory is back. evicted_at: when it last had to go.
+    rests_until: no load is tried before, for the engine could not be reached. refused_at: when it was first found
+    larger than the budget. error: of the last load. hits: requests that found it ready.
     """
 
     archive: Archive
@@ -83,6 +89,7 @@ class Model:
     leases: int = 0
     waiters: deque[Waiter] = field(default_factory=deque)
     reserved: int = 0
+    resting: int = 0
     host: int = 0
     parking: Taken | None = None
     pinned: bool = False
@@ -95,6 +102,8 @@ class Model:
     last_used: float = 0.0
     evicted_at: float = 0.0
     failed_at: float = 0.0
+    rests_until: float = 0.0
+    refused_at: float | None = None
     error: PalimpsestError | None = None
     loads: int = 0
     wakes: int = 0
@@ -113,6 +122,15 @@ class Model:
         return self.leases > 0 or bool(self.waiters)
 
     @property
+    def active(self) -> bool:
+        """Whether anything of it is in memory or under way; what is not costs nothing but its entry in a list."""
+        return self.in_use or self.state in IN_MEMORY or self.effect is not None
+
+    @property
+    def waits_for_turn(self) -> bool:
+        return self.state is State.READY and bool(self.waiters) and not self.leases
+
+    @property
     def waits_for_place(self) -> bool:
         """Requests wait and nothing is under way for them; a load that is being cancelled must end first."""
         return bool(self.waiters) and self.state in _OUT and self.effect is None
@@ -123,6 +141,10 @@ class Model:
         that it could not serve would bring it back before the model that it made room for."""
         return max(self.waiters[0].since, self.evicted_at)
 
+    def hold(self, size: int) -> None:
+        """So many bytes are its own, whether it works or not."""
+        self.reserved = self.resting = size
+
     def fail_waiters(self, error: PalimpsestError) -> None:
         while self.waiters:
             waiter = self.waiters.popleft()
@@ -132,7 +154,8 @@ class Model:
     def leave_memory(self, state: State = State.ABSENT) -> None:
         """Its worker is gone and its bytes are back."""
         self.to(state)
-        self.reserved, self.host, self.parking = 0, 0, None
+        self.hold(0)
+        self.host, self.parking = 0, None
         self.unwanted, self.squeezed = "", False
         for future in self.leaving:
             if not future.done():

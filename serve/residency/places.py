@@ -8,7 +8,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from serve.errors import OutOfMemory, PalimpsestError
+from serve.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    ModelLoadFailed,
+    OutOfMemory,
+    PalimpsestError,
+    WorkerDied,
+)
 from serve.residency.books import Books, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.limits import Limits
@@ -20,10 +27,15 @@ logger = logging.getLogger(__name__)
 # While a model waits for a place, look again after so many seconds: the minimum stay of others passes, and memory that
 # strangers hold comes back, without anyone telling.
 _LOOK_AGAIN = 0.5
+# How long a model that was measured and found larger than the whole budget is refused without another look: what was
+# measured may have been a bad moment.
+_REFUSAL_STANDS = 600.0
 
 
 class Places:
-    """models: all of them, as they change. on_change: called when a load, waking, parking or unload has ended."""
+    """models: those in memory or in use, as they change. on_change: called when a load, waking, parking or unload has
+    ended.
+    """
 
     def __init__(
         self,
@@ -52,21 +64,55 @@ class Places:
 
         Strictly in line: a small model that overtook a large one could starve it.
         """
-        slots = self._free_slots(active)
-        for model in sorted((m for m in active if m.waits_for_place), key=lambda m: m.in_line_since):
+        slots, now = self._free_slots(active), _now()
+        line = [m for m in active if m.waits_for_place and m.rests_until <= now]
+        for model in sorted(line, key=lambda m: m.in_line_since):
             if slots <= 0 or not self._serve_first(model):
                 break
             slots -= model.state is State.LOADING
         # Only now: a pinned model that has just begun to load leaves less for the others.
-        largest = self._books.largest()
         for model in active:
-            if model.waits_for_place and self._memory.predict(model.archive) > largest:
-                model.fail_waiters(self._books.refusal(model.archive))
+            if model.waits_for_place and (error := self.refusal(model)):
+                model.fail_waiters(error)
 
     def refusal(self, model: Model) -> OutOfMemory | None:
-        """Why the model cannot be loaded, whatever leaves; None: it can, or need not."""
-        fits = model.state in IN_MEMORY or self._memory.predict(model.archive) <= self._books.largest()
-        return None if fits else self._books.refusal(model.archive)
+        """Why the model cannot be loaded, whatever leaves; None: it can, or need not, or that is yet to be seen."""
+        if model.state in IN_MEMORY:
+            return None
+        need = 1 if self._is_open(model) else self._memory.predict(model.archive)
+        return self._books.refusal(model) if need > self._books.largest(model) else None
+
+    def works_within(self, model: Model) -> bool:
+        """Whether the model's next request is expected to take no more memory than is held for the model anyway."""
+        return self._memory.predict_peak(model.archive) <= model.reserved
+
+    def may_work(self, model: Model) -> bool:
+        """Whether a request that takes more than that may begin.
+
+        Idle models leave for it, and what others will soon give back is waited for. A request that needs more than can
+        be had runs all the same, with as little beside it as may be: what it really takes, it will show.
+        """
+        missing = self._memory.predict_peak(model.archive) - model.reserved - self._books.room()
+        if missing <= 0:
+            return True
+        missing, idle = missing - self._books.coming(), self._books.idle()
+        if missing > 0 and idle:
+            self._evict(choose_victims(min(missing, sum(r.size for r in idle)), idle, _now(), 0), "memory", park=True)
+        return not self._books.coming() and not self._books.at_work()
+
+    def begin_work(self, model: Model) -> None:
+        model.reserved = max(model.reserved, self._memory.predict_peak(model.archive))
+
+    def end_work(self, model: Model) -> None:
+        if not model.leases and model.state in (State.READY, State.DRAINING):
+            model.reserved = model.resting
+
+    def take_measure(self, model: Model, size: int) -> None:
+        """The model was seen to take so much between two requests; the next may have begun."""
+        if model.state in (State.READY, State.DRAINING):
+            model.hold(size)
+            if model.leases:
+                self.begin_work(model)
 
     def next_step(self, active: Sequence[Model]) -> float | None:
         """When time alone may allow a step."""
@@ -112,12 +158,26 @@ class Places:
     def _free_slots(self, active: Sequence[Model]) -> int:
         return self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
 
+    def _is_open(self, model: Model) -> bool:
+        """Whether the model's size is still to be seen: never measured, or larger than all there is, and long ago."""
+        if not self._memory.is_measured(model.archive):
+            return True
+        if self._memory.predict(model.archive) <= self._memory.budget:
+            return False
+        if model.refused_at is None:
+            model.refused_at = _now()
+        return _now() >= model.refused_at + _REFUSAL_STANDS
+
     def _serve_first(self, model: Model) -> bool:
         """Loads or wakes the model, or makes room for it; False where those behind it have to wait, too."""
-        need, coming = self._memory.predict(model.archive), self._books.coming()
-        missing = self._books.missing(need - model.reserved)
+        need, coming, room = self._memory.predict(model.archive), self._books.coming(), self._books.room()
+        attainable = room + self._books.obtainable()
+        if attainable > 0 and self._is_open(model):
+            # Alone with all that can be had it is tried, whatever was guessed.
+            need = min(need, attainable)
+        missing = need - model.reserved - room
         if missing <= 0 and not (model.squeezed and coming):
-            model.reserved = need
+            model.hold(need)
             (self._effects.wake if model.state is State.PARKED else self._effects.load)(model)
             return True
         self._make_room(model, missing - coming)
@@ -189,6 +249,9 @@ class Places:
             model.loads += 1
             model.error = None
             self._on_ready(model, "loaded", Taken(outcome, 0), seconds)
+            if self._memory.is_measured(model.archive) and outcome > self._books.largest(model):
+                model.refused_at, model.unwanted = _now(), "larger than the budget"
+                model.fail_waiters(self._books.refusal(model))
 
     def on_parked(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
         if isinstance(outcome, PalimpsestError):
@@ -196,7 +259,8 @@ class Places:
             self._effects.unload(model)
         else:
             model.to(State.PARKED)
-            model.parking, model.reserved, model.host = outcome, outcome.device, outcome.host
+            model.hold(outcome.device)
+            model.parking, model.host = outcome, outcome.host
             self._on_event("parked", model, seconds)
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
@@ -211,16 +275,24 @@ class Places:
 
     def _on_ready(self, model: Model, event: str, taken: Taken, seconds: float) -> None:
         model.to(State.READY)
-        model.parking, model.reserved, model.host = None, taken.device, taken.host
+        model.hold(taken.device)
+        model.parking, model.host = None, taken.host
         model.ready_since = model.last_used = _now()
         self._on_event(event, model, seconds)
 
     def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:
-        model.leave_memory(State.FAILED)
         model.error, model.failed_at = error, _now()
         model.failures += 1
-        model.fail_waiters(error)
         self._on_event("load failed", model, 0.0)
+        if isinstance(error, EngineUnavailable) and not isinstance(error, WorkerDied):
+            # Nothing is wrong with the model, and no worker has seen what waits for it.
+            model.leave_memory()
+            model.rests_until = _now() + _LOOK_AGAIN
+            return
+        # What another try at once would only repeat; else its archive was replaced or its worker killed.
+        lasting = isinstance(error, ModelLoadFailed | OutOfMemory | DeadlineExceeded)
+        model.leave_memory(State.FAILED if lasting else State.ABSENT)
+        model.fail_waiters(error)
 
     def _on_out_of_memory(self, model: Model) -> None:
         """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
@@ -229,7 +301,7 @@ class Places:
         hopeless = not idle and not self._books.coming()
         if model.parking:
             model.to(State.PARKED)
-            model.reserved = model.parking.device
+            model.hold(model.parking.device)
         elif not hopeless:
             model.leave_memory()
         if hopeless:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 from serve.errors import PalimpsestError
@@ -14,6 +15,7 @@ from serve.residency.catalog import Archive, Catalog
 from serve.residency.kept import keep
 
 LOOK_EVERY = 30.0  # seconds between two looks whether the server is idle
+_MOST = 500  # archives that are looked at, the most used first
 _CHUNK = 4 << 20  # bytes read at a time: what a request may have to wait for
 
 
@@ -101,7 +103,7 @@ class Prefetch:
     def _archives(self, first: list[str]) -> list[Archive]:
         """first: names of those that come before whatever else is in the store."""
         found: dict[Path, Archive] = {}
-        for name in [*first, *self._catalog.names()]:
+        for name in islice(dict.fromkeys([*first, *self._catalog.names()]), _MOST):
             with contextlib.suppress(PalimpsestError):  # it has left the store
                 archive = self._catalog.find(name)
                 found.setdefault(archive.path, archive)

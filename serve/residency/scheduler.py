@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import islice
 
-from serve.errors import ModelNotReady, PalimpsestError, QueueFull
+from serve.errors import EngineUnavailable, ModelNotReady, PalimpsestError, QueueFull
 from serve.residency.books import Memory
 from serve.residency.catalog import Archive
 from serve.residency.effects import Engine
@@ -21,6 +22,9 @@ from serve.residency.model import IN_MEMORY, Model, State, Waiter
 from serve.residency.places import Places
 
 __all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
+
+# Models that are neither in memory nor asked for now and are remembered all the same, with their counts and errors.
+MAX_REMEMBERED = 2000
 
 
 class Scheduler:
@@ -38,8 +42,12 @@ class Scheduler:
         on_event: Callable[[str, Model, float], None] = lambda event, model, seconds: None,
     ) -> None:
         self._limits, self._on_event = limits, on_event
+        # By engine name, those asked for last at the end; of them what is in memory or in use, perhaps a few more; and
+        # by archive name the version that was asked for last. What happens costs as much as `_active` is long.
         self._models: dict[str, Model] = {}
-        self._places = Places(engine, memory, limits, self._models, on_event, self._on_effect_end)
+        self._active: dict[str, Model] = {}
+        self._current: dict[str, Model] = {}
+        self._places = Places(engine, memory, limits, self._active, on_event, self._advance)
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -48,17 +56,18 @@ class Scheduler:
     # What the gateway calls
 
     @asynccontextmanager
-    async def lease(self, archive: Archive, wait: float | None = None) -> AsyncIterator[Model]:
+    async def lease(self, archive: Archive, wait: float | None = None, client: str = "") -> AsyncIterator[Model]:
         """Inside this context the model is loaded and one request may use it: a worker serves one at a time.
 
-        Raises QueueFull at once, OutOfMemory at once where it can never fit, ModelNotReady after `wait` seconds (the
-        load goes on), or what the load raised.
+        client: the address that asks, which may have half of a queue; empty: nobody's. Raises QueueFull at once,
+        OutOfMemory at once where it can never fit, ModelNotReady after `wait` seconds (the load goes on), or what the
+        load raised.
         """
         model = self._register(archive)
         model.requests += 1
         model.hits += model.state is State.READY
         began = _now()
-        await self._wait_for_lease(model, self._limits.wait if wait is None else wait)
+        await self._wait_for_lease(model, self._limits.wait if wait is None else wait, client)
         try:
             self._on_event("queue_wait", model, _now() - began)
             yield model
@@ -78,7 +87,7 @@ class Scheduler:
         """
         if self._closed:
             raise _shutting_down()
-        models = [m for m in self._models.values() if m.archive.name == name and m.state in IN_MEMORY]
+        models = [m for m in self._active.values() if m.archive.name == name and m.state in IN_MEMORY]
         if not models:
             raise KeyError(name)
         gone = [asyncio.get_running_loop().create_future() for _ in models]
@@ -94,8 +103,21 @@ class Scheduler:
         self._advance()
 
     def models(self) -> list[Model]:
-        """Every model that was asked for since the start, for status pages and metrics; read only."""
+        """Every model that is remembered, for status pages; read only."""
         return list(self._models.values())
+
+    def active(self) -> list[Model]:
+        """Those in memory or in use; read only."""
+        return [m for m in self._active.values() if m.active]
+
+    def get(self, archive: Archive) -> Model | None:
+        """The archive's model, if it is remembered; read only."""
+        return self._models.get(archive.engine_name)
+
+    def is_ready(self, archive: Archive) -> bool:
+        """Whether a request finds this version loaded."""
+        model = self._models.get(archive.engine_name)
+        return model is not None and model.state is State.READY
 
     # What the supervisor calls
 
@@ -109,8 +131,8 @@ class Scheduler:
     def on_footprint(self, engine_name: str, size: int) -> None:
         """The model was measured while it worked: it has grown, or shrunk, since its load."""
         model = self._models.get(engine_name)
-        if model is not None and model.state in (State.READY, State.DRAINING):
-            model.reserved = size
+        if model is not None:
+            self._places.take_measure(model, size)
             self._advance()
 
     def on_engine_lost(self) -> None:
@@ -122,6 +144,7 @@ class Scheduler:
         """TorchServe is back: what waits is loaded again, and what failed under the old one may be tried at once."""
         self._paused = False
         for model in self._models.values():
+            model.rests_until = 0.0
             if model.state is State.FAILED:
                 model.to(State.ABSENT)
         self._advance()
@@ -129,46 +152,63 @@ class Scheduler:
     async def close(self, timeout: float) -> None:
         """Lets running requests finish for up to `timeout` seconds; waiting ones get ModelNotReady."""
         self._closed = True
-        for model in self._models.values():
+        for model in self._active.values():
             model.fail_waiters(_shutting_down())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while any(m.leases for m in self._models.values()):
+                while any(m.leases for m in self._active.values()):
                     self._released.clear()
                     await self._released.wait()
         if self._timer is not None:
             self._timer.cancel()
         await self._places.close()
-        for future in [f for m in self._models.values() for f in m.leaving if not f.done()]:
+        for future in [f for m in self._active.values() for f in m.leaving if not f.done()]:
             future.set_exception(_shutting_down())
 
     # Versions
 
     def _register(self, archive: Archive) -> Model:
         """The archive's model. The version of a name that was asked for last is the one that stays."""
-        model = self._models.get(archive.engine_name)
-        if model is None or model.stale:
-            model = self._models.setdefault(archive.engine_name, Model(archive))
+        key = archive.engine_name
+        model = self._models.pop(key, None) or Model(archive)
+        self._models[key] = self._active[key] = model
+        before = self._current.get(archive.name)
+        if before is not model:
+            self._current[archive.name] = model
             model.stale = False
-            for other in self._models.values():
-                if other is not model and other.archive.name == archive.name:
-                    other.stale, model.pinned = True, model.pinned or other.pinned
-                    other.pinned = False
-            self._forget_old_versions()
+            if before is not None:
+                before.stale, model.pinned, before.pinned = True, model.pinned or before.pinned, False
+                self._active[before.archive.engine_name] = before  # where it is forgotten, or has to leave
             self._advance()
+            self._active[key] = model
+            self._forget_oldest()
         return model
 
-    def _forget_old_versions(self) -> None:
+    def _forget_oldest(self) -> None:
+        surplus = len(self._models) - len(self._active) - MAX_REMEMBERED
+        if surplus > 0:
+            absent = (m for key, m in self._models.items() if key not in self._active and not m.pinned)
+            for model in list(islice(absent, surplus)):
+                self._forget(model)
+
+    def _forget(self, model: Model) -> None:
+        del self._models[model.archive.engine_name]
+        if self._current.get(model.archive.name) is model:
+            del self._current[model.archive.name]
+
+    def _drop_inactive(self) -> None:
         """An old version stays in the list while anything of it is in use."""
-        for key, model in list(self._models.items()):
-            if model.stale and model.state not in IN_MEMORY and not model.in_use and not model.effect:
-                del self._models[key]
+        for key, model in list(self._active.items()):
+            if not model.active:
+                del self._active[key]
+                if model.stale:
+                    self._forget(model)
 
     # Turns
 
-    async def _wait_for_lease(self, model: Model, wait: float) -> None:
-        self._check_admission(model)
-        waiter = Waiter(asyncio.get_running_loop().create_future(), _now())
+    async def _wait_for_lease(self, model: Model, wait: float, client: str) -> None:
+        self._check_admission(model, client)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), _now(), client)
         model.waiters.append(waiter)
         try:
             self._advance()
@@ -176,6 +216,8 @@ class Scheduler:
                 error = await waiter.outcome
         except TimeoutError:
             self._withdraw(model, waiter)
+            if self._paused or isinstance(model.error, EngineUnavailable):
+                raise EngineUnavailable("TorchServe is being started again: try again in a few seconds") from None
             raise ModelNotReady(
                 f"{model.archive.name!r} is {model.state.value}: no place or turn for this request within {wait:g} s",
                 retry_after=5,
@@ -186,7 +228,7 @@ class Scheduler:
         if error is not None:
             raise _afresh(error)
 
-    def _check_admission(self, model: Model) -> None:
+    def _check_admission(self, model: Model, client: str) -> None:
         if self._closed:
             raise _shutting_down()
         if model.state is State.READY and not model.in_use:
@@ -195,15 +237,33 @@ class Scheduler:
             raise _afresh(model.error)
         if too_large := self._places.refusal(model):
             raise too_large
-        total = sum(len(m.waiters) for m in self._models.values())
-        if len(model.waiters) >= self._limits.queue_per_model or total >= self._limits.queue_total:
+        everywhere = [waiter.client for m in self._active.values() for waiter in m.waiters]
+        if len(model.waiters) >= self._limits.queue_per_model or len(everywhere) >= self._limits.queue_total:
             raise QueueFull(f"too many requests wait for {model.archive.name!r}: try again later", retry_after=2)
+        here = [waiter.client for waiter in model.waiters]
+        if client and (
+            here.count(client) >= _share(self._limits.queue_per_model)
+            or everywhere.count(client) >= _share(self._limits.queue_total)
+        ):
+            raise QueueFull(
+                f"{everywhere.count(client)} requests from this address wait already, {here.count(client)} of them for"
+                f" {model.archive.name!r}, and one address may have half of a queue: wait for their answers",
+                retry_after=2,
+            )
+
+    def _grant_turns(self, active: list[Model]) -> None:
+        """In the order of arrival; one that needs memory beside its model's own does not overtake another such."""
+        behind = False
+        for model in sorted((m for m in active if m.waits_for_turn), key=lambda m: m.waiters[0].since):
+            if self._places.works_within(model) or not (behind or (behind := not self._places.may_work(model))):
+                self._grant(model)
 
     def _grant(self, model: Model) -> None:
-        while model.state is State.READY and model.waiters and not model.leases:
+        while model.waits_for_turn:
             waiter = model.waiters.popleft()
             if not waiter.outcome.done():
                 model.leases += 1
+                self._places.begin_work(model)
                 model.last_used = _now()
                 waiter.settle(None)
 
@@ -217,6 +277,7 @@ class Scheduler:
 
     def _release(self, model: Model) -> None:
         model.leases -= 1
+        self._places.end_work(model)
         model.last_used = _now()
         self._released.set()
         self._advance()
@@ -225,12 +286,12 @@ class Scheduler:
 
     def _advance(self) -> None:
         """Takes every step that the present state allows, and sets the timer for the next one that time allows."""
+        self._drop_inactive()
         if self._closed or self._paused:
             return
-        active = [m for m in self._models.values() if m.waiters or m.state in IN_MEMORY]
+        active = [m for m in self._active.values() if m.waiters or m.state in IN_MEMORY]
         self._places.clear(active)
-        for model in active:
-            self._grant(model)
+        self._grant_turns(active)
         self._places.fill(active)
         self._set_timer(self._places.next_step(active))
 
@@ -239,9 +300,10 @@ class Scheduler:
             self._timer.cancel()
         self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._advance)
 
-    def _on_effect_end(self) -> None:
-        self._forget_old_versions()
-        self._advance()
+
+def _share(limit: int) -> int:
+    """Of a queue, what one address may fill."""
+    return -(-limit // 2)
 
 
 def _now() -> float:

@@ -15,7 +15,17 @@ from typing import Any, Protocol, TypeVar
 
 from serve.engine.prediction import Prediction
 from serve.engine.torchserve import Answer, TorchServe
-from serve.errors import DeadlineExceeded, EngineUnavailable, OutOfMemory, PalimpsestError, WorkerDied
+from serve.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    ModelLoadFailed,
+    ModelNotFound,
+    ModelNotReady,
+    NotReached,
+    OutOfMemory,
+    PalimpsestError,
+    WorkerDied,
+)
 from serve.residency.catalog import Archive
 from serve.residency.memory import Memory
 from serve.residency.model import Taken
@@ -30,22 +40,30 @@ MEMORY_BACK = 5.0  # seconds that the device gets to report freed memory
 
 
 class EngineHost(Protocol):
-    """The running TorchServe, and which process serves an archive."""
+    """The running TorchServe, and which process serves an archive.
+
+    was_killed: whether a signal that TorchServe did not send has ended a worker of the archive since the last call.
+    """
 
     @property
     def engine(self) -> TorchServe: ...
 
     def worker_pid(self, archive: Path) -> int | None: ...
 
+    def was_killed(self, archive: Path) -> bool: ...
+
 
 @dataclass(eq=False)
 class Worker:
-    """A worker process. died: done as soon as it has ended. report: asks it for the phases of its start."""
+    """A worker process. died: done as soon as it has ended. look_again, look_at_work: when its memory may be looked
+    at, between two requests and in the middle of one. report: asks it for the phases of its start.
+    """
 
     pid: int
     descriptor: int
     died: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     look_again: float = 0.0
+    look_at_work: float = 0.0
     report: asyncio.Task[None] | None = None
 
 
@@ -64,15 +82,40 @@ class Workers:
         self._workers: dict[str, Worker] = {}
 
     async def load(self, archive: Archive) -> int:
-        """Returns the bytes that the model takes. Raises OutOfMemory, ModelLoadFailed, or what the engine raises."""
+        """Returns the bytes that the model takes. Raises OutOfMemory, ModelLoadFailed, or what the engine raises;
+        WorkerDied where the worker was killed twice, ModelNotFound and ModelNotReady where the archive has gone or was
+        replaced meanwhile.
+        """
         free_before = self._memory.free()
-        await self._host.engine.register(archive.engine_name, archive.path)
+        await self._start(archive)
         pid = self._host.worker_pid(archive.path)
-        if pid is None or not self._watch(archive, pid) or self._memory.footprint(archive):
+        known = self._memory.footprint(archive)
+        if pid is None or not self._watch(archive, pid) or (known and known.load <= self._memory.budget):
             # A footprint that is known is looked at again beside the first answer.
             return self._memory.predict(archive)
         taken = max(0, free_before - self._memory.free())
-        return await asyncio.to_thread(self._memory.measure, archive, pid, taken)
+        return await asyncio.to_thread(self._memory.measure_load, archive, pid, taken)
+
+    async def _start(self, archive: Archive) -> None:
+        """Once more where the worker was killed: nothing is wrong with the model, and its killer may have gone."""
+        for last in (False, True):
+            self._host.was_killed(archive.path)
+            try:
+                await self._host.engine.register(archive.engine_name, archive.path)
+                return
+            except (ModelLoadFailed, OutOfMemory) as error:
+                if self._host.was_killed(archive.path):
+                    logger.error("the worker of %s was killed while it loaded", archive.name)
+                    if last:
+                        raise WorkerDied(
+                            f"the worker of {archive.name!r} was killed while it loaded: try again"
+                        ) from error
+                    continue
+                if not archive.is_there():
+                    raise ModelNotFound(f"{archive.name!r} was removed from the store", "model") from error
+                if archive.is_replaced():
+                    raise ModelNotReady(f"{archive.name!r} was replaced while it loaded: try again", 1) from error
+                raise
 
     async def unload(self, archive: Archive) -> None:
         """Returns once the worker is gone and its memory is back, or after a bound."""
@@ -89,7 +132,11 @@ class Workers:
         """A request yet to be fed. length: of its body in bytes, if known beforehand. job: for its progress."""
 
         async def send(model: str, body: AsyncIterator[bytes]) -> Answer:
-            return await self._host.engine.predict(model, headers, length, body, job)
+            try:
+                engine = self._host.engine
+            except EngineUnavailable as error:
+                raise NotReached(error.message) from error
+            return await engine.predict(model, headers, length, body, job)
 
         return Prediction(send)
 
@@ -141,15 +188,23 @@ class Workers:
 
     async def _answer(self, archive: Archive, request: asyncio.Task[T]) -> T:
         worker = self._workers.get(archive.engine_name)
+        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._predict_timeout):
                 return await (request if worker is None else self._unless_it_dies(worker, request, archive))
         except TimeoutError:
-            late = f"{archive.name!r} did not answer within {self._predict_timeout:g} s (PALIMPSEST_PREDICT_TIMEOUT)"
-            raise DeadlineExceeded(late) from None
-        except (EngineUnavailable, OutOfMemory):
+            if worker is not None:
+                # It works on, and the next request would wait for what nobody waits for any more.
+                _kill(worker.pid)
+            raise _late(archive, self._predict_timeout, "PALIMPSEST_PREDICT_TIMEOUT") from None
+        except NotReached:
+            raise
+        except (EngineUnavailable, OutOfMemory) as error:
             # TorchServe calls a worker that was killed out of memory.
-            if worker is not None and await self._ends_soon(worker):
+            if isinstance(error, WorkerDied) or (worker is not None and await self._ends_soon(worker)):
+                own_limit = self._memory.response_timeout(archive)
+                if asyncio.get_running_loop().time() - began >= own_limit:
+                    raise _late(archive, own_limit, "responseTimeout in its model-config.yaml") from None
                 raise _died(archive) from None
             raise
 
@@ -165,6 +220,8 @@ class Workers:
         either: set[asyncio.Future[Any]] = {request, worker.died}
         while not request.done() and not worker.died.done():
             ended, _ = await asyncio.wait(either, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
+            if not ended:
+                self._look_at_work(archive, worker)
             stopped = not ended and _is_stopped(worker.pid)
             if stopped and stopped_before:
                 logger.error("the worker of %s is stopped: killing it", archive.name)
@@ -178,6 +235,13 @@ class Workers:
         """TorchServe's error can arrive a moment before the kernel's news of the same death."""
         await asyncio.wait({worker.died}, timeout=POLL)
         return worker.died.done()
+
+    def _look_at_work(self, archive: Archive, worker: Worker) -> None:
+        """Looks at the worker's memory in the middle of a request, as often as between two."""
+        now = asyncio.get_running_loop().time()
+        if now >= worker.look_at_work:
+            worker.look_at_work = now + LOOK_AGAIN
+            asyncio.get_running_loop().run_in_executor(None, self._memory.measure_work, archive, worker.pid)
 
     def _learn(self, archive: Archive, worker: Worker) -> None:
         """Looks at the worker's memory once in a while, beside the answer: it takes milliseconds for a large one."""
@@ -236,6 +300,10 @@ def _mark_dead(worker: Worker) -> None:
 
 def _died(archive: Archive) -> WorkerDied:
     return WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again")
+
+
+def _late(archive: Archive, seconds: float, limit: str) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{archive.name!r} did not answer within {seconds:g} s ({limit})")
 
 
 def _is_stopped(pid: int) -> bool:

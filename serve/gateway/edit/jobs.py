@@ -73,7 +73,7 @@ class Job:
             self.task.cancel()
 
     def progress(self, models: list[Model]) -> Progress:
-        """models: the scheduler's."""
+        """models: those that the scheduler has in memory or in use."""
         if self._running:
             step, steps, _ = _LAYOUT.unpack_from(self._memory)
             return Progress("running", self._model, step, steps)

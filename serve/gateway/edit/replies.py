@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 JSON, EVENTS, OWN = "application/json", "text/event-stream", "image/*"
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/tiff")
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]*)?)")
+_MAX_KINDS = 50  # of an Accept header that are looked at: a client can name 10,000
 POLL = 0.1  # seconds between two looks at a job's progress
 HEARTBEAT = 15.0  # seconds of silence that proxies put up with
 
@@ -41,7 +42,7 @@ class HandlerError(PalimpsestError):
 def accepted(header: str, default: str) -> str:
     """The kind of reply that an Accept header likes best: JSON, EVENTS, OWN, one of PICTURES, or the default."""
     ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(header.lower().split(",")):
+    for position, item in enumerate(header.lower().split(",", _MAX_KINDS)[:_MAX_KINDS]):
         kind, *parameters = (part.strip() for part in item.split(";"))
         quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), _QUALITY.fullmatch("q=1"))
         if kind in (JSON, EVENTS, OWN, *PICTURES) and quality and float(quality[1]) > 0:
@@ -56,9 +57,11 @@ async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, pic
             _events(scheduler, job, picture), media_type=EVENTS, headers={"Cache-Control": "no-store"}
         )
     left = asyncio.create_task(_until_client_leaves(request))
-    await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
-    left.cancel()
-    job.cancel()
+    try:
+        await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
+    finally:  # the server may be stopping
+        left.cancel()
+        job.cancel()
     answer = await job.task
     if kind == JSON:
         return JSONResponse(in_own_names(answer, picture) | job.also)
@@ -87,7 +90,7 @@ async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator
     last, spoke = None, loop.time()
     try:
         while not job.task.done():
-            now = job.progress(scheduler.models())
+            now = job.progress(scheduler.active())
             if now != last:
                 yield _event("progress", vars(now))
                 last, spoke = now, loop.time()

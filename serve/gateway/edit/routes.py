@@ -16,7 +16,7 @@ from serve.gateway.edit.form import Form, read_fields
 from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, JSON, OWN, HandlerError, accepted, reply
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import address, invoke
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -71,7 +71,9 @@ async def segment(request: Request) -> Response:
 
     async def work(job: Job) -> Answer:
         accept = JSON if kind in _IN_JSON else _MASK
-        return await _ask(services, job, fields.model, {"image": picture}, fields.segmentation(), accept)
+        return await _ask(
+            services, address(request), job, fields.model, {"image": picture}, fields.segmentation(), accept
+        )
 
     return await reply(request, services.scheduler, services.jobs.start(work), kind, "mask")
 
@@ -123,19 +125,22 @@ async def _paint(request: Request, services: "Services", fields: EraseFields | R
     async def work(job: Job) -> Answer:
         hole = mask
         if hole is None:
-            selected = await _ask(services, job, fields.segment_model, {"image": picture}, fields.segmentation(), _MASK)
+            selected = await _ask(
+                services, address(request), job, fields.segment_model, {"image": picture}, fields.segmentation(), _MASK
+            )
             if selected.headers.get("x-palimpsest-area") == "0":
                 raise BadRequest("nothing was found there: move the points or the box, or send a mask", "points")
             hole = selected.body
             job.also["mask"] = base64.b64encode(hole).decode()
         asked = {"image": picture, "mask_image": hole, **fields.texts()}
-        return await _ask(services, job, fields.model, asked, arguments, accept)
+        return await _ask(services, address(request), job, fields.model, asked, arguments, accept)
 
     return await reply(request, services.scheduler, services.jobs.start(work), kind, "picture")
 
 
 async def _ask(
     services: "Services",
+    client: str,
     job: Job,
     model: str,
     fields: dict[str, bytes | str],
@@ -146,7 +151,7 @@ async def _ask(
     archive = services.catalog.find(model)
     job.ask(archive.name)
     form = Form(fields | {"gen_args": json.dumps(arguments)})
-    answer = await invoke(services, archive, {"content-type": form.content_type, "accept": accept}, form, job)
+    answer = await invoke(services, archive, {"content-type": form.content_type, "accept": accept}, form, job, client)
     if answer.status >= 400:
         raise HandlerError(answer)
     return answer

@@ -1,0 +1,155 @@
+"""A request's body -> its fields: the one reader of /v1 and of /predictions.
+
+What a body is:
+- multipart/form-data: its parts;
+- anything else that begins with "{", whatever it calls itself (curl -d says it is a form, curl -T nothing): JSON;
+- application/x-www-form-urlencoded: its fields;
+- anything else: refused, 400 where it claims to be JSON or nothing, otherwise 415.
+
+Large values stay in the body as slices; all else together is bounded (contract.jsontext, contract.multipart).
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from contract.buffers import WINDOW, Buffer, Slice, decoded, text_of
+from contract.errors import BodyError
+from contract.jsontext import MAX_NAME, MAX_SHORT, encoding_of, read_object, read_value
+from contract.multipart import MAX_PARTS, Header, Part, header, parts_of
+from contract.pictures import is_picture
+
+__all__ = ["BodyError", "Buffer", "Repeated", "Slice", "read_body", "read_value", "text_of"]
+
+MAX_URLENCODED = 4 * 2**20
+_FORM = "application/x-www-form-urlencoded"
+_CHARSETS = {
+    "": "utf-8",
+    "utf-8": "utf-8",
+    "utf8": "utf-8",
+    "us-ascii": "utf-8",
+    "ascii": "utf-8",
+    "iso-8859-1": "latin-1",
+    "latin1": "latin-1",
+    "windows-1252": "cp1252",
+    "utf-16": "utf-16",
+    "utf-16le": "utf-16-le",
+    "utf-16be": "utf-16-be",
+}
+_JSON = re.compile(r"(application|text)/json|[\w.+-]+/[\w.+-]+\+json")
+
+
+class Repeated(list[Any]):
+    """The values of several parts of one name, in their order."""
+
+
+def read_body(content_type: str, content_encoding: str, body: Buffer, lists: Collection[str] = ()) -> dict[str, Any]:
+    """Fields by name: a JSON value, a text, or a Slice of the body.
+
+    A part or form field is a text, even where its field is none: `seed` is "7". Where it calls itself JSON it is the
+    value that it says; a file, or a part that is no text, is a Slice. lists: fields that several parts or form fields
+    of one name make up, Repeated where there are more than one; any other that is sent twice is refused.
+
+    Raises BodyError, which names the field: 400, 413 past a limit, 415 for a kind of body that is not served.
+    """
+    if content_encoding.strip().lower() not in ("", "identity"):
+        raise BodyError(f"Content-Encoding {content_encoding[:40]!a} is not served: send the body as it is", status=415)
+    kind, view = header(content_type), memoryview(body)
+    if kind.value == "multipart/form-data":
+        return _multipart(view, kind, lists)
+    claims_json = not kind.value or _JSON.fullmatch(kind.value) is not None
+    if claims_json or _begins_as_object(view):
+        return read_object(view)
+    if kind.value == _FORM:
+        return _urlencoded(view, lists)
+    shown = kind.value[:60]
+    raise BodyError(f"content-type must be application/json or multipart/form-data, not {shown!a}", status=415)
+
+
+def _begins_as_object(view: memoryview) -> bool:
+    head = bytes(view[:1024])
+    encoding, mark = encoding_of(head[:4])
+    return head[mark:].decode(encoding, "ignore").lstrip(" \t\r\n").startswith("{")
+
+
+def _multipart(view: memoryview, kind: Header, lists: Collection[str]) -> dict[str, Any]:
+    charset = kind.parameters.get("charset", "")
+    fields: dict[str, Any] = {}
+    for part in parts_of(view, kind):
+        name = _checked(part.name)
+        if name == "_charset_":  # RFC 7578, part 4.6: of all texts from here on
+            charset = bytes(view[part.start : min(part.stop, part.start + 40)]).decode("ascii", "replace").strip()
+        else:
+            _add(fields, name, _content(view, part, name, charset), lists)
+    return fields
+
+
+def _content(view: memoryview, part: Part, name: str, charset: str) -> Any:
+    if _JSON.fullmatch(part.kind.value):
+        return read_value(view, part.start, part.stop, name, slices=True)
+    if part.kind.value.startswith("multipart/"):
+        raise BodyError(f"{name}: a multipart within a multipart is not served", name)
+    head = bytes(view[part.start : min(part.stop, part.start + 8)])
+    content = Slice(part.start, part.stop, text=False)
+    if part.file or is_picture(head):
+        return content
+    named = part.kind.parameters.get("charset", charset).lower()
+    if named not in _CHARSETS:
+        raise BodyError(f"{name}: texts in charset {named[:40]!a} are not served: send UTF-8", name)
+    encoding = _CHARSETS[named]
+    if part.stop - part.start > MAX_SHORT and encoding == "utf-8":
+        return content
+    if part.stop - part.start > WINDOW:
+        raise BodyError(f"{name} may have {WINDOW >> 10} KiB in charset {named}: send UTF-8", name, status=413)
+    try:
+        return decoded(view[part.start : part.stop], encoding, name).removeprefix("\ufeff")
+    except BodyError:
+        if part.kind.value.startswith("text/"):
+            raise
+        return content  # its field decides what it is
+
+
+def _urlencoded(view: memoryview, lists: Collection[str]) -> dict[str, Any]:
+    if len(view) > MAX_URLENCODED:
+        limit = MAX_URLENCODED >> 20
+        raise BodyError(f"a urlencoded body may have {limit} MiB: send multipart/form-data", status=413)
+    pairs = bytes(view).split(b"&", MAX_PARTS)
+    if len(pairs) > MAX_PARTS:
+        raise BodyError(f"the urlencoded body has more than {MAX_PARTS - 1} fields", status=413)
+    fields: dict[str, Any] = {}
+    for raw, _, value in (pair.partition(b"=") for pair in pairs if pair):
+        name = _checked(decoded(_unquoted(raw[: 3 * MAX_NAME]), "utf-8", None))
+        _add(fields, name, decoded(_unquoted(value), "utf-8", name), lists)
+    return fields
+
+
+def _unquoted(text: bytes) -> bytes:
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(text):
+        end = min(at + WINDOW, len(text))
+        if end < len(text):
+            escape = text.rfind(b"%", end - 2, end)
+            end = escape if escape >= 0 else end
+        pieces.append(unquote_to_bytes(text[at:end].replace(b"+", b" ")))
+        at = end
+    return b"".join(pieces)
+
+
+def _checked(name: str) -> str:
+    """The field's name; `points[]` is how PHP, jQuery and axios write one of several."""
+    if len(name) > MAX_NAME:
+        raise BodyError(f"a field's name has more than {MAX_NAME} characters")
+    return name.removesuffix("[]")
+
+
+def _add(fields: dict[str, Any], name: str, value: Any, lists: Collection[str]) -> None:
+    if name not in fields:
+        fields[name] = value
+    elif name not in lists:
+        raise BodyError(f"{name} was sent twice", name)
+    elif isinstance(fields[name], Repeated):
+        fields[name].append(value)
+    else:
+        fields[name] = Repeated([fields[name], value])

@@ -1,0 +1,94 @@
+"""Reading a large body piece by piece.
+
+The gateway reads bodies in a thread beside its event loop, and Python lets the loop run between two calls only: no call
+here touches more than WINDOW bytes, whatever the body's size.
+"""
+
+import codecs
+import json
+import mmap
+import re
+from typing import NamedTuple
+
+from contract.errors import BodyError
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+WINDOW = 256 * 1024
+
+_FIRST_WINDOW = 512
+# Whole escapes only, so that a string may be cut where it ends; of a pair of surrogates either half may be the last.
+_UNESCAPABLE = re.compile(r'(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\["\\/bfnrt])*+')
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Slice(NamedTuple):
+    """A field's value, uncopied: the bytes start to stop of the body.
+
+    text: it is text, most often base64; otherwise a file's own bytes, or the bytes of a part that may be either.
+    escaped: it is the inside of a JSON string that has escapes in it (PHP writes base64's "/" as "\\/").
+    """
+
+    start: int
+    stop: int
+    text: bool
+    escaped: bool = False
+
+
+def find(view: memoryview, wanted: bytes, start: int, stop: int) -> int:
+    """Where `wanted` begins in view[start:stop], or -1."""
+    size = _FIRST_WINDOW  # most are near
+    while start < stop:
+        at = bytes(view[start : min(start + size + len(wanted) - 1, stop)]).find(wanted)
+        if at >= 0:
+            return start + at
+        start += size
+        size = min(size * 4, WINDOW)
+    return -1
+
+
+def decoded(data: Buffer, encoding: str, field: str | None) -> str:
+    """Raises BodyError, which names the field, where the bytes are not of that encoding."""
+    view, decoder = memoryview(data), codecs.getincrementaldecoder(encoding)()
+    try:
+        pieces = [decoder.decode(view[at : at + WINDOW]) for at in range(0, len(view), WINDOW)]
+        return "".join(pieces) + decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise BodyError(f"{field or 'the body'} is not valid {encoding.upper()} text", field) from None
+
+
+def unescaped(text: str, field: str | None) -> str:
+    """The inside of a JSON string as what it stands for; BodyError where an escape is none or half a character."""
+    pieces: list[str] = []
+    at = 0
+    while at < len(text):
+        match = _UNESCAPABLE.match(text, at, at + WINDOW)
+        if match is None or match.end() == at:
+            raise BodyError(f"{field or 'the body'} is not valid JSON: a backslash with nothing to escape", field)
+        pieces.append(json.loads(f'"{match[0]}"', strict=False))
+        at = match.end()
+    return whole("".join(pieces), field)
+
+
+def whole(text: str, field: str | None) -> str:
+    """Text with its surrogates paired; BodyError where one is alone, for it is no character and could not be shown."""
+    if not _SURROGATE.search(text):
+        return text
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise BodyError(f"{field or 'the body'} holds half of a character (a lone surrogate)", field) from None
+
+
+def text_of(body: Buffer, value: Slice, field: str, max_characters: int) -> str:
+    """The text in a slice of the body, UTF-8 with or without a byte order mark.
+
+    Raises BodyError where it is longer, or no text.
+    """
+    if value.stop - value.start > 12 * max_characters:  # an escaped pair of surrogates, the longest there is
+        raise BodyError(f"{field} is longer than {max_characters} characters", field)
+    text = decoded(memoryview(body)[value.start : value.stop], "utf-8", field)
+    text = unescaped(text, field) if value.escaped else text
+    if len(text) > max_characters:
+        raise BodyError(f"{field} has {len(text)} characters; the limit is {max_characters}", field)
+    return text if value.text else text.removeprefix("\ufeff")

@@ -1,0 +1,20 @@
+"""`palimpsest serve` in front of a TorchServe that is a function: what a process does, in a second instead of ten."""
+
+from fakes import FakeDevice, FakeHost, FakeTorchServe
+
+from serve import cli
+from serve.residency.catalog import Catalog
+from serve.settings import Settings
+
+
+class Host(FakeHost):
+    async def stop(self) -> None:
+        await super().stop()
+        print("The engine is stopped.", flush=True)
+
+
+if __name__ == "__main__":
+    cli.Supervisor = lambda settings, gpu: Host(FakeTorchServe())  # type: ignore[assignment, misc, return-value]
+    cli._device = FakeDevice  # type: ignore[assignment]
+    settings = Settings()
+    cli._serve(settings, Catalog(settings.store, demo=False))
