@@ -104,18 +104,17 @@ class Workers:
                 await self._host.engine.register(archive.engine_name, archive.path)
                 return
             except (ModelLoadFailed, OutOfMemory) as error:
-                if self._host.was_killed(archive.path):
-                    logger.error("the worker of %s was killed while it loaded", archive.name)
-                    if last:
-                        raise WorkerDied(
-                            f"the worker of {archive.name!r} was killed while it loaded: try again"
-                        ) from error
-                    continue
-                if not archive.is_there():
-                    raise ModelNotFound(f"{archive.name!r} was removed from the store", "model") from error
-                if archive.is_replaced():
-                    raise ModelNotReady(f"{archive.name!r} was replaced while it loaded: try again", 1) from error
-                raise
+                killed = self._host.was_killed(archive.path)
+                if killed and last:
+                    died = f"the worker of {archive.name!r} was killed while it loaded: try again"
+                    raise WorkerDied(died) from error
+                if last or not (killed or self._has_room_after(error, archive)):
+                    raise _cause(archive, error) from error
+                logger.error("the worker of %s was killed while it loaded", archive.name)
+
+    def _has_room_after(self, error: PalimpsestError, archive: Archive) -> bool:
+        """Whether memory cannot be what ran out: TorchServe also says so of a start that was killed early."""
+        return isinstance(error, OutOfMemory) and self._memory.free() >= self._memory.predict(archive)
 
     async def unload(self, archive: Archive) -> None:
         """Returns once the worker is gone and its memory is back, or after a bound."""
@@ -300,6 +299,15 @@ def _mark_dead(worker: Worker) -> None:
 
 def _died(archive: Archive) -> WorkerDied:
     return WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again")
+
+
+def _cause(archive: Archive, error: PalimpsestError) -> PalimpsestError:
+    """Why the archive could not be loaded: the error, unless it was taken away or replaced meanwhile."""
+    if not archive.is_there():
+        return ModelNotFound(f"{archive.name!r} was removed from the store", "model")
+    if archive.is_replaced():
+        return ModelNotReady(f"{archive.name!r} was replaced while it loaded: try again", retry_after=1)
+    return error
 
 
 def _late(archive: Archive, seconds: float, limit: str) -> DeadlineExceeded:
