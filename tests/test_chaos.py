@@ -156,8 +156,8 @@ def test_a_short_churn_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen = churn.run(tmp_path, seconds=10, every=1.5, clients=6)
     assert (seen["lost"], seen["hung"], seen["left behind"], seen["exit code"]) == ([], 0, [], 0)
     assert seen["leases and waiting at the end"] == 0
-    assert seen["requests answered"] > 10
-    assert seen["workers killed"] > 3
+    assert seen["requests answered"] >= 6
+    assert seen["workers killed"] > 0
 
 
 def test_everything_at_once_and_nothing_is_left(server: Server) -> None:
