@@ -93,8 +93,8 @@ class FakeHost:
     def worker_pid(self, archive: Path) -> int | None:
         return None
 
-    def was_killed(self, archive: Path) -> bool:
-        return False
+    def take_end(self, archive: Path) -> str:
+        return ""
 
 
 class FakeDevice:

@@ -6,9 +6,12 @@ from typing import Any
 
 from handlers.limits import LIMITS, Limits
 from handlers.sd.settings import SCHEDULERS, Settings
-from serve.gateway import body
+from serve.gateway import body, metrics
+from serve.gateway.busiest import OTHER
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
+from serve.residency.scheduler import MAX_REMEMBERED
 from serve.residency.unpack import UnpackLimits
+from serve.settings import MAX_PREDICT_TIMEOUT
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 HEAD = """# Limits and defaults
@@ -35,6 +38,18 @@ def render() -> str:
         f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
         f"| its files together | {unpack.size >> 30} GiB | not served |",
         f"| its files' bytes per packed byte | {unpack.ratio} | not served, from {unpack.ratio_from >> 20} MiB on |",
+    ]
+    parts += [
+        "\n## Queues and listings\n",
+        "| limit | value | |\n|---|---|---|",
+        "| requests from one address that wait for a model | half of `PALIMPSEST_QUEUE_PER_MODEL` | 429; what runs does"
+        " not count. Behind a proxy that does not say who asks, all are one address |",
+        "| requests from one address that wait at all | half of `PALIMPSEST_QUEUE_TOTAL` | 429 |",
+        f"| `PALIMPSEST_PREDICT_TIMEOUT` | {MAX_PREDICT_TIMEOUT - 60:,} s at most | 504, and the worker is ended. An"
+        " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
+        "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",
+        f"| `GET /metrics` | {metrics.MAX_BYTES:,} bytes | the busiest models by name, the rest as `{OTHER}` |",
+        f"| models remembered that are not in memory | {MAX_REMEMBERED:,} | older ones lose their counts |",
     ]
     return "\n".join(parts) + "\n"
 
