@@ -1,10 +1,11 @@
 """Twenty archives, room for four, Zipf-distributed requests from sixteen clients.
 
-    python -m bench.residency [--seconds 120] [--clients 16]
+    python -m bench.residency [--seconds 120] [--clients 16] [--archives 10000]
 
 Reports what was lost or hung (must be nothing), the hit rate beside that of an offline LRU cache on the same trace,
 and what the gateway adds to a request with a 3 MB body, against calling TorchServe directly and through a relay that
-does nothing but copy (what any process in between costs on this machine), alternating in one run.
+does nothing but copy (what any process in between costs on this machine), alternating in one run; and, by
+bench/many_archives.py, what thousands of archives cost that are merely known.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from typing import Any
 
 import httpx
 
+from bench import many_archives
 from tests.serving import Server, serving
 from tests.zoo import write_archive
 
@@ -43,9 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--archives", type=int, default=10_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(Path(folder), arguments.seconds, arguments.clients), indent=2))
+        known = many_archives.run(Path(folder) / "many", arguments.archives)
+        served = run(Path(folder), arguments.seconds, arguments.clients)
+        print(json.dumps({"many archives known": known} | served, indent=2))
 
 
 def run(folder: Path, seconds: float, clients: int, rounds: int = 200) -> dict[str, Any]:

@@ -93,8 +93,9 @@ class FakeHost:
     def worker_pid(self, archive: Path) -> int | None:
         return None
 
-    def was_killed(self, archive: Path) -> bool:
-        return False
+    def take_end(self, archive: Path) -> str:
+        """A load that fails here fails by itself."""
+        return "ended"
 
 
 class FakeDevice:

@@ -6,9 +6,12 @@ from typing import Any
 
 from handlers.limits import LIMITS, Limits
 from handlers.sd.settings import SCHEDULERS, Settings
-from serve.gateway import body, connections, door, line, protocol
+from serve.gateway import body, connections, door, line, metrics, protocol
+from serve.gateway.busiest import OTHER
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
+from serve.residency.scheduler import MAX_REMEMBERED
 from serve.residency.unpack import UnpackLimits
+from serve.settings import MAX_PREDICT_TIMEOUT
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 HEAD = """# Limits and defaults
@@ -38,6 +41,18 @@ def render() -> str:
     ]
     parts += ["\n## Connections and HTTP\n", "| limit | value | |\n|---|---|---|"]
     parts += [f"| {name} | {value} | {text} |" for name, value, text in http_limits()]
+    parts += [
+        "\n## Queues and listings\n",
+        "| limit | value | |\n|---|---|---|",
+        "| requests from one address that wait for a model | half of `PALIMPSEST_QUEUE_PER_MODEL` | 429; what runs does"
+        " not count. Behind a proxy that does not say who asks, all are one address |",
+        "| requests from one address that wait at all | half of `PALIMPSEST_QUEUE_TOTAL` | 429 |",
+        f"| `PALIMPSEST_PREDICT_TIMEOUT` | {MAX_PREDICT_TIMEOUT - 60:,} s at most | 504, and the worker is ended. An"
+        " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
+        "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",
+        f"| `GET /metrics` | {metrics.MAX_BYTES:,} bytes | the busiest models by name, the rest as `{OTHER}` |",
+        f"| models remembered that are not in memory | {MAX_REMEMBERED:,} | older ones lose their counts |",
+    ]
     return "\n".join(parts) + "\n"
 
 

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-KILLED = "killed: "  # before the archive's folder
+KILLED, ENDED = "killed: ", "ended: "  # before the archive's folder: a worker by a signal, and one by itself
 NO_ANSWER = "the zygote does not answer"
 LARGEST = 2**18  # bytes of a start request: more than Linux sends in one message
 WORKER = "model_service_worker.py"
@@ -61,8 +61,8 @@ def _run_forked(address: str, reports: str, patience: float, folder: str, argume
         zygote.close()
     kind, _, text = answer.partition(" ")
     if kind == "ended":
-        if int(text) > 128:  # by a signal, and not TorchServe's, which kills this process
-            _report(reports, KILLED + folder)
+        # Above 128 by a signal, and not TorchServe's, which kills this process.
+        _report(reports, (KILLED if int(text) > 128 else ENDED) + folder)
         os._exit(int(text))
     return text or "the zygote ended"
 

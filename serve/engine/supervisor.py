@@ -97,11 +97,11 @@ class Supervisor:
         found = processes.descendants_in(archive)
         return max(found, key=lambda p: p.create_time()).pid if found else None
 
-    def was_killed(self, archive: Path) -> bool:
-        """Whether a worker of the archive folder was ended by a signal since the last call. Unknown, and False, where
-        it had to start without the zygote.
+    def take_end(self, archive: Path) -> str:
+        """How a worker of the archive folder has ended since the last call: "killed" by a signal, "ended" by itself, or
+        "" where nobody knows: TorchServe killed it, or it had to start without the zygote.
         """
-        return self.warm.take_killed(str(archive.resolve()))
+        return self.warm.take_end(str(archive.resolve()))
 
     async def _watch(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
         backoff = 0.0

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # Seconds that a launcher waits for its fork: an import from a cold disk, and well within TorchServe's two minutes.
 PATIENCE = 45.0
 MAX_BACKOFF = 60.0
-MAX_KILLED = 1000  # archives whose worker was killed and nobody has asked
+MAX_ENDS = 1000  # archives whose worker has ended and nobody has asked
 
 
 class WarmStarts:
@@ -30,7 +30,7 @@ class WarmStarts:
         self._runner: asyncio.Task[None] | None = None
         self.zygote: asyncio.subprocess.Process | None = None
         self.ready = asyncio.Event()
-        self._killed: dict[str, None] = {}
+        self._ends: dict[str, str] = {}
         self.slow_starts = 0
         self.zygote_restarts = 0
 
@@ -69,9 +69,9 @@ class WarmStarts:
             self._reports = None
         self.ready.clear()
 
-    def take_killed(self, folder: str) -> bool:
-        """Whether a signal has ended a worker in the folder since the last call."""
-        return self._killed.pop(folder, self) is None
+    def take_end(self, folder: str) -> str:
+        """How a worker in the folder has ended since the last call: "killed" by a signal, "ended" by itself, or ""."""
+        return self._ends.pop(folder, "")
 
     async def _keep_running(
         self, command: Sequence[str], home: Path, environment: Mapping[str, str], log: Path
@@ -115,10 +115,11 @@ class WarmStarts:
             if report == zygote.READY:
                 self.ready.set()
                 return
-            if report.startswith(launcher.KILLED.encode()):
-                self._killed[os.fsdecode(report).removeprefix(launcher.KILLED)] = None
-                while len(self._killed) > MAX_KILLED:
-                    del self._killed[next(iter(self._killed))]
+            how, _, folder = os.fsdecode(report).partition(": ")
+            if f"{how}: " in (launcher.KILLED, launcher.ENDED):
+                self._ends[folder] = how
+                while len(self._ends) > MAX_ENDS:
+                    del self._ends[next(iter(self._ends))]
                 return
             self.slow_starts += 1
             logger.warning("a worker starts slowly: %s", report.decode(errors="replace"))

@@ -61,6 +61,7 @@ LIBRARIES = (
 FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1"}
 READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")
 READY = b"ready"  # what it reports once it can fork
+ENDED = b"ended: "  # what a worker reports that ends by itself, before its folder; as launcher.py has it
 LARGEST = 2**18  # bytes of a message: more than Linux sends at once
 HANDOVER_TIMEOUT = 5.0  # seconds that a connected launcher may take to say what to start
 HUGE_PAGE = 2**21  # bytes
@@ -91,11 +92,15 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     print(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}", flush=True)
-    _report(reports)
+    _report(reports, READY)
     start = Zygote(listener, environment).until_forked()
     # From here on this process is a child.
     start.become(environment)
-    _run(start.arguments[0])
+    try:
+        _run(start.arguments[0])
+    finally:
+        # Nobody hears of it from the launcher where TorchServe is quick to kill that.
+        _report(reports, ENDED + os.fsencode(start.folder))
 
 
 @dataclass
@@ -344,9 +349,10 @@ def _listen(address: str) -> socket.socket:
     return listener
 
 
-def _report(address: str) -> None:
+def _report(address: str, report: bytes) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, suppress(OSError):
-        supervisor.sendto(READY, address)
+        supervisor.setblocking(False)
+        supervisor.sendto(report, address)
 
 
 def _send(launcher: socket.socket, text: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ModelNotFound, OutOfMemory
@@ -109,12 +109,12 @@ _UNPACKING = _UNKNOWN | _errors(_500="It cannot be unpacked or loaded.", _503="T
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(_nothing_else)])
 
 
-@router.get("", summary="All models", responses=_BAD)
+@router.get("", summary="All models", responses=_BAD, response_model=ModelList)
 async def models(
     request: Request,
     next_page_token: Annotated[str, Query(description="The token of the page before.")] = "",
     limit: Annotated[int, Query(ge=1, le=1000, description="Names on a page.")] = 100,
-) -> ModelList:
+) -> Response:
     services: Services = request.app.state.services
     active = services.scheduler.active()
     left = {m.archive.name for m in active}
@@ -124,11 +124,13 @@ async def models(
     on_page = (m for m in active if m.archive.name > next_page_token and (token is None or m.archive.name <= token))
     shown |= {m.archive.engine_name: m for m in on_page}
     statuses = [_status(services, model) for model in shown.values()]
-    return ModelList(
+    page = ModelList(
         models=sorted(statuses, key=lambda status: (status.name, status.version or "")),
         memory=_memory_status(services, active),
         next_page_token=token,
     )
+    # Made here, FastAPI would validate it once more: half of the time that the loop spends on it.
+    return Response(page.model_dump_json(), media_type="application/json")
 
 
 @router.get("/{name:path}", summary="One model", responses=_UNKNOWN)

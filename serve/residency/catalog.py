@@ -143,7 +143,7 @@ class Catalog:
         raise self._not_found(plain)
 
     def names(self) -> list[str]:
-        """Every archive in the store, by its path in it, sorted. It asks all folders: not in the event loop."""
+        """Every archive in the store, by its path in it, sorted; read only. Asks all folders: not in the event loop."""
         return self._listing.names()
 
     async def prepare(self, archive: Archive) -> Archive:

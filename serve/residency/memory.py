@@ -189,6 +189,10 @@ class Memory:
         """Seconds after which TorchServe ends the archive's worker over a request, by the archive's own word."""
         return self._seed(archive).response_timeout
 
+    def startup_timeout(self, archive: Archive) -> int:
+        """Seconds after which TorchServe ends the archive's worker over its load."""
+        return self._seed(archive).startup_timeout
+
     def footprint(self, archive: Archive) -> Footprint | None:
         known = self._footprints.get(self._seed(archive).content)
         # As files of earlier versions have it.

@@ -208,6 +208,9 @@ class Scheduler:
 
     async def _wait_for_lease(self, model: Model, wait: float, client: str) -> None:
         self._check_admission(model, client)
+        if model.state is State.READY and not model.in_use and self._places.works_within(model):
+            self._begin(model)  # nobody else can have a claim, so nothing need be looked at
+            return
         waiter = Waiter(asyncio.get_running_loop().create_future(), _now(), client)
         model.waiters.append(waiter)
         try:
@@ -262,10 +265,13 @@ class Scheduler:
         while model.waits_for_turn:
             waiter = model.waiters.popleft()
             if not waiter.outcome.done():
-                model.leases += 1
-                self._places.begin_work(model)
-                model.last_used = _now()
+                self._begin(model)
                 waiter.settle(None)
+
+    def _begin(self, model: Model) -> None:
+        model.leases += 1
+        self._places.begin_work(model)
+        model.last_used = _now()
 
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
         if waiter.granted:

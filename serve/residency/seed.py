@@ -11,20 +11,22 @@ import yaml
 from serve.residency.catalog import Archive
 from serve.residency.unpack import MANIFEST
 
-RESPONSE_TIMEOUT = 120  # seconds: TorchServe's, for an archive whose model-config.yaml does not say
+TIMEOUT = 120  # seconds: TorchServe's, for an archive whose model-config.yaml does not say
 _SMALL = 64 << 10  # bytes of a file that is told apart by what it holds
 
 
 @dataclass(frozen=True)
 class Seed:
     """What an archive itself says: the bytes that it takes (0: not said) and those of its files; whether its handler
-    takes commands; TorchServe's time limit for a request in seconds. content: alike in archives whose files are.
+    takes commands; TorchServe's time limits for a request and a load in seconds. content: alike in archives whose
+    files are.
     """
 
     load: int
     weights: int
     takes_commands: bool
     response_timeout: int
+    startup_timeout: int
     content: str
 
 
@@ -39,7 +41,8 @@ def read_seed(archive: Archive) -> Seed:
         _whole(handler.get("memory_mib"), 0) * 2**20,
         sum(files.values()),
         handler.get("commands") is True,
-        _whole(config.get("responseTimeout"), RESPONSE_TIMEOUT),
+        _whole(config.get("responseTimeout"), TIMEOUT),
+        _whole(config.get("startupTimeout"), TIMEOUT),
         _content(archive, files),
     )
 

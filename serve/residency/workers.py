@@ -42,7 +42,8 @@ MEMORY_BACK = 5.0  # seconds that the device gets to report freed memory
 class EngineHost(Protocol):
     """The running TorchServe, and which process serves an archive.
 
-    was_killed: whether a signal that TorchServe did not send has ended a worker of the archive since the last call.
+    take_end: how a worker of the archive has ended since the last call: "killed" by a signal that TorchServe did not
+    send, "ended" by itself, or "" where nobody knows.
     """
 
     @property
@@ -50,7 +51,7 @@ class EngineHost(Protocol):
 
     def worker_pid(self, archive: Path) -> int | None: ...
 
-    def was_killed(self, archive: Path) -> bool: ...
+    def take_end(self, archive: Path) -> str: ...
 
 
 @dataclass(eq=False)
@@ -99,23 +100,25 @@ class Workers:
     async def _start(self, archive: Archive) -> None:
         """Once more where the worker was killed: nothing is wrong with the model, and its killer may have gone."""
         for last in (False, True):
-            self._host.was_killed(archive.path)
+            self._host.take_end(archive.path)
+            began = asyncio.get_running_loop().time()
             try:
                 await self._host.engine.register(archive.engine_name, archive.path)
                 return
             except (ModelLoadFailed, OutOfMemory) as error:
-                if self._host.was_killed(archive.path):
-                    logger.error("the worker of %s was killed while it loaded", archive.name)
-                    if last:
-                        raise WorkerDied(
-                            f"the worker of {archive.name!r} was killed while it loaded: try again"
-                        ) from error
-                    continue
-                if not archive.is_there():
-                    raise ModelNotFound(f"{archive.name!r} was removed from the store", "model") from error
-                if archive.is_replaced():
-                    raise ModelNotReady(f"{archive.name!r} was replaced while it loaded: try again", 1) from error
-                raise
+                end, seconds = self._host.take_end(archive.path), asyncio.get_running_loop().time() - began
+                if last and end == "killed":
+                    died = f"the worker of {archive.name!r} was killed while it loaded: try again"
+                    raise WorkerDied(died) from error
+                if last or not (end == "killed" or self._may_have_been_killed(archive, error, end, seconds)):
+                    raise _cause(archive, error) from error
+                logger.error("the worker of %s was killed while it loaded", archive.name)
+
+    def _may_have_been_killed(self, archive: Archive, error: PalimpsestError, end: str, seconds: float) -> bool:
+        """Whether nothing else explains the load's end: TorchServe, quick to clear up, may hide what went before."""
+        no_memory = isinstance(error, OutOfMemory) and self._memory.free() < self._memory.predict(archive)
+        late = seconds >= self._memory.startup_timeout(archive)
+        return not (end == "ended" or no_memory or late) and archive.is_there() and not archive.is_replaced()
 
     async def unload(self, archive: Archive) -> None:
         """Returns once the worker is gone and its memory is back, or after a bound."""
@@ -300,6 +303,15 @@ def _mark_dead(worker: Worker) -> None:
 
 def _died(archive: Archive) -> WorkerDied:
     return WorkerDied(f"the worker of {archive.name!r} ended while it had this request: try again")
+
+
+def _cause(archive: Archive, error: PalimpsestError) -> PalimpsestError:
+    """Why the archive could not be loaded: the error, unless it was taken away or replaced meanwhile."""
+    if not archive.is_there():
+        return ModelNotFound(f"{archive.name!r} was removed from the store", "model")
+    if archive.is_replaced():
+        return ModelNotReady(f"{archive.name!r} was replaced while it loaded: try again", retry_after=1)
+    return error
 
 
 def _late(archive: Archive, seconds: float, limit: str) -> DeadlineExceeded:
