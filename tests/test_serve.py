@@ -15,7 +15,7 @@ import pytest
 from conftest import DATA, encoded, pixels
 from serving import PALIMPSEST, ROOT, Server, environment, serving, until
 
-from serve.engine import supervisor
+from serve.engine import homes
 from serve.settings import Settings
 
 pytestmark = pytest.mark.torchserve
@@ -199,8 +199,8 @@ def test_a_long_temporary_folder_leaves_room_for_torchserves_sockets(
 ) -> None:
     """Else every load would fail with "AF_UNIX path too long"; tests/test_bench.py serves from such a folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert supervisor._temporary_folder() == (str(tmp_path) if len(str(tmp_path)) <= 72 else "/tmp")
+    assert homes.temporary_folder() == (str(tmp_path) if len(str(tmp_path)) <= 72 else "/tmp")
     monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 72)
-    assert supervisor._temporary_folder() == "/tmp"
+    assert homes.temporary_folder() == "/tmp"
     monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 71)
-    assert supervisor._temporary_folder() == "/" + "x" * 71
+    assert homes.temporary_folder() == "/" + "x" * 71
