@@ -242,7 +242,7 @@ class Supervisor:
             endpoint = Endpoint.read(inference, management, metrics, key_file, self._command_key)
         except (OSError, ValueError, KeyError):
             return False
-        engine = TorchServe(endpoint, self._settings.load_timeout)
+        engine = TorchServe(endpoint, self._settings.load_timeout, logs=self._settings.state / "logs")
         if await engine.alive():
             self._engine = engine
             return True

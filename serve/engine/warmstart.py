@@ -15,7 +15,7 @@ from serve.engine import launcher, processes, zygote
 logger = logging.getLogger(__name__)
 
 # Seconds that a launcher waits for its fork: about what importing the libraries itself would take.
-PATIENCE = 15.0
+PATIENCE = 25.0
 # Seconds that a zygote may import, from a cold disk on a busy machine.
 READY_WITHIN = 45.0
 MAX_BACKOFF = 60.0
