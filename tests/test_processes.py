@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 from serving import ROOT, Server, serving, until
 from zoo import write_archive
 
@@ -76,11 +76,13 @@ def test_the_event_loops_own_children_are_left_to_it(tmp_path: Path) -> None:
         child = await processes.start(
             "sh", "-c", "exit 7", cwd=tmp_path, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=None
         )
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        # Meanwhile the loop, which is the server's, can not look.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
         processes.reap_adopted()
         assert await asyncio.wait_for(child.wait(), 20) == 7
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 def test_a_stopped_child_is_ended_without_waiting_for_it(tmp_path: Path) -> None:
