@@ -72,11 +72,20 @@ def test_a_home_is_ours_alone(temporary: Path) -> None:
 def test_the_event_loops_own_children_are_left_to_it(tmp_path: Path) -> None:
     """To reap one of them would take its exit code away: whoever waits for it would wait for ever."""
 
+    os.mkfifo(tmp_path / "gate")
+
     async def run() -> None:
         child = await processes.start(
-            "sh", "-c", "exit 7", cwd=tmp_path, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=None
+            "sh",
+            "-c",
+            "read line < gate; exit 7",
+            cwd=tmp_path,
+            env=dict(os.environ),
+            stdout=subprocess.DEVNULL,
+            stderr=None,
         )
-        # Meanwhile the loop, which is the server's, can not look.
+        # It ends while the loop, which is the server's, can not look.
+        (tmp_path / "gate").write_text("\n")
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
         processes.reap_adopted()
         assert await asyncio.wait_for(child.wait(), 20) == 7
