@@ -12,9 +12,10 @@ from typing import Annotated
 import psutil
 import pydantic
 import typer
+from pydantic_core import ErrorDetails
 from rich.console import Console
 
-from serve import models_table
+from serve import models_table, preflight
 from serve.archives import build
 from serve.archives.commands import archives_app, ensure_full, one_message_per_error
 from serve.archives.weights import Places, default_names, read_weights
@@ -42,13 +43,17 @@ def main() -> None:
 def serve() -> None:
     """Serve in the foreground until Ctrl-C; the settings are PALIMPSEST_* variables."""
     settings = _settings()
-    _require_free_port(settings)
+    try:
+        preflight.check(settings)
+    except preflight.Unusable as error:
+        raise _fail(str(error)) from None
     with one_message_per_error(settings.store):
         demo, reason = _choose_models(settings)
         console.print(f"Models: {DEMO if demo else 'full'} ({reason})")
         if demo:
             build.ensure_demo(settings.store, console.print)
-    _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20))
+    memory = _memory(settings)
+    _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20), memory)
 
 
 @app.command()
@@ -57,6 +62,8 @@ def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for runnin
     settings = _settings()
     process = _running(_pid_file(settings))
     if process is None:
+        if found := preflight.listener(settings):
+            raise _fail(f"no server of PALIMPSEST_STATE={settings.state} runs, but {found}")
         console.print(f"Nothing runs on port {settings.port}.")
         return
     process.terminate()
@@ -77,18 +84,18 @@ def models(
     """Show the running server's models until Ctrl-C: where each is, what it takes, how it is used."""
     if context.invoked_subcommand is None:
         with contextlib.suppress(KeyboardInterrupt):
-            models_table.show(_url(_settings()), once, as_json, console)
+            models_table.show(preflight.url(_settings()), once, as_json, console)
 
 
 @models_app.command()
 def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
     """Read a model's archive into main memory, so that its next load does not wait for the disk."""
-    models_table.warm(_url(_settings()), name, console)
+    models_table.warm(preflight.url(_settings()), name, console)
 
 
-def _serve(settings: Settings, catalog: Catalog) -> None:
-    memory = _memory(settings)
-    application = create_app(settings, catalog, Supervisor(settings, memory.device.gpu), memory)
+def _serve(settings: Settings, catalog: Catalog, memory: Memory) -> None:
+    supervisor = Supervisor(settings, memory.device.gpu)
+    application = create_app(settings, catalog, supervisor, memory)
     # uvicorn raises a signal once more after its shutdown; ours must not end the process before the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; under nohup it is ignored
@@ -101,8 +108,11 @@ def _serve(settings: Settings, catalog: Catalog) -> None:
             _announce(settings, time.monotonic() - began)
 
         server = Server(application, settings, on_ready)
-        with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
-            server.run()
+        try:
+            with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
+                server.run()
+        finally:
+            supervisor.end()  # of what the event loop did not come to
     if not server.started:
         raise typer.Exit(1)
     console.print("Stopped.")
@@ -133,7 +143,7 @@ def _budget(setting: str, text: str, total: int) -> int:
 
 
 def _announce(settings: Settings, seconds: float) -> None:
-    url = _url(settings)
+    url = preflight.url(settings)
     console.print(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
     console.print(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
@@ -146,31 +156,18 @@ def _announce(settings: Settings, seconds: float) -> None:
     console.print("Ctrl-C stops everything.")
 
 
-def _url(settings: Settings) -> str:
-    """Where this machine reaches the server."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
 def _settings() -> Settings:
     try:
         return Settings()
     except pydantic.ValidationError as error:
-        lines = [f"PALIMPSEST_{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
-        raise _fail("; ".join(lines)) from None
+        raise _fail("; ".join(map(_words, error.errors()))) from None
 
 
-def _require_free_port(settings: Settings) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise _fail(
-                f"port {settings.port} on {settings.host} cannot be used ({error.strerror}). Set another one,"
-                f" e.g. `make serve PORT={settings.port + 1}`, or end what listens there (`make stop` if it is ours)."
-            ) from None
+def _words(error: ErrorDetails) -> str:
+    setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
+    if error["type"] == "extra_forbidden":
+        return f"{setting}: there is no such setting; README.md lists them"
+    return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
 
 
 def _choose_models(settings: Settings) -> tuple[bool, str]:

@@ -16,7 +16,11 @@ class Settings(BaseSettings):
     """Raises pydantic.ValidationError, which names the setting, when a value is unusable."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PALIMPSEST_", env_file="palimpsest.env", extra="forbid", validate_default=True
+        env_prefix="PALIMPSEST_",
+        env_file="palimpsest.env",
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
@@ -30,8 +34,9 @@ class Settings(BaseSettings):
     )
     store: AbsolutePath = Field(Path("model-store"), description="Folder that holds the archives.")
     state: AbsolutePath = Field(Path(".palimpsest"), description="Folder for logs, downloads and the process id.")
+    # In a checkout a link, so that an installed package has the file as well.
     config: AbsolutePath = Field(
-        Path(__file__).parent.parent / "config.properties", description="TorchServe's own settings file."
+        Path(__file__).with_name("config.properties"), description="TorchServe's own settings file."
     )
     max_request_mib: int = Field(128, ge=1, le=128, description="Largest request body; above it the answer is 413.")
     images_mib: int = Field(512, ge=1, description="Main memory for uploads that POST /v1/images keeps.")

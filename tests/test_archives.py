@@ -17,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -257,6 +258,7 @@ def test_new_code_does_not_need_the_published_files_again(
 KILLED_BUILD = """
 import sys
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from importlib import metadata
 from pathlib import Path
 from serve.archives import build
 from serve.archives.weights import Places
@@ -378,19 +380,28 @@ def test_a_tar_gz_is_laid_out_as_torchserve_unpacks_it(tiny: Path, tmp_path: Pat
     with tarfile.open(tmp_path / "tiny.tar.gz") as tar:
         packed = {entry.name.removeprefix("./"): tar.extractfile(entry) for entry in tar}
         assert all(name.startswith("./") for name in tar.getnames())
-        assert {name: file.read() for name, file in packed.items() if file} == without_caches(tiny)
+        assert as_built({name: file.read() for name, file in packed.items() if file}) == without_caches(tiny)
 
 
 def test_a_mar_stores_weights_as_they_are(tiny: Path, tmp_path: Path) -> None:
     export(tiny, Format.MAR, tmp_path / "tiny.mar", silent)
     with zipfile.ZipFile(tmp_path / "tiny.mar") as mar:
-        assert {name: mar.read(name) for name in mar.namelist()} == without_caches(tiny)
+        assert as_built({name: mar.read(name) for name in mar.namelist()}) == without_caches(tiny)
         assert mar.getinfo("sub/weights.safetensors").compress_type == zipfile.ZIP_STORED
         assert mar.getinfo("handler.py").compress_type == zipfile.ZIP_DEFLATED
 
 
+def as_built(exported: dict[str, bytes]) -> dict[str, bytes]:
+    """Without what an export adds for others."""
+    manifest = json.loads(exported["MAR-INF/MANIFEST.json"])
+    del exported["requirements.txt"], manifest["model"]["requirementsFile"]
+    return exported | {"MAR-INF/MANIFEST.json": json.dumps(manifest).encode()}
+
+
 def without_caches(archive: Path) -> dict[str, bytes]:
-    return {name: data for name, data in content(archive).items() if "__pycache__" not in name}
+    kept = {name: data for name, data in content(archive).items() if "__pycache__" not in name}
+    manifest = json.loads(kept["MAR-INF/MANIFEST.json"])
+    return kept | {"MAR-INF/MANIFEST.json": json.dumps(manifest).encode()}
 
 
 @pytest.mark.parametrize("file_format", Format)
@@ -476,6 +487,48 @@ def test_an_export_of_nothing_is_one_message(tmp_path: Path) -> None:
     code, output = run("export", "sam", "--format", "mar", "--store", tmp_path)
     assert code == 1
     assert "is not an archive" in output
+
+
+def test_a_bare_name_is_exported_as_the_server_looks_it_up(demo_store: Path, tmp_path: Path) -> None:
+    def exported_from(store: Path, models: str) -> tuple[int, bytes]:
+        out = tmp_path / f"{models}.mar"
+        out.unlink(missing_ok=True)
+        code, _ = run("export", "sam", "--format", "mar", "--store", store, "--out", out, "--models", models)
+        return code, out.read_bytes() if code == 0 else b""
+
+    expected = tmp_path / "expected.mar"
+    assert run("export", "demo/sam", "--format", "mar", "--store", demo_store, "--out", expected)[0] == 0
+    assert exported_from(demo_store, "demo") == exported_from(demo_store, "auto") == (0, expected.read_bytes())
+    assert exported_from(demo_store, "full") == (1, b"")
+    both = tmp_path / "both"
+    shutil.copytree(demo_store / "demo" / "sam", both / "demo" / "sam")
+    shutil.copytree(demo_store / "demo" / "lama", both / "sam")
+    assert exported_from(both, "demo") != exported_from(both, "auto") == exported_from(both, "full")
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"), [("sam", "segment-anything-py"), ("lama", "omegaconf"), ("sd", "accelerate")]
+)
+def test_an_export_names_the_libraries_that_it_needs(demo_store: Path, tmp_path: Path, name: str, needs: str) -> None:
+    code, output = run("export", f"demo/{name}", "--format", "mar", "--store", demo_store, "--out", tmp_path / "x.mar")
+    assert code == 0
+    assert "install_py_dep_per_model=true" in output
+    assert "max_response_size" in output
+    with zipfile.ZipFile(tmp_path / "x.mar") as packed:
+        listed = dict(line.split("==") for line in packed.read("requirements.txt").decode().splitlines())
+        manifest = json.loads(packed.read("MAR-INF/MANIFEST.json"))
+    assert manifest["model"]["requirementsFile"] == "requirements.txt"
+    assert {"torch", "numpy", "pillow", needs} <= listed.keys()
+    # Not of the server.
+    assert not {"fastapi", "torchserve", "palimpsest"} & listed.keys()
+    assert all(metadata.version(library).startswith(version) for library, version in listed.items())
+
+
+def test_an_archives_own_requirements_are_exported_as_they_are(tiny: Path, tmp_path: Path) -> None:
+    (tiny / "requirements.txt").write_text("own==1\n")
+    export(tiny, Format.MAR, tmp_path / "x.mar", silent)
+    with zipfile.ZipFile(tmp_path / "x.mar") as packed:
+        assert packed.read("requirements.txt") == b"own==1\n"
 
 
 # A stock TorchServe

@@ -66,6 +66,24 @@ def test_every_failure_has_its_answer(server: Server, name: str, status: int, co
     assert server.http.post("/predictions/echo", content=b"still here").content == b"still here"
 
 
+def test_a_handler_that_misses_a_library_is_told_from_others(server: Server) -> None:
+    store = server.folder / "store"
+    for name in ("misses", "misses-listed"):
+        handler = write_archive(store, name) / "handler.py"
+        handler.write_text(f"import nowhere_to_be_found\n{handler.read_text()}")
+    (store / "misses-listed" / "requirements.txt").write_text("nowhere_to_be_found==1\n")
+    messages = {
+        name: server.http.post(f"/predictions/{name}", content=b"x").json()["error"]["message"]
+        for name in ("misses", "misses-listed", "load-fails-oddly")
+    }
+    for name in ("misses", "misses-listed"):
+        assert "No module named 'nowhere_to_be_found'" in messages[name]
+        assert ("requirements.txt" in messages[name]) == (name == "misses-listed")
+        assert str(store) not in messages[name]
+    assert "KeyError" in messages["load-fails-oddly"]
+    assert "odd" not in messages["load-fails-oddly"].replace("load-fails-oddly", "")
+
+
 def test_a_worker_that_is_killed_while_it_loads_is_an_error_of_the_load(server: Server) -> None:
     """TorchServe takes a kill for lack of memory if it sees the exit code in time, else for a failure."""
     answer = server.http.post("/predictions/load-dies", content=b"x")

@@ -15,7 +15,7 @@ import pytest
 from conftest import DATA, encoded, pixels
 from serving import PALIMPSEST, ROOT, Server, environment, serving, until
 
-from serve.engine import supervisor
+from serve.engine import homes
 from serve.settings import Settings
 
 pytestmark = pytest.mark.torchserve
@@ -164,8 +164,21 @@ def test_a_second_server_on_the_port_says_what_to_do(server: Server, tmp_path: P
     assert server.http.get("/ping").status_code == 200
 
 
+def test_stop_with_another_state_folder_says_whose_the_server_is(
+    server: Server, tmp_path: Path, demo_store: Path
+) -> None:
+    environ = environment(server.port, tmp_path, demo_store)
+    stop = subprocess.run([PALIMPSEST, "stop"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert stop.returncode == 1
+    assert f"process {server.process.pid}" in stop.stderr
+    assert f"PALIMPSEST_STATE={server.folder / 'state'} PALIMPSEST_PORT={server.port} palimpsest stop" in stop.stderr
+    assert server.http.get("/ping").status_code == 200
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "palimpsest stop", "SIGKILL"])
-def test_the_end_leaves_nothing(tmp_path: Path, demo_store: Path, dog: bytes, how: str) -> None:
+def test_the_end_leaves_nothing(
+    tmp_path: Path, demo_store: Path, dog: bytes, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path, demo_store) as server:
         server.ask("sam", image=dog, gen_args={"point_coords": [750, 500]})
         family = server.family()
@@ -178,8 +191,12 @@ def test_the_end_leaves_nothing(tmp_path: Path, demo_store: Path, dog: bytes, ho
         code = server.process.wait(60)
         left = server.leftovers(family)
     if how == "SIGKILL":
-        # Nobody was left to remove the folder; the processes are gone all the same.
+        # Nobody was left to remove the folder; the processes are gone all the same, and the next one removes it.
         assert [item for item in left if isinstance(item, psutil.Process)] == []
+        assert len(left) == 1
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+        homes.sweep()
+        assert not list((tmp_path / "tmp").iterdir())
     else:
         assert (code, left) == (0, [])
         assert not list((tmp_path / "state").glob("*.pid"))
@@ -199,8 +216,8 @@ def test_a_long_temporary_folder_leaves_room_for_torchserves_sockets(
 ) -> None:
     """Else every load would fail with "AF_UNIX path too long"; tests/test_bench.py serves from such a folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert supervisor._temporary_folder() == (str(tmp_path) if len(str(tmp_path)) <= 72 else "/tmp")
+    assert homes.temporary_folder() == (str(tmp_path) if len(str(tmp_path)) <= 72 else "/tmp")
     monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 72)
-    assert supervisor._temporary_folder() == "/tmp"
+    assert homes.temporary_folder() == "/tmp"
     monkeypatch.setattr("tempfile.tempdir", "/" + "x" * 71)
-    assert supervisor._temporary_folder() == "/" + "x" * 71
+    assert homes.temporary_folder() == "/" + "x" * 71

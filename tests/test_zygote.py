@@ -22,7 +22,7 @@ import yaml
 from residence import in_huge_pages
 from zoo import write_archive
 
-from serve.engine import launcher, processes
+from serve.engine import launcher, processes, warmstart
 from serve.engine.supervisor import Supervisor
 from serve.engine.warmstart import WarmStarts
 from serve.residency.memory import HostDevice
@@ -56,8 +56,8 @@ def parent_of_orphans() -> Iterator[None]:
 class Bench(WarmStarts):
     """A zygote with a folder of its own, and workers that are scripts."""
 
-    def __init__(self, folder: Path, libraries: tuple[str, ...] = TINY, patience: float = IN_TIME) -> None:
-        super().__init__(libraries, patience)
+    def __init__(self, folder: Path, libraries: tuple[str, ...], patience: float, ready_within: float) -> None:
+        super().__init__(libraries, patience, ready_within)
         self.home = folder / "home"
         self.home.mkdir()
         self.work = folder / "work"
@@ -91,9 +91,13 @@ class Bench(WarmStarts):
 
 @asynccontextmanager
 async def bench(
-    folder: Path, libraries: tuple[str, ...] = TINY, patience: float = IN_TIME, until_ready: bool = True
+    folder: Path,
+    libraries: tuple[str, ...] = TINY,
+    patience: float = IN_TIME,
+    ready_within: float = IN_TIME,
+    until_ready: bool = True,
 ) -> AsyncIterator[Bench]:
-    running = Bench(folder, libraries, patience)
+    running = Bench(folder, libraries, patience, ready_within)
     running.start(running.home, running.environment, running.log)
     try:
         if until_ready:
@@ -104,7 +108,7 @@ async def bench(
         for process in running.launched:
             process.kill()
             process.communicate()
-        processes.kill_all(processes.descendants_of_home(running.home))
+        processes.kill_all(running.home)
         assert psutil.Process().children(recursive=True) == []
 
 
@@ -410,8 +414,7 @@ async def test_a_worker_outlives_its_zygote_but_not_its_launcher(tmp_path: Path,
         else:
             os.kill(worker, signal.SIGKILL)
         assert await code_of(process) == (-signal.SIGKILL if end == "launcher" else 1)
-        # Reaped as well.
-        await until(lambda: not psutil.pid_exists(worker))
+        await until(lambda: processes.reap_adopted() or not psutil.pid_exists(worker))
 
 
 @in_event_loop
@@ -421,6 +424,34 @@ async def test_a_zygote_that_hangs_is_replaced(tmp_path: Path) -> None:
         assert (await warm.run("raise SystemExit(7)"))[0] == 7
         await until(lambda: warm.zygote_restarts == 1)
         await ready(warm)
+
+
+@in_event_loop
+async def test_a_zygote_that_never_becomes_ready_is_replaced_and_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(warmstart, "GIVE_UP_AFTER", 2)
+    (tmp_path / "hanging.py").write_text("import time; time.sleep(3600)\n")
+    async with bench(tmp_path, ("hanging",), ready_within=0.5, until_ready=False) as warm:
+        await until((warm.home / "zygote").exists)
+        # Its launcher does not wait longer than for that.
+        assert (await warm.run("raise SystemExit(7)"))[0] == 7
+        await until(lambda: "failed 2 times in a row" in caplog.text)
+        assert warm.zygote_restarts == 1
+        assert (await warm.run("raise SystemExit(8)"))[0] == 8
+
+
+@in_event_loop
+async def test_a_zygote_that_could_start_on_the_second_try_is_used(tmp_path: Path) -> None:
+    tried = str(tmp_path / "tried")
+    (tmp_path / "slow_once.py").write_text(
+        f"import os, time\nif not os.path.exists({tried!r}):\n    open({tried!r}, 'w'); time.sleep(3600)\n"
+    )
+    async with bench(tmp_path, ("slow_once",), ready_within=1) as warm:
+        assert warm.zygote_restarts == 1
+        process = warm.launch(UNTIL_STDIN_ENDS)
+        assert (await pids_of(process))[1] == warm.zygote_pid
+        process.communicate(b"")
 
 
 @in_event_loop

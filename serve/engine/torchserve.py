@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from serve.engine.handlerlog import LOG, HandlerLog
 from serve.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -83,8 +84,10 @@ class TorchServe:
         endpoint: Endpoint,
         load_timeout: float,
         session: aiohttp.ClientSession | None = None,
+        logs: Path = Path(),
     ) -> None:
-        """session: stands in for the network in tests."""
+        """session: stands in for the network in tests. logs: the folder of TorchServe's log files."""
+        self._logs = logs
         self._endpoint, self._load_timeout = endpoint, load_timeout
         # aiohttp: a third faster than httpx for megabytes, by bench/http_clients.py. No limit: the scheduler has one.
         self._http = session or aiohttp.ClientSession(
@@ -114,6 +117,7 @@ class TorchServe:
         Raises OutOfMemory or ModelLoadFailed; nothing of the failed registration is left behind.
         """
         # The query string, not a body: TorchServe sets maxBatchDelay to -10000 for a body.
+        log = HandlerLog(self._logs / LOG, name)
         query = {
             "model_name": name,
             "url": str(archive),
@@ -132,7 +136,8 @@ class TorchServe:
         await self._unregister_quietly(name)
         if response.status == 507:
             raise OutOfMemory(f"there is not enough memory to load {name!r}")
-        raise ModelLoadFailed(f"{name!r} cannot be loaded: {_message(response)}; model_log.log has the handler's words")
+        reason = await log.reason(archive) or _message(response)
+        raise ModelLoadFailed(f"{name!r} cannot be loaded: {reason}; {LOG} has the handler's words")
 
     async def unregister(self, name: str) -> None:
         """Kills the model's worker; no request of that model may be running, for it would hang for ever."""

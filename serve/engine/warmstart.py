@@ -10,22 +10,34 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from serve.engine import launcher, zygote
-from serve.engine.processes import die_with_parent, reap_session
+from serve.engine import launcher, processes, zygote
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a launcher waits for its fork: an import from a cold disk, and well within TorchServe's two minutes.
-PATIENCE = 45.0
+# Seconds that a launcher waits for its fork: about what importing the libraries itself would take.
+PATIENCE = 25.0
+# Seconds that a zygote may import, from a cold disk on a busy machine.
+READY_WITHIN = 45.0
 MAX_BACKOFF = 60.0
 MAX_ENDS = 1000  # archives whose worker has ended and nobody has asked
+# So many in a row that never became ready, and workers start slowly without waiting, for so many seconds.
+GIVE_UP_AFTER = 3
+REST = 600.0
 
 
 class WarmStarts:
-    """The zygote of the running TorchServe. slow_starts, zygote_restarts: since the server started."""
+    """The zygote of the running TorchServe. slow_starts, zygote_restarts: since the server started.
 
-    def __init__(self, libraries: Sequence[str] = zygote.LIBRARIES, patience: float = PATIENCE) -> None:
-        self._libraries, self._patience = libraries, patience
+    patience, ready_within: seconds that a launcher waits for its fork, and that a zygote may import.
+    """
+
+    def __init__(
+        self,
+        libraries: Sequence[str] = zygote.LIBRARIES,
+        patience: float = PATIENCE,
+        ready_within: float = READY_WITHIN,
+    ) -> None:
+        self._libraries, self._patience, self._ready_within = libraries, patience, ready_within
         self._reports: socket.socket | None = None
         self._runner: asyncio.Task[None] | None = None
         self.zygote: asyncio.subprocess.Process | None = None
@@ -51,6 +63,13 @@ class WarmStarts:
         self._runner = asyncio.create_task(self._keep_running(command, home, environment, log))
         return str(python)
 
+    async def wait(self, timeout: float) -> bool:
+        """Whether workers start fast, at the latest after `timeout` seconds; at once where they never will."""
+        if self._runner is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.ready.wait(), timeout)
+        return self.ready.is_set()
+
     async def stop(self) -> None:
         """Ends the zygote. Its workers live on until their launchers end."""
         if self._runner is not None:
@@ -58,10 +77,7 @@ class WarmStarts:
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
         if self.zygote is not None:
-            with suppress(ProcessLookupError):
-                self.zygote.kill()
-            await self.zygote.wait()
-            reap_session(self.zygote.pid)
+            await processes.end(self.zygote)
             self.zygote = None
         if self._reports is not None:
             asyncio.get_running_loop().remove_reader(self._reports)
@@ -76,30 +92,40 @@ class WarmStarts:
     async def _keep_running(
         self, command: Sequence[str], home: Path, environment: Mapping[str, str], log: Path
     ) -> None:
-        backoff = 0.0
+        backoff, failures = 0.0, 0
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             with log.open("ab") as output:
-                self.zygote = await asyncio.create_subprocess_exec(
-                    *command,
-                    cwd=home,
-                    env=environment,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    # Its id is how the workers are known when the zygote is gone.
-                    start_new_session=True,
-                    preexec_fn=die_with_parent,
-                )
+                self.zygote = await processes.start(*command, cwd=home, env=environment, stdout=output, stderr=output)
+            failures = 0 if await self._until_ready(self.zygote) else failures + 1
             code = await self.zygote.wait()
             self.ready.clear()
-            reap_session(self.zygote.pid)
             logger.error("the zygote ended with code %d: workers start slowly until it is back; see %s", code, log)
+            if failures >= GIVE_UP_AFTER:
+                failures = 0
+                logger.error("it failed %d times in a row: the next try is in %g s", GIVE_UP_AFTER, REST)
+                await asyncio.sleep(REST)
             backoff = 0.0 if loop.time() - began > MAX_BACKOFF else backoff
             await asyncio.sleep(backoff)
             backoff = min(MAX_BACKOFF, 2 * backoff + 1)
             self.zygote_restarts += 1
+
+    async def _until_ready(self, zygote: asyncio.subprocess.Process) -> bool:
+        """Whether it has become ready, rather than ended. Kills one that imports for too long."""
+        ready, ended = asyncio.create_task(self.ready.wait()), asyncio.create_task(zygote.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {ready, ended}, timeout=self._ready_within, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            ready.cancel()
+            ended.cancel()
+        if not done:
+            logger.error("the zygote is not ready after %g s", self._ready_within)
+            with suppress(ProcessLookupError):
+                zygote.kill()
+        return ready in done
 
     def _write_launcher(self, home: Path) -> Path:
         """One file, as TorchServe wants it; for a shell, as the path in a #! line must be short and have no blanks."""

@@ -124,9 +124,14 @@ def _has_gpu() -> bool:
 def parse_budget(text: str, total: int) -> int:
     """ "8000" (MiB) or "92%" (of `total`) in bytes; ValueError for anything else."""
     share = text.endswith("%")
-    number = float(text.removesuffix("%"))
-    if not 0 <= number <= (100 if share else float("inf")):
-        raise ValueError("must be a number of MiB, or a percentage such as 92%")
+    most = 100 if share else 2**40
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1
+    # NaN is in no range.
+    if not 0 <= number <= most:
+        raise ValueError(f"must be a number of MiB such as 8000, or a percentage such as 92%, not {text[:40]!r}")
     return int(total * number / 100) if share else int(number * 2**20)
 
 

@@ -1,0 +1,113 @@
+"""What must hold before a server starts; every message names the setting and says what to do."""
+
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+
+from serve.settings import Settings
+
+
+class Unusable(Exception):
+    """A setting that the server cannot run with."""
+
+
+def check(settings: Settings) -> None:
+    """Makes the folders that are missing. Raises Unusable."""
+    _require_readable("CONFIG", settings.config)
+    _require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
+    _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
+    _require_free_port(settings)
+
+
+def listener(settings: Settings) -> str:
+    """What listens on the server's port, in a sentence, and what to do; empty if nothing does."""
+    try:
+        answer = httpx.get(f"{url(settings)}/ping", timeout=5)
+    except httpx.ConnectError:
+        return ""
+    except (httpx.HTTPError, httpx.InvalidURL):
+        answer = None
+    process = _listening_process(settings.port)
+    who = f"process {process.pid}" if process else "a process that this user cannot see"
+    if answer is None or process is None or "palimpsest" not in " ".join(process.cmdline()):
+        return f"{who} listens on port {settings.port}, and is no server of this state folder: end it by its own means"
+    state = Path(process.cwd(), process.environ().get("PALIMPSEST_STATE", ".palimpsest"))
+    return (
+        f"the palimpsest on port {settings.port} ({who}) has another state folder: `PALIMPSEST_STATE={state}"
+        f" PALIMPSEST_PORT={settings.port} palimpsest stop` stops it"
+    )
+
+
+def url(settings: Settings) -> str:
+    """Where this machine reaches the server."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _require_readable(setting: str, file: Path) -> None:
+    try:
+        file.read_bytes()
+    except OSError as error:
+        raise Unusable(
+            f"PALIMPSEST_{setting}={file} cannot be read ({error.strerror}): name an existing file"
+        ) from None
+
+
+def _require_folder(setting: str, folder: Path, use: str, written: bool = True) -> None:
+    """written: whether it must be possible to write there; archives may also lie on a read-only disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.listdir(folder)
+        if written:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(b"x" * 4096)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        todo = "make room on its disk" if full else "name a folder that this user may use"
+        reason = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
+        raise Unusable(f"PALIMPSEST_{setting}={folder} cannot be used ({reason}): {use}; {todo}") from None
+
+
+def _require_free_port(settings: Settings) -> None:
+    host, port = settings.host, settings.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise Unusable(f"PALIMPSEST_HOST={host} is no address or name of this machine: 127.0.0.1, say") from None
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise Unusable(f"PALIMPSEST_HOST={host} is not an address of this machine: 127.0.0.1, say") from None
+            raise Unusable(
+                f"port {port} on {host} cannot be used ({error.strerror}). Set another PALIMPSEST_PORT, e.g."
+                f" `make serve PORT={min(port + 1, 65535)}`, or end what listens there (`make stop` if it is ours)."
+            ) from None
+
+
+def _listening_process(port: int) -> psutil.Process | None:
+    for process in _own_processes():
+        try:
+            connections = process.net_connections(kind="tcp")
+        except psutil.Error:
+            continue
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            return process
+    return None
+
+
+def _own_processes() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == os.getuid():
+                yield process
+        except psutil.Error:
+            continue
