@@ -2,9 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, StrictBool, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    StrictBool,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from contract.bodies import Slice
+
+_PICTURE: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
 def _whole(value: Any) -> Any:
@@ -19,7 +30,7 @@ Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=2
 Token = Annotated[str, StringConstraints(strict=True, max_length=1_000_000)]
 Text = Annotated[str, StringConstraints(strict=True, max_length=10_000)]
 # A stretch of the body: a file, or a long text; or text: base64, a data URI, or the id of an upload.
-Picture = Annotated[InstanceOf[Slice] | str, Field(union_mode="left_to_right")]
+Picture = Annotated[InstanceOf[Slice] | str, Field(union_mode="left_to_right"), WithJsonSchema(_PICTURE)]
 
 Format = Literal["input", "png", "jpeg", "webp", "tiff"]
 Scheduler = Literal["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "unipc"]
@@ -27,7 +38,6 @@ Scheduler = Literal["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "dpm
 PICTURES = ("image", "mask")
 LISTS = ("points", "box")
 """What several parts of one name make up."""
-_PICTURE: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
 class Fields(BaseModel):
@@ -38,7 +48,6 @@ class Fields(BaseModel):
     image: Picture = Field(
         description="The picture: a multipart file, base64, a data URI, or the id that POST /v1/images gave.",
         examples=["img_3f786850e387550fdab836ed7e6dc881de23001b"],
-        json_schema_extra=_PICTURE,
     )
 
 
@@ -105,7 +114,6 @@ class Painted(Selection):
         None,
         description="As large as the picture; 128 or more of 255 marks what to change. Instead of points and box.",
         examples=["img_aaf4c61ddcc5e8a2dabede0f3b482cd9aea9434d"],
-        json_schema_extra=_PICTURE,
     )
     segment_model: Model = Field(
         "sam", description="The archive that turns points and box into a mask.", examples=["sam"]

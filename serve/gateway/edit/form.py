@@ -1,6 +1,7 @@
 """A request's body -> checked fields; fields -> the body that a handler takes."""
 
 import asyncio
+import re
 import reprlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar, get_args
@@ -13,8 +14,11 @@ from contract.bodies import BodyError, PartText, Repeated, Slice, read_body, rea
 from serve.errors import BadRequest, body_refused
 from serve.gateway.body import Body
 from serve.gateway.edit.fields import LISTS, PICTURES, as_points
+from serve.gateway.edit.images import PREFIX
 
 Fields = TypeVar("Fields", bound=BaseModel)
+_LISTED = re.compile(r"[^\[\]]+,[^\[\]]+|\[[^\[\]]+\](?:\s*,\s*\[[^\[\]]+\])+")  # 1,2 or [1,2],[3,4]
+_MAX_ID = 100  # bytes
 _MAX_TEXT = 1_000_000  # characters, of the longest text field
 
 
@@ -50,7 +54,7 @@ def _value(name: str, value: Any, body: bytes, kind: type[BaseModel]) -> Any:
     if field is None:
         raise BadRequest(f"there is no field {name[:60]!r} here: {', '.join(kind.model_fields)}", name[:60])
     if name in PICTURES:
-        return value
+        return _upload_id(value, body) or value
     if isinstance(value, Slice):
         value = PartText(text_of(body, value, name, _MAX_TEXT))
     if _takes_text(field.annotation):
@@ -62,12 +66,20 @@ def _value(name: str, value: Any, body: bytes, kind: type[BaseModel]) -> Any:
     return as_points(value) if name == "points" else value
 
 
+def _upload_id(value: Any, body: bytes) -> str | None:
+    """The id of an upload that a client sent as a file, as those made from the OpenAPI document have to."""
+    if not isinstance(value, Slice) or value.stop - value.start > _MAX_ID:
+        return None
+    content = body[value.start : value.stop]
+    return content.decode("ascii").strip() if content.startswith(PREFIX.encode()) and content.isascii() else None
+
+
 def _said(name: str, text: str) -> Any:
     """The value that a part's text says; nothing where it is empty, as of a form's field that was left out."""
     text = text.strip()
     if text in ("True", "False"):  # str() of Python's
         text = text.lower()
-    if name in LISTS and "," in text and not text.startswith("["):
+    if name in LISTS and _LISTED.fullmatch(text):
         text = f"[{text}]"
     data = text.encode()
     try:

@@ -43,7 +43,7 @@ class Upload(BaseModel):
     status_code=201,
     summary="Keep a picture for further calls",
     openapi_extra=openapi.IMAGES,
-    responses=openapi.errors((400, 408, 413)),
+    responses=openapi.errors((400, 408, 413, 415)),
 )
 async def upload(request: Request) -> Upload:
     services: Services = request.app.state.services
@@ -191,5 +191,7 @@ def _check_mask(fields: Painted) -> None:
         if not fields.selects:
             raise BadRequest("say what to change: mask, points = [[x, y], ...] or box", "mask")
         return
-    for name in sorted(fields.model_fields_set & set(Selection.model_fields) - {"image"}):
+    for name in sorted(set(Selection.model_fields) - {"image"}):
+        if getattr(fields, name) == Selection.model_fields[name].default:
+            continue  # generated clients send every default
         raise BadRequest(f"{name} says how to make a mask, and there is one: send either", name)
