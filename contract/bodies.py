@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from contract.buffers import WINDOW, Buffer, Slice, decoded, text_of, unquoted
+from contract.buffers import Buffer, Slice, decoded, text_of, unquoted
 from contract.errors import BodyError
 from contract.jsontext import MAX_NAME, MAX_SHORT, encoding_of, read_object, read_value
 from contract.multipart import MAX_PARTS, Header, Part, header, parts_of
@@ -31,6 +31,7 @@ __all__ = [
     "text_of",
 ]
 
+MAX_RECODED_PART = 64 * 1024  # bytes of a part in another charset than UTF-8
 MAX_URLENCODED = 4 * 2**20
 _FORM = "application/x-www-form-urlencoded"
 _CHARSETS = {
@@ -118,8 +119,10 @@ def _content(view: memoryview, part: Part, name: str, charset: str) -> Any:
     encoding = _CHARSETS[named]
     if part.stop - part.start > MAX_SHORT and encoding == "utf-8":
         return content
-    if part.stop - part.start > WINDOW:
-        raise BodyError(f"{name} may have {WINDOW >> 10} KiB in charset {named}: send UTF-8", name, status=413)
+    if part.stop - part.start > MAX_RECODED_PART:
+        raise BodyError(
+            f"{name} may have {MAX_RECODED_PART >> 10} KiB in charset {named}: send UTF-8", name, status=413
+        )
     try:
         return PartText(decoded(view[part.start : part.stop], encoding, name).removeprefix("\ufeff"))
     except BodyError:

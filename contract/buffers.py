@@ -15,7 +15,7 @@ from contract.errors import BodyError
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
-WINDOW = 256 * 1024
+WINDOW = 32 * 1024
 
 _FIRST_WINDOW = 512
 # Whole escapes only, so that a string may be cut where it ends; of a pair of surrogates either half may be the last.
@@ -54,7 +54,7 @@ def decoded(data: Buffer, encoding: str, field: str | None) -> str:
     try:
         pieces = [decoder.decode(view[at : at + WINDOW]) for at in range(0, len(view), WINDOW)]
         return "".join(pieces) + decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise BodyError(f"{field or 'the body'} is not valid {encoding.upper()} text", field) from None
 
 

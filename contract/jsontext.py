@@ -164,18 +164,18 @@ class _Reader:
         start = at = self._at + 1
         escaped, size = False, 512
         while at < self._stop:
-            window = bytes(self._view[at : min(at + size, self._stop)])
+            window = bytes(self._view[at : min(at + size, self._stop)])  # never begins behind a backslash
             quote = window.find(b'"')
-            if b"\\" in (window if quote < 0 else window[:quote]):
+            before = window if quote < 0 else window[:quote]
+            if b"\\" in before:
                 escaped = True
-                inside = _INSIDE.match(window)
-                quote = inside.end() if inside else 0
-                if quote == 0:  # a backslash alone, at the very end
-                    break
-                if window[quote : quote + 1] != b'"':  # the window's end, or a backslash before it
-                    at += quote
-                    size = WINDOW
-                    continue
+                if (len(before) - len(before.rstrip(b"\\"))) % 2:  # what follows is escaped, or in the next window
+                    inside = _INSIDE.match(window)
+                    end = inside.end() if inside else 0
+                    quote = end if window[end : end + 1] == b'"' else -1
+                    window = window[:end]
+                    if not window:
+                        break
             if quote >= 0:
                 self._at = at + quote + 1
                 return start, at + quote, escaped

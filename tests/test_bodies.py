@@ -166,7 +166,7 @@ def test_one_part_names_the_charset_of_all() -> None:
 
 
 def test_large_values_stay_where_they_are() -> None:
-    text = "A" * (3 * WINDOW)
+    text = "A" * (20 * WINDOW)
     body = json.dumps({"image": text, "mask": text.replace("AA", "/A")}).replace("/", "\\/").encode()
     fields = read_body("", "", body)
     assert [type(value) for value in fields.values()] == [Slice, Slice]
@@ -247,6 +247,8 @@ def test_what_json_may_not_hold_is_named(body: bytes, field: str, words: str) ->
         (FORM, "", one("Content-Type: multipart/mixed; boundary=c", b"1"), 400, "multipart within"),
         (FORM, "", part("Content-Disposition: form-data; name=a", b"") * (MAX_PARTS + 1) + b"--b--", 400, "twice"),
         (FORM, "", b"--b\r\n" + b"x" * 100_000, 400, "16 KiB"),
+        (FORM, "", one("Content-Type: text/plain; charset=utf-16", b"a\0"), 400, "a is not valid UTF-16"),
+        (FORM, "", one("Content-Type: text/plain; charset=latin1", bytes(70_000)), 413, "64 KiB"),
         (URLENCODED, "", b"a=1&a=2", 400, "twice"),
         (URLENCODED, "", b"a=%ff", 400, "UTF-8"),
         (URLENCODED, "", b"a=" + b"x" * 2**23, 413, "4 MiB"),
