@@ -9,7 +9,6 @@ import json
 import mmap
 import re
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from contract.errors import BodyError
 
@@ -20,6 +19,7 @@ WINDOW = 32 * 1024
 _FIRST_WINDOW = 512
 # Whole escapes only, so that a string may be cut where it ends; of a pair of surrogates either half may be the last.
 _UNESCAPABLE = re.compile(r'(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\["\\/bfnrt])*+')
+_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -90,7 +90,7 @@ def unquoted(text: bytes) -> bytes:
         if end < len(text):
             escape = text.rfind(b"%", end - 2, end)
             end = escape if escape >= 0 else end
-        pieces.append(unquote_to_bytes(text[at:end]))
+        pieces.append(_PERCENT.sub(lambda escape: bytes((int(escape[1], 16),)), text[at:end]))
         at = end
     return b"".join(pieces)
 

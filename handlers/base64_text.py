@@ -13,6 +13,7 @@ from handlers.errors import BadRequest
 
 # Up to its comma; there may be others in quotes. Bounded, for any file may begin like this.
 _DATA_URI = re.compile(rb'\s{0,100}data:((?:[^",]|"[^"]{0,1000}+"){0,1000}+),', re.IGNORECASE)
+_MAX_PERCENT = 16 * 2**20
 _ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -30,7 +31,11 @@ def from_base64(text: str | bytes, name: str) -> bytes:
     head = _DATA_URI.match(data)
     if head:
         data = data[head.end() :]
-        data = unquoted(data) if b"%" in data else data
+        if b"%" in data:
+            if len(data) > _MAX_PERCENT:
+                limit = _MAX_PERCENT >> 20
+                raise BadRequest(f"{name}: a percent-encoded data URI may have {limit} MiB: send base64", name, 413)
+            data = unquoted(data)
         if not head[1].rstrip().lower().endswith(b";base64"):
             return data
     payload = data.translate(_ALPHABET, b" \t\r\n\f\v").rstrip(b"=")
