@@ -68,7 +68,8 @@ def unescaped(text: str, field: str | None) -> str:
             raise BodyError(f"{field or 'the body'} is not valid JSON: a backslash with nothing to escape", field)
         pieces.append(json.loads(f'"{match[0]}"', strict=False))
         at = match.end()
-    return whole("".join(pieces), field)
+    made = "".join(pieces)
+    return whole(made, field) if any(_SURROGATE.search(piece) for piece in pieces) else made
 
 
 def whole(text: str, field: str | None) -> str:

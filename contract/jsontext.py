@@ -17,7 +17,7 @@ MAX_NAME = 200  # bytes of a key
 MAX_NUMBER = 300  # characters, so that every whole number fits a float
 MAX_SHORT = 16 * 1024  # bytes of a string that is made at once; a longer one stays in the body
 MAX_TEXT = 2**20  # bytes of all such strings together
-MAX_RECODED = 16 * 2**20  # bytes of a body that is not UTF-8, which has to be copied
+MAX_RECODED = 8 * 2**20  # bytes of a body that is not UTF-8, which has to be copied
 
 _NAMED = 2  # names that make up a field's: gen_args.seed
 

@@ -350,7 +350,7 @@ LARGE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "escaped json": ("", lambda: b'{"image": "' + b"\\/" * (SIZE // 2) + b'"}'),
     "white space": ("", lambda: b'{"image":' + b" " * SIZE + b'"x"}'),
     "multipart": (FORM, lambda: one("Content-Type: image/png", PNG + b"\r\n--c" * (SIZE // 5))),
-    "utf-16": ("", lambda: ('{"image": "' + "A" * 8_000_000 + '"}').encode("utf-16")),
+    "utf-16": ("", lambda: ('{"image": "' + "A" * 4_000_000 + '"}').encode("utf-16")),
 }
 
 
