@@ -14,11 +14,12 @@ from contract.errors import BodyError
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
-WINDOW = 256 * 1024
+WINDOW = 32 * 1024
 
 _FIRST_WINDOW = 512
 # Whole escapes only, so that a string may be cut where it ends; of a pair of surrogates either half may be the last.
 _UNESCAPABLE = re.compile(r'(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\["\\/bfnrt])*+')
+_PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -53,7 +54,7 @@ def decoded(data: Buffer, encoding: str, field: str | None) -> str:
     try:
         pieces = [decoder.decode(view[at : at + WINDOW]) for at in range(0, len(view), WINDOW)]
         return "".join(pieces) + decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise BodyError(f"{field or 'the body'} is not valid {encoding.upper()} text", field) from None
 
 
@@ -67,7 +68,8 @@ def unescaped(text: str, field: str | None) -> str:
             raise BodyError(f"{field or 'the body'} is not valid JSON: a backslash with nothing to escape", field)
         pieces.append(json.loads(f'"{match[0]}"', strict=False))
         at = match.end()
-    return whole("".join(pieces), field)
+    made = "".join(pieces)
+    return whole(made, field) if any(_SURROGATE.search(piece) for piece in pieces) else made
 
 
 def whole(text: str, field: str | None) -> str:
@@ -78,6 +80,20 @@ def whole(text: str, field: str | None) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
         raise BodyError(f"{field or 'the body'} holds half of a character (a lone surrogate)", field) from None
+
+
+def unquoted(text: bytes) -> bytes:
+    """Percent-encoded text as what it stands for."""
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(text):
+        end = min(at + WINDOW, len(text))
+        if end < len(text):
+            escape = text.rfind(b"%", end - 2, end)
+            end = escape if escape >= 0 else end
+        pieces.append(_PERCENT.sub(lambda escape: bytes((int(escape[1], 16),)), text[at:end]))
+        at = end
+    return b"".join(pieces)
 
 
 def text_of(body: Buffer, value: Slice, field: str, max_characters: int) -> str:

@@ -17,11 +17,14 @@ MAX_NAME = 200  # bytes of a key
 MAX_NUMBER = 300  # characters, so that every whole number fits a float
 MAX_SHORT = 16 * 1024  # bytes of a string that is made at once; a longer one stays in the body
 MAX_TEXT = 2**20  # bytes of all such strings together
-MAX_RECODED = 16 * 2**20  # bytes of a body that is not UTF-8, which has to be copied
+MAX_RECODED = 8 * 2**20  # bytes of a body that is not UTF-8, which has to be copied
+
+_NAMED = 2  # names that make up a field's: gen_args.seed
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _NUMBER = re.compile(rb"(-?(?:0|[1-9][0-9]*))((?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)")
+_NOT_FINITE = re.compile(rb"-?(?:NaN|Infinity)")
 _WORD = re.compile(rb"[a-zA-Z]{0,20}")
 _WORDS = {b"true": True, b"false": False, b"null": None}
 _AFTER_NUMBER = b" \t\r\n,]}"
@@ -74,8 +77,8 @@ class _Reader:
 
     def __init__(self, view: memoryview, start: int, stop: int, field: str | None, slices: bool) -> None:
         self._view, self._at, self._stop = view, start, stop
-        self._start, self._whole, self._field, self._slices = start, field or "the body", field, slices
-        self._is_body = field is None
+        self._start, self._whole, self._slices = start, field, slices
+        self._path = [field] if field else []
         self._values = self._text = 0
 
     def read(self) -> Any:
@@ -96,6 +99,8 @@ class _Reader:
                 raise self._error(f"is nested more than {MAX_DEPTH} deep")
             self._at += 1
             return self._object(depth + 1) if first == b"{" else self._array(depth + 1)
+        if _NOT_FINITE.match(self._view, self._at, self._stop):
+            raise self._error("must be finite, and JSON")
         if first == b"-" or first.isdigit():
             return self._number()
         word = _WORD.match(self._view, self._at, self._stop)
@@ -110,15 +115,13 @@ class _Reader:
             return values
         while True:
             name = self._name()
-            if self._is_body and depth == 1:
-                self._field = name
+            self._path.append(name)
             if name in values:
-                raise self._error("was sent twice" if self._field == name else f"has {name[:60]!a} twice")
+                raise self._error("was sent twice")
             if not self._take(b":"):
                 raise self._invalid()
             values[name] = self._value(depth)
-            if self._is_body and depth == 1:
-                self._field = None
+            self._path.pop()
             if self._take(b"}"):
                 return values
             if not self._take(b","):
@@ -161,18 +164,18 @@ class _Reader:
         start = at = self._at + 1
         escaped, size = False, 512
         while at < self._stop:
-            window = bytes(self._view[at : min(at + size, self._stop)])
+            window = bytes(self._view[at : min(at + size, self._stop)])  # never begins behind a backslash
             quote = window.find(b'"')
-            if b"\\" in (window if quote < 0 else window[:quote]):
+            before = window if quote < 0 else window[:quote]
+            if b"\\" in before:
                 escaped = True
-                inside = _INSIDE.match(window)
-                quote = inside.end() if inside else 0
-                if quote == 0:  # a backslash alone, at the very end
-                    break
-                if window[quote : quote + 1] != b'"':  # the window's end, or a backslash before it
-                    at += quote
-                    size = WINDOW
-                    continue
+                if (len(before) - len(before.rstrip(b"\\"))) % 2:  # what follows is escaped, or in the next window
+                    inside = _INSIDE.match(window)
+                    end = inside.end() if inside else 0
+                    quote = end if window[end : end + 1] == b'"' else -1
+                    window = window[:end]
+                    if not window:
+                        break
             if quote >= 0:
                 self._at = at + quote + 1
                 return start, at + quote, escaped
@@ -193,7 +196,7 @@ class _Reader:
             return int(match[1])
         number = float(match[0])
         if not math.isfinite(number):
-            raise self._error("has a number that is not finite")
+            raise self._error("must be finite")
         return number
 
     def _next(self) -> bytes:
@@ -214,9 +217,12 @@ class _Reader:
         return True
 
     def _invalid(self) -> BodyError:
-        return self._error(f"is not valid JSON at byte {self._at - self._start}", whole=True)
+        """Said of all that is read: what is broken may be anything."""
+        return BodyError(f"{self._whole or 'the body'} is not valid JSON at byte {self._at - self._start}", self._whole)
 
-    def _error(self, what: str, status: int = 400, whole: bool = False) -> BodyError:
-        """whole: said of all that is read, not of the field in which it is found."""
-        subject = self._whole if whole else (self._field or self._whole)
-        return BodyError(f"{subject} {what}", None if self._is_body and whole else self._field, status)
+    @property
+    def _field(self) -> str | None:
+        return ".".join(self._path[:_NAMED]) or None
+
+    def _error(self, what: str, status: int = 400) -> BodyError:
+        return BodyError(f"{self._field or 'the body'} {what}", self._field, status)

@@ -4,11 +4,14 @@ The original example's payloads are taken as they are: a JSON object with base64
 string, or the same fields as multipart parts. Whatever is wrong with them raises BadRequest, which names the field.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from contract.bodies import BodyError, Buffer, Slice, read_body, read_value, text_of
+from contract.buffers import whole
 from handlers import decoding
 from handlers.base64_text import from_base64
 from handlers.errors import BadRequest
@@ -20,19 +23,27 @@ from handlers.reply import Reply
 __all__ = ["Arguments", "BadRequest", "Reply", "Request", "is_number"]
 
 _Decoded = TypeVar("_Decoded")
+_MAX_ARGUMENTS = 2**22  # characters of gen_args, which may hold a mask's logits
 
 
 class Request:
     """The fields of one request, decoded on demand.
 
-    job: where to tell the progress. warnings: what the client should know although the request is served; handlers put
-    them into their reply.
+    fields: as contract.bodies reads them, or as TorchServe does. body: what their slices are of. job: where to tell the
+    progress. warnings: what the client should know although the request is served; handlers put them into their reply.
     """
 
-    def __init__(self, fields: Mapping[str, Any], job: Job | None = None) -> None:
+    def __init__(self, fields: Mapping[str, Any], job: Job | None = None, body: Buffer = b"") -> None:
         self.fields = fields
         self.job = job or Job()
         self.warnings: list[str] = []
+        self._body = body
+
+    @classmethod
+    def read(cls, content_type: str, content_encoding: str, body: Buffer, job: Job | None = None) -> "Request":
+        """A request whose body comes as it was sent. Raises BadRequest."""
+        with _as_bad_request():
+            return cls(read_body(content_type, content_encoding, body), job, body)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], job: Job | None = None) -> "Request":
@@ -40,8 +51,10 @@ class Request:
         body = data.get("body", data.get("data"))
         if body is None:
             return cls(data, job)
-        if isinstance(body, (bytes, bytearray, str)):
-            body = _json(body, "the body")
+        if isinstance(body, str):
+            body = body.encode("utf-8", "surrogatepass")
+        if isinstance(body, (bytes, bytearray)):
+            return cls.read("", "", body, job)
         if not isinstance(body, Mapping):
             raise BadRequest("the body must be a JSON object or multipart/form-data")
         return cls(body, job)
@@ -68,28 +81,42 @@ class Request:
 
     def text(self, name: str, default: str | None = None) -> str:
         """The text in field `name`; without a default it is required."""
-        value = self.fields.get(name, default)
-        if isinstance(value, (bytes, bytearray)):
-            value = _utf8(value, name)
+        value = self.fields.get(name)
+        value = default if value is None else self._as_text(name, value, LIMITS.max_text)
         if value is None:
             raise BadRequest(f"{name} is missing: send a text", name)
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a text, not {_show(value)}", name)
         if len(value) > LIMITS.max_text:
             raise BadRequest(f"{name} has {len(value)} characters; the limit is {LIMITS.max_text}", name)
-        return value
+        with _as_bad_request():
+            return whole(value, name)
 
     def arguments(self) -> "Arguments":
-        """`gen_args`: a JSON object, or the text of one; absent means none."""
-        value = self.fields.get("gen_args", {})
-        if isinstance(value, (bytes, bytearray, str)):
+        """`gen_args`: a JSON object, or the text of one; absent, empty or null means none."""
+        value = self._as_text("gen_args", self.fields.get("gen_args"), _MAX_ARGUMENTS)
+        if isinstance(value, str):
             value = _json(value, "gen_args") if value else {}
+        if value is None:
+            value = {}
         if not isinstance(value, Mapping):
             raise BadRequest("gen_args must be a JSON object", "gen_args")
-        return Arguments(value, self.warnings)
+        values = {name: self._as_text(f"gen_args.{name}", item, _MAX_ARGUMENTS) for name, item in value.items()}
+        return Arguments(values, self.warnings)
+
+    def _as_text(self, name: str, value: Any, max_characters: int) -> Any:
+        """Slices and bytes as text; all else as it is."""
+        with _as_bad_request():
+            if isinstance(value, (bytes, bytearray)):
+                return text_of(value, Slice(0, len(value), text=False), name, max_characters)
+            return text_of(self._body, value, name, max_characters) if isinstance(value, Slice) else value
 
     def _bytes(self, name: str) -> bytes:
         value = self.fields.get(name)
+        if isinstance(value, Slice):
+            if value.text:
+                return from_base64(self._as_text(name, value, len(memoryview(self._body))), name)
+            value = bytes(memoryview(self._body)[value.start : value.stop])
         if value is None or value in ("", b""):
             raise BadRequest(f"{name} is missing: send a picture as base64 or as a multipart file", name)
         if isinstance(value, str):
@@ -112,10 +139,12 @@ class Arguments:
         return self._values.get(name)
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
+        """A whole number in [low, high]; 7.0 is one."""
         value = self.get(name)
         if value is None:
             return default
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self._refuse(name, f"a whole number from {low} to {high}", value)
         return value
@@ -172,27 +201,27 @@ def _decoded(decode: Callable[[bytes], _Decoded], data: bytes, name: str) -> _De
 
 def _maybe_base64(data: bytes, name: str) -> bytes:
     try:
-        decoded = from_base64(data.decode("ascii"), name)
-    except (UnicodeDecodeError, BadRequest):
+        decoded = from_base64(data, name)
+    except BadRequest:
         return data
     return decoded if decoding.is_picture(decoded) else data
 
 
-def _json(text: bytes | bytearray | str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRequest(f"{name} is not valid JSON", None if name == "the body" else name) from None
+def _json(text: str, name: str) -> Any:
+    data = text.encode("utf-8", "surrogatepass")
+    with _as_bad_request():
+        return read_value(data, 0, len(data), name, slices=False)
 
 
-def _utf8(value: bytes | bytearray, name: str) -> str:
+@contextmanager
+def _as_bad_request() -> Iterator[None]:
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise BadRequest(f"{name} must be UTF-8 text", name) from None
+        yield
+    except BodyError as error:
+        raise BadRequest(error.message, error.field, error.status) from None
 
 
 def _show(value: Any) -> str:
     """A value as it may appear in an error message: short, so that no picture is ever quoted back."""
-    text = repr(value)
+    text = "a long text" if isinstance(value, Slice) else reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

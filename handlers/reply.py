@@ -15,7 +15,8 @@ INPUTS_OWN = "image/*"
 OUTPUT_FORMATS = {"input": INPUTS_OWN} | {kind.removeprefix("image/"): kind for kind in encoding.WRITABLE}
 """gen_args.output_format -> content type."""
 
-_MAX_HEADER = 2000
+_MAX_HEADER = 2000  # characters of a value
+_MAX_WARNING = 400  # of one warning among them
 
 
 @dataclass(eq=False, repr=False)  # each method made costs a cold start half a millisecond
@@ -46,7 +47,7 @@ class Reply:
         if wanted is not None:
             if self.variants:
                 self.warnings.append("this reply holds the first variant only: accept application/json for all")
-            return picture, kind, _headers(self.fields | {"warnings": self.warnings})
+            return picture, kind, _headers(self.fields, self.warnings)
         body: dict[str, Any] = {"generated_image": to_base64(picture), "content_type": kind}
         if self.variants:
             others = [to_base64(self._encoded(variant, kind)) for variant in self.variants]
@@ -95,10 +96,24 @@ def _quality(parameter: str) -> float:
         return 0.0
 
 
-def _headers(fields: Mapping[str, Any]) -> dict[str, str]:
+def _headers(fields: Mapping[str, Any], warnings: list[str]) -> dict[str, str]:
     """Short values as headers; JSON-quoted ASCII, so that no value can break out of its header."""
+    fields = dict(fields) | {"warnings": _shortened(warnings)}
     return {
         "X-Palimpsest-" + name.replace("_", "-").title(): text
         for name, value in fields.items()
         if isinstance(value, (bool, int, float, list, dict)) and len(text := json.dumps(value)) < _MAX_HEADER
     }
+
+
+def _shortened(warnings: list[str]) -> list[str]:
+    """The warnings as far as they fit a header; the last one says how many do not."""
+    kept: list[str] = []
+    for index, warning in enumerate(warnings):
+        short = warning
+        while len(json.dumps(short)) > _MAX_WARNING:  # a character may take twelve
+            short = short[: len(short) * 3 // 4].removesuffix("...") + "..."
+        if len(json.dumps([*kept, short])) > _MAX_HEADER - 50:
+            return [*kept, f"and {len(warnings) - index} more"]
+        kept.append(short)
+    return kept

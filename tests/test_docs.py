@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from contract import bodies, jsontext, multipart
 from handlers.limits import LIMITS, Limits
 from handlers.sd.settings import SCHEDULERS, Settings
 from serve.gateway import body, connections, door, line, metrics, protocol
@@ -35,6 +36,15 @@ def render() -> str:
         "\n## Requests and archives\n",
         "| limit | value | |\n|---|---|---|",
         f"| time for a request's body | {body.TIME_LIMIT:g} s | 408 |",
+        f"| values in a JSON body | {jsontext.MAX_VALUES:,} | 413 |",
+        f"| nesting of a JSON body | {jsontext.MAX_DEPTH} | 400 |",
+        f"| texts of a JSON body up to {jsontext.MAX_SHORT >> 10} KiB, together | {jsontext.MAX_TEXT >> 20} MiB | 413 |",
+        f"| JSON in UTF-16 or UTF-32 | {jsontext.MAX_RECODED >> 20} MiB | 413 |",
+        f"| a field's name | {jsontext.MAX_NAME} bytes | 400 |",
+        f"| parts of a multipart body, fields of a urlencoded one | {multipart.MAX_PARTS:,} | 413 |",
+        f"| headers of a part | {multipart.MAX_HEADERS >> 10} KiB | 400 |",
+        f"| a part in another charset than UTF-8 | {bodies.MAX_RECODED_PART >> 10} KiB | 413 |",
+        f"| a urlencoded body | {bodies.MAX_URLENCODED >> 20} MiB | 413 |",
         f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
         f"| its files together | {unpack.size >> 30} GiB | not served |",
         f"| its files' bytes per packed byte | {unpack.ratio} | not served, from {unpack.ratio_from >> 20} MiB on |",
@@ -102,7 +112,7 @@ def allowed(schema: dict[str, Any]) -> str:
     kind = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
     if "enum" in kind:
         return ", ".join(f"`{choice}`" for choice in kind["enum"])
-    match kind.get("type"), schema.get("format"):
+    match kind.get("type"), kind.get("format"):
         case _, "binary":
             return "a picture"
         case "boolean", _:

@@ -143,7 +143,7 @@ def test_sam_keeps_requests_apart(open_handler: Open, dog: bytes) -> None:
         ({}, "gen_args", "point_coords"),
         ({"point_coords": [1500, 5]}, "gen_args.point_coords", r"\[0\] = \[1500, 5\] lies outside the 1499x1041"),
         ({"point_coords": [[5, 5], [5, -1]]}, "gen_args.point_coords", r"point_coords\[1\]"),
-        ({"point_coords": [float("nan"), 5]}, "gen_args.point_coords", "must be"),
+        ({"point_coords": [float("nan"), 5]}, "gen_args.point_coords", "must be finite"),
         ({"point_coords": ["12", 5]}, "gen_args.point_coords", "must be"),
         ({"point_coords": "12"}, "gen_args.point_coords", "must be"),
         ({"point_coords": [[5, 5]] * 3, "point_labels": 1}, "gen_args.point_labels", "1 labels for 3 points"),

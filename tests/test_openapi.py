@@ -57,5 +57,9 @@ def test_no_server_error_and_no_undocumented_answer(
                 case.body |= {"image": image, "model": "sam"}
         case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS, timeout=60)
 
-    with suppress(Unsatisfiable):  # nothing of this operation can be wrong
-        check()
+    try:
+        with suppress(Unsatisfiable):  # nothing of this operation can be wrong
+            check()
+    except ValueError as error:  # schemathesis now and then checks a file that it made up as if it were JSON
+        if "Unsupported type: 'Binary'" not in str(error):
+            raise

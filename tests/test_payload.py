@@ -3,7 +3,9 @@
 import base64
 import json
 import struct
+import tracemalloc
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
@@ -46,10 +48,42 @@ def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:
         TEXT.replace("+", "-").replace("/", "_"),
         TEXT.rstrip("="),
         "\n".join(TEXT[i : i + 60] for i in range(0, len(TEXT), 60)),
+        f"DATA:IMAGE/PNG;BASE64,{TEXT}",
+        f"Data:;Base64,{TEXT}",
+        f"data:;base64,{TEXT}",
+        f'data:image/png;name="a, b.png";base64,{TEXT}',
+        f'data:image/png; charset="utf-8" ;base64 ,{TEXT}',
+        f" data:image/png;name=a%2Cb.png;base64,{TEXT}",
+        "data:image/png;base64," + quote(TEXT, safe=""),
+        "data:image/png;base64," + TEXT.replace("/", "%2f").replace("=", "%3d"),
+        "data:image/png," + quote(WHITE),
+        "data:," + "".join(f"%{byte:02x}" for byte in WHITE),
     ],
 )
 def test_unambiguous_base64_is_accepted(text: str) -> None:
     assert from_base64(text, "image") == WHITE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:" + "a" * 500_000,
+        "data:" + '"' * 500_000,
+        "data:" + 'a"' * 200_000 + ",",
+        "data:;base64," + "%" * 500_000,
+        "data:;base64," + "%41" * 2**23,
+        " " * 500_001,
+        "A\n" * 200_000 + "A",
+    ],
+)
+def test_no_text_takes_long_or_makes_many_objects(text: str) -> None:
+    data = text.encode()
+    tracemalloc.start()
+    with pytest.raises(BadRequest):
+        Request({"image": text}).picture("image")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * len(data)
 
 
 @given(st.binary(max_size=200))
@@ -79,6 +113,78 @@ def test_a_bad_picture_names_its_field(fields: dict[str, object], field: str, wo
 def test_a_body_that_is_no_object_is_refused(body: object) -> None:
     with pytest.raises(BadRequest, match="the body"):
         Request.parse({"body": body})
+
+
+BODIES = {
+    "json": lambda image, prompt: ("application/json", json.dumps({"image": TEXT, "prompt": prompt}).encode()),
+    "utf-16": lambda image, prompt: (
+        "",
+        json.dumps({"image": TEXT, "prompt": prompt}, ensure_ascii=False).encode("utf-16"),
+    ),
+    "multipart": lambda image, prompt: multipart(("image", image), ("prompt", prompt.encode())),
+    "urlencoded": lambda image, prompt: (
+        "application/x-www-form-urlencoded",
+        urlencode({"image": TEXT, "prompt": prompt}).encode(),
+    ),
+}
+
+
+def multipart(*fields: tuple[str, bytes]) -> tuple[str, bytes]:
+    parts = [b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (n.encode(), v) for n, v in fields]
+    return "multipart/form-data; boundary=b", b"".join(parts) + b"--b--"
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_as_it_was_sent_is_read_by_the_rules_of_all(kind: str) -> None:
+    content_type, body = BODIES[kind](WHITE, "a 😀")
+    request = Request.read(content_type, "", body)
+    assert request.picture("image").size == (3, 2)
+    assert request.text("prompt") == "a 😀"
+
+
+def test_large_values_are_taken_from_the_body() -> None:
+    noise = encoded(np.random.default_rng(1).integers(0, 255, (90, 90, 3), np.uint8))
+    text = base64.b64encode(noise).decode()
+    for escaped in (text, text.replace("/", "\\/")):
+        request = Request.read("", "", b'{"image": "%b", "prompt": "%b"}' % (escaped.encode(), b"x" * 20_000))
+        assert request.picture("image").size == (90, 90)
+        with pytest.raises(BadRequest, match="10000") as caught:
+            request.text("prompt")
+        assert caught.value.field == "prompt"
+    content_type, body = multipart(("image", text.encode()))
+    request = Request.read(content_type, "", body)
+    assert request.picture("image").size == (90, 90)
+    logits = array_to_text(np.ones((1, 64, 64)))
+    for arguments in ({"mask_input": logits}, json.dumps({"mask_input": logits})):
+        request = Request.read("", "", json.dumps({"gen_args": arguments}).encode())
+        assert request.arguments().get("mask_input") == logits
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "words"),
+    [
+        ({"body": b'{"prompt": "\\ud83d ball"}'}, "prompt", "half of a character"),
+        ({"body": {"prompt": "\ud83d ball"}}, "prompt", "half of a character"),
+        ({"prompt": b"\xff\xfe"}, "prompt", "UTF-8"),
+        ({"body": b'{"prompt": "a", "prompt": "b"}'}, "prompt", "twice"),
+        ({"body": b'{"prompt": NaN}'}, "prompt", "finite"),
+        ({"body": b'{"prompt": null}'}, "prompt", "missing"),
+        ({"body": b'{"prompt": 7}'}, "prompt", "must be a text"),
+    ],
+)
+def test_a_bad_text_names_its_field(data: dict[str, object], field: str, words: str) -> None:
+    with pytest.raises(BadRequest, match=words) as caught:
+        Request.parse(data).text("prompt")
+    assert caught.value.field == field
+
+
+def test_null_is_absent_and_seven_point_nought_is_seven() -> None:
+    request = Request.parse({"body": b'{"negative_prompt": null, "gen_args": {"seed": 7.0, "steps": null}}'})
+    assert request.text("negative_prompt", "none") == "none"
+    arguments = request.arguments()
+    assert (arguments.integer("seed", 1, 0, 9), arguments.integer("steps", 5, 0, 9)) == (7, 5)
+    assert type(arguments.integer("seed", 1, 0, 9)) is int
+    assert Request.parse({"body": b'{"gen_args": null}'}).arguments().get("x") is None
 
 
 def test_masks_must_fit_and_mark_something() -> None:
@@ -155,6 +261,30 @@ def test_replies_as_json_and_as_bytes() -> None:
         "X-Palimpsest-Parameters": '{"a": 1}',
         "X-Palimpsest-Warnings": '["a\\r\\nb: c"]',
     }
+
+
+@pytest.mark.parametrize(
+    "warnings",
+    [
+        ["😀" * 10_000],
+        ["é" * 10_000, "a" * 10_000, "last"],
+        [f"warning {number}" for number in range(1000)],
+        ["😀" * 10_000] * 50,
+        ["a\r\nSet-Cookie: b", "\ud83d", "\x7f\x00"],
+    ],
+)
+def test_warnings_always_leave_in_a_header(warnings: list[str]) -> None:
+    """Which is ASCII, and JSON: nothing in it ends it."""
+    reply = Reply(Picture(np.zeros((2, 2, 3), np.uint8)), {"labels": ["é", "😀"]}, warnings=list(warnings))
+    headers = reply.encode("image/png")[2]
+    for value in headers.values():
+        assert value.isascii()
+        assert value.isprintable()
+        assert len(value) < 2000
+    told = json.loads(headers["X-Palimpsest-Warnings"])
+    assert told[0][:5] == warnings[0][:5]
+    left = len(warnings) - len(told) + 1
+    assert len(told) == len(warnings) or told[-1] == f"and {left} more"
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/webp", "image/tiff"])

@@ -54,6 +54,7 @@ class SdHandler(Handler):
         picture = request.picture("image")
         mask = request.mask("mask_image", picture.size)
         settings = Settings.parse(request, self.default_guidance)
+        settings.warn_of_syntax(request, self.pipeline.tokenizer)
         settings.warn_of_cut(request, self.pipeline.tokenizer)
 
         variants = [settings.of_variant(index) for index in range(settings.variants)]

@@ -8,6 +8,7 @@ import diffusers
 from handlers.limits import LIMITS
 from handlers.payload import BadRequest, Request
 from handlers.reply import OUTPUT_FORMATS
+from handlers.sd.syntax import foreign_syntax
 
 # The names that other programs use -> diffusers' class and what it needs to be told.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -20,6 +21,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+
+# What is drawn, and the seeds of all its variants, a float holds exactly: JavaScript reads every number as one.
+_RANDOM_SEEDS = 2**53 - LIMITS.max_variants
 
 
 class Settings(NamedTuple):
@@ -56,7 +60,7 @@ class Settings(NamedTuple):
             steps=arguments.integer("num_inference_steps", default.steps, 1, LIMITS.max_steps),
             guidance_scale=arguments.number("guidance_scale", default_guidance, 0, 50),
             strength=arguments.number("strength", default.strength, 0, 1),
-            seed=secrets.randbelow(LIMITS.max_seed + 1) if seed < 0 else seed,
+            seed=secrets.randbelow(_RANDOM_SEEDS) if seed < 0 else seed,
             scheduler=arguments.choice("scheduler", default.scheduler, tuple(SCHEDULERS)),
             variants=arguments.integer("variants", default.variants, 1, LIMITS.max_variants),
             feather=arguments.integer("feather", default.feather, 0, LIMITS.max_feather),
@@ -88,6 +92,14 @@ class Settings(NamedTuple):
         """A new scheduler with the noise schedule of the archive's own; never a used one, for they carry state."""
         kind, options = SCHEDULERS[self.scheduler] if self.scheduler else (type(default).__name__, {})
         return getattr(diffusers, kind).from_config(default.config, **options)
+
+    def warn_of_syntax(self, request: Request, tokenizer: Any) -> None:
+        """Says what of the prompts looks like other programs' syntax, which is plain text here."""
+        own = tuple(tokenizer.get_added_vocab())
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if found := foreign_syntax(text, own):
+                shown = ", ".join(piece if len(piece) <= 40 else piece[:37] + "..." for piece in found[:3])
+                request.warnings.append(f"{name}: weights and the like have no effect; read as plain text: {shown}")
 
     def warn_of_cut(self, request: Request, tokenizer: Any) -> None:
         """Says which words lie past the text encoder's limit and so have no effect."""

@@ -40,6 +40,7 @@ _FIELDS: dict[str, Any] = {
     },
     "required": ["image"],
 }
+_FILES: dict[str, Any] = {name: _FIELDS["properties"][name] | {"format": "binary"} for name in ("image", "mask_image")}
 _CLICK = {
     "image": "<base64>",
     "gen_args": '{"point_coords": [750, 500], "point_labels": 1, "dilate_kernel_size": 15}',
@@ -62,12 +63,20 @@ _ERROR: dict[str, Any] = {
     }
 }
 _PICTURE = {"schema": {"type": "string", "format": "binary"}}
+# Readers of the document are to ignore it; generated clients that don't can read JSON only, whatever else there is.
+ACCEPT: dict[str, Any] = {
+    "name": "Accept",
+    "in": "header",
+    "description": "What to reply with.",
+    "schema": {"type": "string", "default": "application/json"},
+}
 _OPENAPI: dict[str, Any] = {
+    "parameters": [ACCEPT],
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {"schema": _FIELDS, "example": _CLICK},
-            "multipart/form-data": {"schema": _FIELDS},
+            "multipart/form-data": {"schema": _FIELDS | {"properties": _FIELDS["properties"] | _FILES}},
         },
     },
     "responses": {
@@ -90,6 +99,7 @@ _OPENAPI: dict[str, Any] = {
         "404": {"description": "The store holds no such model.", **_ERROR},
         "408": {"description": "The body did not arrive in time.", **_ERROR},
         "413": {"description": "The request or its picture is too large.", **_ERROR},
+        "415": {"description": "A kind or an encoding of bodies that is not served.", **_ERROR},
         "429": {"description": "Too many requests wait, or no place in time; see Retry-After.", **_ERROR},
         "500": {"description": "The model failed.", **_ERROR},
         "503": {"description": "The engine is starting or restarting: try again.", **_ERROR},

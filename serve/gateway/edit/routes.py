@@ -1,5 +1,6 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
+import asyncio
 import base64
 import json
 from typing import TYPE_CHECKING, Any
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from contract.bodies import BodyError, Slice, check_encoding, text_of
+from contract.pictures import is_picture
 from serve.engine.torchserve import Answer
-from serve.errors import BadRequest
+from serve.errors import BadRequest, body_refused
 from serve.gateway.body import Body
 from serve.gateway.edit import openapi
 from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceFields, SegmentFields, Selection
-from serve.gateway.edit.form import Form, read_fields
+from serve.gateway.edit.form import Form, parse, read_fields
 from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, JSON, OWN, HandlerError, accepted, reply
@@ -40,17 +43,15 @@ class Upload(BaseModel):
     status_code=201,
     summary="Keep a picture for further calls",
     openapi_extra=openapi.IMAGES,
-    responses=openapi.errors((400, 408, 413)),
+    responses=openapi.errors((400, 408, 413, 415)),
 )
 async def upload(request: Request) -> Upload:
     services: Services = request.app.state.services
-    limit = services.settings.max_request_mib
-    if request.headers.get("content-type", "").lower().startswith(("image/", "application/octet-stream")):
-        data: bytes | str = await Body(request, limit).read()
-    else:
-        data = (await read_fields(request, Fields, limit)).image
-    if not isinstance(data, bytes) or not data:
-        raise BadRequest("image must be a file: a multipart part with a file name, or the body itself", "image")
+    data = await _uploaded(request, services.settings.max_request_mib)
+    if not is_picture(data[:8]):
+        raise BadRequest(
+            "image is not a picture in a known format (PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF, BMP)", "image"
+        )
     name = services.images.put(data)
     return Upload(id=name, bytes=len(data), expires_in=services.images.seconds)
 
@@ -63,11 +64,11 @@ async def upload(request: Request) -> Upload:
 )
 async def segment(request: Request) -> Response:
     services: Services = request.app.state.services
-    fields = await read_fields(request, SegmentFields, services.settings.max_request_mib)
+    fields, body = await read_fields(request, SegmentFields, services.settings.max_request_mib)
     if not fields.selects:
         raise BadRequest("say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points")
     kind = accepted(request.headers.get("accept", ""), JSON)
-    picture = _picture(services, fields.image, "image")
+    picture = _picture(services, body, fields.image, "image")
 
     async def work(job: Job) -> Answer:
         accept = JSON if kind in _IN_JSON else _MASK
@@ -86,8 +87,8 @@ async def segment(request: Request) -> Response:
 )
 async def erase(request: Request) -> Response:
     services: Services = request.app.state.services
-    fields = await read_fields(request, EraseFields, services.settings.max_request_mib)
-    return await _paint(request, services, fields)
+    fields, body = await read_fields(request, EraseFields, services.settings.max_request_mib)
+    return await _paint(request, services, fields, body)
 
 
 @router.post(
@@ -95,13 +96,13 @@ async def erase(request: Request) -> Response:
 )
 async def replace(request: Request) -> Response:
     services: Services = request.app.state.services
-    fields = await read_fields(request, ReplaceFields, services.settings.max_request_mib)
+    fields, body = await read_fields(request, ReplaceFields, services.settings.max_request_mib)
     if fields.variants > 1 and accepted(request.headers.get("accept", ""), OWN) not in _IN_JSON:
         raise BadRequest(
             f"variants = {fields.variants}: more than one need Accept: application/json or text/event-stream",
             "variants",
         )
-    return await _paint(request, services, fields)
+    return await _paint(request, services, fields, body)
 
 
 @router.delete("/jobs/{job}", status_code=202, summary="Stop a job within a step", responses=openapi.errors((404,)))
@@ -111,10 +112,27 @@ async def cancel(job: str, request: Request) -> dict[str, str]:
     return {"job": job, "status": "stopping"}
 
 
-async def _paint(request: Request, services: "Services", fields: EraseFields | ReplaceFields) -> Response:
+async def _uploaded(request: Request, max_mib: int) -> bytes:
+    """The body itself where it is a picture or says so; otherwise its part `image`."""
+    body = await Body(request, max_mib).read()
+    headers = request.headers
+    kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
+    if kind.lower().startswith(("image/", "application/octet-stream")) or is_picture(body[:8]):
+        try:
+            check_encoding(encoding)
+        except BodyError as error:
+            raise body_refused(error) from None
+        return body
+    image = (await asyncio.to_thread(parse, kind, encoding, body, Fields)).image
+    if not isinstance(image, Slice) or image.text:
+        raise BadRequest("image must be a file: a part of a multipart body, or the body itself", "image")
+    return body[image.start : image.stop]
+
+
+async def _paint(request: Request, services: "Services", fields: EraseFields | ReplaceFields, body: bytes) -> Response:
     kind = accepted(request.headers.get("accept", ""), OWN)
-    picture = _picture(services, fields.image, "image")
-    mask = None if fields.mask is None else _picture(services, fields.mask, "mask")
+    picture = _picture(services, body, fields.image, "image")
+    mask = None if fields.mask is None else _picture(services, body, fields.mask, "mask")
     _check_mask(fields)
     arguments = fields.painting()
     if kind in _IN_JSON:
@@ -157,13 +175,19 @@ async def _ask(
     return answer
 
 
-def _picture(services: "Services", value: bytes | str, field: str) -> bytes | str:
+def _picture(services: "Services", body: bytes, value: Slice | str, field: str) -> bytes | str:
     """What the client sent; of an id, what it stands for."""
     if isinstance(value, str) and value.startswith(PREFIX):
         return services.images.get(value, field)
-    if not value:
+    sent: bytes | str = value if isinstance(value, str) else body[value.start : value.stop]
+    if isinstance(value, Slice) and value.escaped:
+        try:
+            sent = text_of(body, value, field, len(body))
+        except BodyError as error:
+            raise body_refused(error) from None
+    if not sent:
         raise BadRequest(f"{field} is empty: send a file, base64, a data URI, or the id of an upload", field)
-    return value
+    return sent
 
 
 def _check_mask(fields: Painted) -> None:
@@ -172,5 +196,7 @@ def _check_mask(fields: Painted) -> None:
         if not fields.selects:
             raise BadRequest("say what to change: mask, points = [[x, y], ...] or box", "mask")
         return
-    for name in sorted(fields.model_fields_set & set(Selection.model_fields) - {"image"}):
+    for name in sorted(set(Selection.model_fields) - {"image"}):
+        if getattr(fields, name) == Selection.model_fields[name].default:
+            continue  # generated clients send every default
         raise BadRequest(f"{name} says how to make a mask, and there is one: send either", name)

@@ -1,0 +1,74 @@
+"""What a request says of how to paint, before any model sees it."""
+
+import pytest
+
+from handlers.limits import LIMITS
+from handlers.payload import Request
+from handlers.sd.settings import Settings
+from handlers.sd.syntax import foreign_syntax
+
+
+class Tokenizer:
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"<cat-toy>": 49408}
+
+
+@pytest.mark.parametrize("drawn", [0, 1, -1])
+def test_a_drawn_seed_is_one_that_javascript_reads_exactly(monkeypatch: pytest.MonkeyPatch, drawn: int) -> None:
+    monkeypatch.setattr("secrets.randbelow", lambda bound: range(bound)[drawn])
+    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"variants": LIMITS.max_variants}}), 7.5)
+    seeds = [settings.of_variant(index).seed for index in range(settings.variants)]
+    assert max(seeds) < 2**53
+    assert [int(float(seed)) for seed in seeds] == seeds == list(range(seeds[0], seeds[0] + LIMITS.max_variants))
+
+
+def test_a_clients_own_seed_may_be_larger() -> None:
+    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"seed": LIMITS.max_seed}}), 7.5)
+    assert settings.seed == LIMITS.max_seed
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a (red:1.4) ball", "a (red ball: .8)", "((x)) y", "(((very red)))", "[[x]]", "<lora:x:1> dog",
+        "an <embedding>", "a cat BREAK a dog", "a cat AND a dog", "red:1.3 ball", "(red)1.4", "(red)++", "red++, ball",
+        "[cat:dog:0.5]",
+        "[cat|dog]", "{cat|dog}", "{{cat}}", "dog::2 cat", "a dog --ar 16:9", "('a', 'b').blend(1, 0.5)",
+        "embedding:name",    ],
+)  # fmt: skip
+def test_syntax_of_other_programs_ends_in_a_warning(prompt: str) -> None:
+    for name in ("prompt", "negative_prompt"):
+        request = Request({"prompt": ""} | {name: prompt})
+        Settings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
+        (warning,) = request.warnings
+        assert warning.startswith(f"{name}: ")
+        assert "no effect" in warning
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo (16:9)", "a meeting at 10:30", "(John 3:16)", "[sic]", "a dog [1]", "a C++ book", "x < y > z",
+        "i <3 you", "CATS AND DOGS", "a dog (see below), red", "ratio 4:3", "a dog -- running",
+        "he said: 2 dogs (note: red)",
+        "a (very nice) dog", "smile :) and :-)", "(1.5)", "well-known, semi-", "AND", "f/1.8, 50 mm", "a <cat-toy>",
+    ],
+)  # fmt: skip
+def test_prose_does_not(prompt: str) -> None:
+    request = Request({"prompt": prompt})
+    Settings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
+    assert request.warnings == []
+
+
+def test_a_warning_of_syntax_is_short() -> None:
+    request = Request({"prompt": "(" + "a" * 190 + ":1.4) " + " ".join(f"(a{number}:1.4)" for number in range(900))})
+    Settings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
+    assert len(request.warnings[0]) < 300
+
+
+@pytest.mark.parametrize(
+    "piece", ["(", "(a", "[:", "<a:", "a", "a:", "((a", "{", " BREAK", "+", "(a: ", "(:1 ", "-", ")."]
+)
+def test_no_prompt_takes_long(piece: str) -> None:
+    """Where a search is quadratic this takes minutes."""
+    foreign_syntax(piece * 20_000)
