@@ -5,6 +5,7 @@ import io
 import itertools
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -14,11 +15,12 @@ import tifffile
 from conftest import encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from handlers import decoding, encoding, exif_tags, metadata
 from handlers.limits import LIMITS
 from handlers.picture import Picture
+from handlers.png import write_png
 from handlers.reply import Reply
 
 try:
@@ -730,3 +732,164 @@ def test_sixteen_bits_leave_as_they_came(channels: int) -> None:
         assert warnings == []
     for kind in ("image/jpeg", "image/webp"):
         assert "8 bits" in reply(b"", kind, picture)[1][0]
+
+
+# Every reply can be sent back
+
+
+def joined(array: np.ndarray) -> np.ndarray:
+    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def samples(channels: int, dtype: Any) -> np.ndarray:
+    array = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (17, 23, channels), dtype, endpoint=True)
+    return joined(array)
+
+
+def heif(format: str, **options: Any) -> bytes:
+    if format == "HEIF" and pillow_heif is None:
+        pytest.skip("no HEIC decoder here")
+    buffer = io.BytesIO()
+    if format == "HEIF":
+        pillow_heif.from_pillow(Image.fromarray(SMOOTH)).save(buffer, quality=90, **options)
+    else:
+        Image.fromarray(SMOOTH).save(buffer, "AVIF", **options)
+    return buffer.getvalue()
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SAID_IN_JPEG = (
+    (0xE1, b"Exif\0\0" + CAMERA), (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp()),
+    (0xE2, b"ICC_PROFILE\0\1\1" + PROFILE), (0xFE, b"a comment"), (0xED, b"Photoshop 3.0\0"),
+)  # fmt: skip
+SAID_IN_PNG = (
+    (b"gAMA", COLOURS[b"gAMA"]), (b"iCCP", b"p\0\0" + zlib.compress(PROFILE)), (b"eXIf", CAMERA),
+    (b"pHYs", struct.pack(">IIB", 11811, 5906, 1)), *TEXTS, (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp()),
+    (b"tIME", bytes(7)),
+)  # fmt: skip
+SAID_IN_TIFF: dict[str, Any] = {
+    "resolution": (300, 150), "resolutionunit": "inch", "iccprofile": PROFILE,
+    "extratags": [(700, 1, len(xmp()), xmp(), True), (315, 2, None, "Jürgen".encode(), True)],
+}  # fmt: skip
+
+
+def inputs() -> Iterator[Any]:
+    for dtype in (np.uint8, np.uint16):
+        for channels in (1, 2, 3, 4):
+            array = samples(channels, dtype)
+            name = f"{channels} x {dtype.__name__}"
+            yield pytest.param(write_png(array, SAID_IN_PNG), id=f"PNG {name}")
+            yield pytest.param(encoding.encode_picture(Picture(array), "image/tiff"), id=f"plain TIFF {name}")
+        for channels in (1, 3):
+            yield pytest.param(tiff(samples(channels, dtype), **SAID_IN_TIFF), id=f"TIFF {channels} x {dtype.__name__}")
+    yield pytest.param(write_png(SMOOTH), id="plain PNG")
+    for mode in ("L", "RGB"):
+        buffer = io.BytesIO()
+        Image.fromarray(SMOOTH).convert(mode).save(buffer, "JPEG", quality=85, dpi=(300, 150))
+        yield pytest.param(buffer.getvalue(), id=f"plain JPEG {mode}")
+        yield pytest.param(jpeg_with(*SAID_IN_JPEG, data=buffer.getvalue()), id=f"JPEG {mode}")
+    yield pytest.param(webp_with((b"ICCP", PROFILE), (b"EXIF", CAMERA), (b"XMP ", xmp())), id="WebP")
+    yield pytest.param(encoded(SMOOTH, "BMP", dpi=(96, 96)), id="BMP")
+    yield pytest.param(encoded(SMOOTH, "GIF", comment=b"a comment"), id="GIF")
+    yield pytest.param(heif("AVIF", exif=CAMERA, xmp=xmp(), icc_profile=PROFILE), id="AVIF")
+    if pillow_heif:
+        yield pytest.param(heif("HEIF", exif=CAMERA, xmp=xmp(), icc_profile=PROFILE), id="HEIC")
+
+
+@pytest.mark.parametrize("data", list(inputs()))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_reply_can_be_sent_back(data: bytes, kind: str) -> None:
+    picture = decoding.decode_picture(data)
+    first, warnings = reply(b"", kind, picture)
+    back = decoding.decode_picture(first)
+    assert back.metadata.content_type == kind
+    assert back.notes == ()
+    second, more = reply(b"", kind, back)
+    assert set(more) <= set(warnings)
+    again = decoding.decode_picture(second)
+    assert again.metadata == back.metadata
+    if kind != "image/jpeg":
+        assert second == first
+        before, after = (picture.rgb, back.rgb) if kind == "image/webp" else (picture.samples, back.samples)
+        assert np.array_equal(before, after)
+    assert back.metadata.icc == picture.metadata.icc
+    assert back.metadata.xmp == picture.metadata.xmp
+    assert exif_tags.ORIENTATION not in exif_of(first)
+
+
+# Nothing that shows the picture before the edit leaves
+
+
+def marked_exif(order: str) -> bytes:
+    """The marker in every tag of every directory but those of text, in every type that holds it; in a thumbnail."""
+    long = MARKER * 3  # 42 bytes
+
+    def rows(table: dict[int, exif_tags.Kept], others: tuple[int, ...]) -> list[Row]:
+        marked = []
+        for tag in sorted({*table, *others}):
+            is_text = tag in table and table[tag].at_most is None
+            type_ = 3 if is_text else 7
+            marked.append((tag, type_, len(long) // SIZES[type_], long))
+        return marked
+
+    own = (254, 270, 273, 330, 347, 513, 700, 33723, 34377, 34675, 37724, 50341, 50706, 50740, 65000)
+    image = rows(exif_tags.IMAGE, own)
+    photo = rows(exif_tags.PHOTO, (0x927C, 0xA20C, 0xA302, 0xA40B, 0xEA1C, 0xFDE8))
+    gps = rows(exif_tags.GPS, (0x63,))
+    return exif_block(image, photo, gps, order, thumbnail=MARKER)
+
+
+def marked_files() -> Iterator[Any]:
+    for order in "<>":
+        block = marked_exif(order)
+        yield pytest.param(
+            jpeg_with(
+                *((0xE0 + n, MARKER) for n in range(16)),
+                *((0xE0 + n, name + MARKER) for n, name in (
+                    (0, b"JFXX\0\x10"), (1, b"http://ns.adobe.com/xmp/extension/\0"), (2, b"MPF\0"), (2, b"FPXR\0"),
+                    (2, b"ICC_PROFILE\0\3\7"), (3, b"JPS_V\0"), (11, b"JP\0\1"), (13, b"Photoshop 3.0\x008BIM\4\x0c"),
+                    (14, b"Adobe\0d\0\0\0\0\1"),
+                )),
+                (0xE1, b"Exif\0\0" + block), (0xFE, b"a comment"), (0xFE, MARKER), (0xFD, MARKER), (0xF0, MARKER),
+                (0xE1, b"Exif\0\0" + exif_block([text_row(0x10F, MARKER)])),
+            ) + MARKER,
+            id=f"JPEG {order}",
+        )  # fmt: skip
+        ancillary = [b"bKGD", b"hIST", b"sPLT", b"pCAL", b"sCAL", b"oFFs", b"sTER", b"tIME", b"gIFg", b"gIFx", b"prVt",
+                     b"caBX", b"iDOT", b"vpAg", b"fcTL", b"fdAT", b"dSIG", b"iCCP", *COLOURS, b"pHYs"]  # fmt: skip
+        yield pytest.param(
+            png_with(*((name, MARKER) for name in ancillary), (b"eXIf", block), (b"zTXt", b"a\0\1" + MARKER)) + MARKER,
+            id=f"PNG {order}",
+        )
+        webp = webp_with((b"EXIF", block), (b"abcd", MARKER), (b"C2PA", MARKER), (b"EXIF", MARKER))
+        yield pytest.param(webp + MARKER, id=f"WebP {order}")
+        tags = [
+            (tag, type_, len(value) // SIZES[type_], value, True)
+            for tag, type_, value in (
+                (330, 4, struct.pack(f"{order}I", 8)), (33723, 7, MARKER), (34377, 7, MARKER), (37724, 7, MARKER),
+                (347, 7, MARKER), (50706, 1, MARKER[:4]), (50740, 1, MARKER), (65000, 7, MARKER), (32781, 2, MARKER),
+                (270, 3, MARKER), (305, 7, MARKER), (40001, 12, MARKER[:8]), (42112, 2, MARKER), (50839, 1, MARKER),
+            )
+        ]  # fmt: skip
+        for big in (False, True):
+            buffer = io.BytesIO()
+            with tifffile.TiffWriter(buffer, byteorder=order, bigtiff=big) as writer:
+                writer.write(SMOOTH, photometric="rgb", metadata=None, software=False, extratags=tags)
+                writer.write(np.frombuffer(MARKER * 3, np.uint8).reshape(1, 14, 3), photometric="rgb", metadata=None)
+            yield pytest.param(buffer.getvalue() + MARKER, id=f"TIFF {order}{' big' * big}")
+    yield pytest.param(encoded(SMOOTH, "GIF", comment=MARKER) + MARKER, id="GIF")
+    yield pytest.param(encoded(SMOOTH, "BMP") + MARKER, id="BMP")
+    yield pytest.param(heif("AVIF", exif=marked_exif("<")), id="AVIF")
+    if pillow_heif:
+        yield pytest.param(heif("HEIF", exif=marked_exif(">"), thumbnails=[16]) + MARKER, id="HEIC")
+
+
+@pytest.mark.parametrize("data", list(marked_files()))
+def test_nothing_of_the_original_leaves(data: bytes) -> None:
+    assert MARKER in data
+    for kind in KINDS:
+        body, warnings = reply(data, kind)
+        assert MARKER not in body
+        assert len(" ".join(warnings)) < 1000
+        if data[:2] != b"BM":
+            assert any("holds what the reply leaves out" in warning for warning in warnings)
