@@ -2,6 +2,8 @@
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 
 from handlers import exif_tags as tags
 from handlers import jpeg, resolution
@@ -23,6 +25,8 @@ _PNG_COLOUR = {
     b"cLLI": (8,),
     b"sBIT": range(1, 5),
 }
+_MAX_PARTS = 100_000  # of a file are looked at: it has the ones that matter early
+_MAX_GIF_BLOCKS = 1_000_000
 # The picture itself, and further frames, of which the decoder tells.
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
 _WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
@@ -63,77 +67,98 @@ def find(data: bytes) -> Found:
     for format, signature, look in _FORMATS:
         if data[: len(signature)] == signature:
             found = Found(format)
-            try:
+            with _tolerating(found, "damaged metadata"):
                 look(data, found)
-            except (ValueError, IndexError, struct.error):
-                found.left_out.append("damaged metadata")
             return found
     return _heif(data)
 
 
+@contextmanager
+def _tolerating(found: Found, name: str) -> Iterator[None]:
+    """What is damaged takes nothing else with it."""
+    try:
+        yield
+    except (ValueError, IndexError, struct.error):
+        found.left_out.append(name)
+
+
 def _png(data: bytes, found: Found) -> None:
-    for name, view, end in png_chunks(data):
-        chunk = bytes(view) if name != b"IDAT" else b""
-        if name in _PNG_COLOUR and len(chunk) in _PNG_COLOUR[name] and name not in dict(found.png_colour):
-            found.png_colour.append((name, chunk))
-        elif name == b"iCCP" and found.icc is None:
-            found.icc = unpacked(chunk.partition(b"\0")[2][1:], LIMITS.max_icc_bytes)
-        elif name == b"pHYs" and len(chunk) == 9:
-            found.resolution = resolution.from_png(*struct.unpack(">IIB", chunk))
-        elif name == b"eXIf":
-            found.exif.append(chunk.removeprefix(jpeg.EXIF))
-        elif name in (b"tEXt", b"zTXt", b"iTXt"):
-            _png_text(name, chunk, found)
-        elif name not in _PNG_PIXELS:
-            found.left_out.append(f"the PNG chunk {name.decode('latin-1')}")
+    for name, view, end in islice(png_chunks(data), _MAX_PARTS):
         if name == b"IEND":
             _behind(data, end, found)
+        elif name not in _PNG_PIXELS:
+            shown = f"the PNG chunk {name.decode('latin-1')}"
+            with _tolerating(found, shown):
+                _png_chunk(name, bytes(view), shown, found)
 
 
-def _png_text(name: bytes, chunk: bytes, found: Found) -> None:
-    keyword = chunk.partition(b"\0")[0]
-    shown = f"the PNG text {keyword.decode('latin-1')}"
-    try:
-        keyword, text = png_text(name, chunk, LIMITS.max_png_text_bytes)
-        if keyword == b"XML:com.adobe.xmp" and found.xmp is None:
-            found.xmp = text
-        elif keyword in (b"Raw profile type exif", b"Raw profile type APP1"):
-            found.exif.append(profile_block(text).removeprefix(jpeg.EXIF))
-        elif keyword == b"Raw profile type xmp" and found.xmp is None:
-            found.xmp = profile_block(text)
-        elif keyword.startswith(b"Raw profile type") or holds_picture(text):
-            found.left_out.append(shown)
-        else:
-            found.png_text.append((name, chunk))
-            found.png_text_size += len(text)
-    except ValueError:
+def _png_chunk(name: bytes, chunk: bytes, shown: str, found: Found) -> None:
+    if name in _PNG_COLOUR and len(chunk) in _PNG_COLOUR[name] and name not in dict(found.png_colour):
+        found.png_colour.append((name, chunk))
+    elif name == b"iCCP" and found.icc is None:
+        found.icc = unpacked(chunk.partition(b"\0")[2][1:], LIMITS.max_icc_bytes)
+    elif name == b"pHYs":
+        found.resolution = resolution.from_png(*struct.unpack(">IIB", chunk))
+    elif name == b"eXIf":
+        found.exif.append(chunk.removeprefix(jpeg.EXIF))
+    elif name in (b"tEXt", b"zTXt", b"iTXt"):
+        keyword = chunk[:80].partition(b"\0")[0].decode("latin-1")
+        with _tolerating(found, f"the PNG text {keyword}"):
+            _png_text(name, chunk, found)
+    else:
         found.left_out.append(shown)
 
 
+def _png_text(name: bytes, chunk: bytes, found: Found) -> None:
+    """Raises ValueError for what is not kept."""
+    # Past the limit nothing of it is kept, so that no more need be unpacked than shows that it is.
+    room = max(0, LIMITS.max_png_text_bytes - found.png_text_size)
+    keyword, text = png_text(name, chunk, room)
+    found.png_text_size += len(text)
+    if keyword == b"XML:com.adobe.xmp" and found.xmp is None:
+        found.xmp = text
+    elif keyword in (b"Raw profile type exif", b"Raw profile type APP1"):
+        found.exif.append(profile_block(text).removeprefix(jpeg.EXIF))
+    elif keyword == b"Raw profile type xmp" and found.xmp is None:
+        found.xmp = profile_block(text)
+    elif keyword.startswith(b"Raw profile type") or holds_picture(text):
+        raise ValueError("not to be kept")
+    else:
+        found.png_text.append((name, chunk))
+
+
 def _jpeg(data: bytes, found: Found) -> None:
-    coding, profile = jpeg.CodingReader(), []
-    for marker, view, end in jpeg_segments(data):
-        segment = bytes(view)
-        coding.see(marker, segment)
-        if marker == jpeg.APP0 and segment.startswith(jpeg.JFIF):
-            _jfif(segment, found)
-        elif marker == jpeg.APP1 and segment.startswith(jpeg.EXIF):
-            found.exif.append(segment[len(jpeg.EXIF) :])
-        elif marker == jpeg.APP1 and segment.startswith(jpeg.XMP) and found.xmp is None:
-            found.xmp = segment[len(jpeg.XMP) :]
-        elif marker == jpeg.APP2 and segment.startswith(jpeg.ICC):
-            profile.append(segment)
-        elif marker == jpeg.COM and found.comment is None and not holds_picture(segment):
-            found.comment = segment
-        elif marker == jpeg.COM or (0xE0 <= marker <= 0xEF and not (marker == 0xEE and segment.startswith(b"Adobe"))):
-            found.left_out.append(_jpeg_name(marker, segment))
-        elif marker == jpeg.EOI:
+    coding = jpeg.CodingReader()
+    profile: list[bytes] = []
+    for marker, view, end in islice(jpeg_segments(data), _MAX_PARTS):
+        if marker == jpeg.EOI:
             _behind(data, end, found)
-    found.jpeg = coding.coding
+        else:
+            segment = bytes(view)
+            with _tolerating(found, "a damaged JPEG segment"):
+                coding.see(marker, segment)
+                _jpeg_segment(marker, segment, profile, found)
+    with _tolerating(found, "a damaged quantization table"):
+        found.jpeg = coding.coding
     if profile:
         found.icc = jpeg.joined_icc(profile)
         if found.icc is None:
             found.left_out.append("an incomplete colour profile")
+
+
+def _jpeg_segment(marker: int, segment: bytes, profile: list[bytes], found: Found) -> None:
+    if marker == jpeg.APP0 and segment.startswith(jpeg.JFIF):
+        _jfif(segment, found)
+    elif marker == jpeg.APP1 and segment.startswith(jpeg.EXIF):
+        found.exif.append(segment[len(jpeg.EXIF) :])
+    elif marker == jpeg.APP1 and segment.startswith(jpeg.XMP) and found.xmp is None:
+        found.xmp = segment[len(jpeg.XMP) :]
+    elif marker == jpeg.APP2 and segment.startswith(jpeg.ICC):
+        profile.append(segment)
+    elif marker == jpeg.COM and found.comment is None and not holds_picture(segment):
+        found.comment = segment
+    elif marker == jpeg.COM or (0xE0 <= marker <= 0xEF and not (marker == 0xEE and segment.startswith(b"Adobe"))):
+        found.left_out.append(_jpeg_name(marker, segment))
 
 
 def _jpeg_name(marker: int, segment: bytes) -> str:
@@ -151,7 +176,7 @@ def _jfif(segment: bytes, found: Found) -> None:
 
 
 def _webp(data: bytes, found: Found) -> None:
-    for name, chunk, _ in riff_chunks(data):
+    for name, chunk, _ in islice(riff_chunks(data), _MAX_PARTS):
         if name == b"ICCP" and found.icc is None:
             found.icc = bytes(chunk)
         elif name == b"EXIF":
@@ -197,7 +222,7 @@ def _gif_extensions(data: bytes) -> Iterator[int]:
     def behind_table(flags: int, at: int) -> int:
         return at + (3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0)
 
-    at = behind_table(data[10], 13)
+    at, blocks = behind_table(data[10], 13), 0
     while data[at] in (0x21, 0x2C):
         if data[at] == 0x21:
             label = data[at + 1]
@@ -208,6 +233,9 @@ def _gif_extensions(data: bytes) -> Iterator[int]:
             at = behind_table(data[at + 9], at + 10) + 1
         while data[at]:
             at += 1 + data[at]
+            blocks += 1
+            if blocks > _MAX_GIF_BLOCKS:
+                raise ValueError("too long to look through")
         at += 1
 
 

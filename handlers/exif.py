@@ -19,7 +19,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _ROW = 12
 _POINTERS = {tags.ORIENTATION, tags.PHOTO_AT, tags.GPS_AT, tags.INTEROP_AT}
-_MAX_ENTRIES = 1000
+_MAX_ENTRIES, _MAX_TEXT = 1000, 100_000
 # Descriptions by which a program finds its way in the pixels of its own files, which are stored otherwise now.
 _LAYOUTS = (b'{"shape"', b"shape=", b"ImageJ=", b"<OME ")
 
@@ -86,16 +86,15 @@ class Directory:
 
 
 class TiffData:
-    """TIFF or BigTIFF data, in either byte order.
+    """TIFF or BigTIFF data, in either byte order. Nothing in them raises anything."""
 
-    Raises ValueError where it does not begin as such. Whatever else is damaged raises nothing.
-    """
+    @staticmethod
+    def is_one(data: bytes) -> bool:
+        return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+    def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
-        head = bytes(self.data[:4])
-        if head not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            raise ValueError("no TIFF")
+        head = data[:4]
         self.order: Order = "<" if head[:1] == b"I" else ">"
         self.big = b"+" in head
         self.first = self.number("Q", 8) if self.big else self.number("I", 4)
@@ -214,6 +213,8 @@ def _kept(
 def _kept_entry(directory: Directory, tag: int, rule: Kept | None) -> Entry | None:
     type_, count, _ = directory.entries[tag]
     if rule is None or type_ not in rule.types or (rule.at_most is not None and count > rule.at_most):
+        return None
+    if count > _MAX_TEXT:
         return None
     value = directory.value(tag) or b""
     if rule.at_most is None and (holds_picture(value) or value.startswith(_LAYOUTS[:3]) or _LAYOUTS[3] in value[:1000]):

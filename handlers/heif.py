@@ -1,6 +1,7 @@
 """What a HEIC or AVIF file says beside its pixels: the items and properties of its primary picture."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from handlers.containers import bmff_boxes
@@ -12,6 +13,7 @@ _ORIENTATIONS = {
     (0, 1): 2, (1, 1): 7, (2, 1): 4, (3, 1): 5,
 }  # fmt: skip
 _MAX_META, _MAX_ITEM = 1 << 18, 1 << 24  # bytes
+_MAX_PARTS = 10_000  # boxes side by side, and parts of items
 _SRGB = (1, 13)  # primaries and transfer; 2 is "unspecified"
 
 
@@ -94,7 +96,7 @@ class _Fields:
 
 def _boxes(data: bytes) -> dict[bytes, bytes]:
     """By name. Not the pictures' own, which is long."""
-    return {box.name: bytes(box.data) for box in bmff_boxes(data) if box.name != b"mdat"}
+    return {box.name: bytes(box.data) for box in islice(bmff_boxes(data), _MAX_PARTS) if box.name != b"mdat"}
 
 
 def _associated(boxes: dict[bytes, bytes], meta: dict[bytes, bytes]) -> Iterator[int]:
@@ -138,14 +140,18 @@ def _places(iloc: bytes) -> dict[int, list[tuple[bool, int, int]]]:
     version = number(4) >> 24
     sizes = number(2)
     of_offset, of_length, of_base, of_index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
-    places = {}
+    places, parts = {}, 0
     for _ in range(number(4 if version == 2 else 2)):
         identity = number(4 if version == 2 else 2)
         in_idat = version > 0 and number(2) & 15 == 1
         number(2)
         base = number(of_base)
         extents = []
-        for _ in range(number(2)):
+        count = number(2)
+        parts += count
+        if parts > _MAX_PARTS:
+            raise ValueError("too many to look through")
+        for _ in range(count):
             if version > 0:
                 number(of_index)
             offset = number(of_offset)

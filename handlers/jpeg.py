@@ -8,6 +8,7 @@ from handlers.picture import JpegCoding
 APP0, APP1, APP2, COM, DQT, SOS, EOI = 0xE0, 0xE1, 0xE2, 0xFE, 0xDB, 0xDA, 0xD9
 JFIF, EXIF, XMP, ICC = b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 MAX_SEGMENT = 65_533
+_MAX_TABLES = 1000  # in a file: more are no picture's
 _ICC_PART = MAX_SEGMENT - len(ICC) - 2
 # Where each of the file's 64 table entries lies in the block, row by row.
 _ZIGZAG = sorted(range(64), key=lambda i: (s := i // 8 + i % 8, i // 8 if s % 2 else i % 8))
@@ -17,8 +18,9 @@ class CodingReader:
     """Watches a JPEG's segments go by; `coding` is what they say, None for CMYK and for what is damaged."""
 
     def __init__(self) -> None:
-        self._tables: dict[int, tuple[int, ...]] = {}
-        self._used: dict[int, tuple[int, ...]] = {}  # by component: the table that was in force at its first scan
+        self._tables: dict[int, bytes] = {}  # as in the file, of 64 or 128 bytes
+        self._seen = 0
+        self._used: dict[int, bytes] = {}  # by component: the table that was in force at its first scan
         self._components: list[tuple[int, int, int, int]] = []  # id, samples across and down, table
         self._jfif = False
         self._adobe: int | None = None
@@ -44,20 +46,18 @@ class CodingReader:
         names = [name for name, *_ in self._components]
         if len(names) not in (1, 3) or set(names) - set(self._used):
             return None
-        tables = [self._used[name] for name in names]
+        tables = [_row_by_row(self._used[name]) for name in names]
         while len(tables) > 1 and tables[-1] == tables[-2]:
             tables.pop()  # the last one is used for all further components
         return JpegCoding(tuple(tables), self._subsampling(), self._is_rgb(names))
 
     def _see_tables(self, data: bytes) -> None:
-        while data:
-            wide, index = data[0] >> 4, data[0] & 15
-            size = 128 if wide else 64
-            if len(data) <= size:
-                return
-            values = struct.unpack(">64H" if wide else "64B", data[1 : 1 + size])
-            self._tables[index] = tuple(values[_ZIGZAG.index(i)] for i in range(64))
-            data = data[1 + size :]
+        at = 0
+        while at < len(data) and self._seen < _MAX_TABLES:
+            size = 128 if data[at] >> 4 else 64
+            self._tables[data[at] & 15] = data[at + 1 : at + 1 + size]
+            at += 1 + size
+            self._seen += 1
 
     def _subsampling(self) -> int:
         """What Pillow can write of it: 0 for 4:4:4, 1 for 4:2:2, 2 for 4:2:0.
@@ -76,6 +76,15 @@ class CodingReader:
         if len(names) != 3 or self._jfif:
             return False
         return self._adobe == 0 if self._adobe is not None else names == list(b"RGB")
+
+
+def _row_by_row(table: bytes) -> tuple[int, ...]:
+    """Raises struct.error where it is cut."""
+    values = struct.unpack(">64H" if len(table) > 64 else "64B", table)
+    ordered = [0] * 64
+    for place, value in zip(_ZIGZAG, values, strict=True):
+        ordered[place] = value
+    return tuple(ordered)
 
 
 def with_segments(jpeg: bytes, segments: Iterable[tuple[int, bytes]], density: tuple[int, int, int] | None) -> bytes:

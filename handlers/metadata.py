@@ -72,16 +72,13 @@ def turned(pixels: Samples, orientation: int) -> Samples:
 def _exif(found: Found, notes: list[str]) -> tuple[Exif, int]:
     """The first block that can be read, and its orientation."""
     kept, orientation = Exif(), 1
-    for index, block in enumerate(found.exif):
-        if index:
-            found.left_out.append("a second EXIF block")
-            break
-        try:
-            data = TiffData(block)
-        except ValueError:
-            found.left_out.append("a damaged EXIF block")
-            continue
-        kept, orientation, left_out = exif.read_exif(data, own_file=found.format == "TIFF")
+    blocks = [block for block in found.exif if TiffData.is_one(block)]
+    if len(blocks) < len(found.exif):
+        found.left_out.append("a damaged EXIF block")
+    if len(blocks) > 1:
+        found.left_out.append("a second EXIF block")
+    if blocks:
+        kept, orientation, left_out = exif.read_exif(TiffData(blocks[0]), own_file=found.format == "TIFF")
         found.left_out += left_out
     if kept and _within(exif.write_exif(kept), LIMITS.max_exif_bytes, "EXIF", notes) is None:
         kept = Exif(kept.order)
