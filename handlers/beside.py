@@ -190,7 +190,7 @@ def _webp(data: bytes, found: Found) -> None:
 
 def _behind(data: bytes, end: int, found: Found) -> None:
     """What follows a picture's end, such as the film of a phone's moving picture; some programs pad with zeros."""
-    if data.count(0, end) < len(data) - end:
+    if bytes(data[end:]).strip(b"\0"):
         found.left_out.append("what lies behind the picture's end")
 
 
@@ -212,7 +212,7 @@ def _bmp(data: bytes, found: Found) -> None:
 
 def _gif(data: bytes, found: Found) -> None:
     """Comments and extensions lie in between the frames, of which each is a chain of short blocks."""
-    for name in _gif_extensions(data):
+    for name in islice(_gif_extensions(data), _MAX_PARTS):
         found.left_out.append({0xFE: "a GIF comment", 0x01: "GIF text"}.get(name, "a GIF extension"))
 
 

@@ -89,12 +89,12 @@ class TiffData:
     """TIFF or BigTIFF data, in either byte order. Nothing in them raises anything."""
 
     @staticmethod
-    def is_one(data: bytes) -> bool:
+    def is_one(data: bytes | memoryview) -> bool:
         return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self.data = memoryview(data)
-        head = data[:4]
+        head = bytes(data[:4])
         self.order: Order = "<" if head[:1] == b"I" else ">"
         self.big = b"+" in head
         self.first = self.number("Q", 8) if self.big else self.number("I", 4)
