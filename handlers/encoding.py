@@ -57,6 +57,8 @@ def losses(picture: Picture, content_type: str) -> list[str]:
         if said.png_colour:
             chunks = [name.decode() for name, _ in said.png_colour]
             lost.append(f"{kind} holds no PNG colour chunks: {named(chunks)} left out")
+    if kind == "image/webp" and _is_grey_profile(picture):
+        lost.append("image/webp holds no grey: the colour profile, which describes grey, was left out")
     if kind == "image/jpeg" and said.xmp and len(said.xmp) > _MAX_JPEG_XMP:
         lost.append(f"image/jpeg holds {_MAX_JPEG_XMP:,} bytes of XMP, not {len(said.xmp):,}: they were left out")
     if kind != "image/jpeg" and said.comment:
@@ -108,9 +110,19 @@ def _tiff(picture: Picture) -> bytes:
 
 def _webp(picture: Picture) -> bytes:
     said = picture.metadata
-    kept = {"icc_profile": said.icc or b"", "exif": _exif_with_resolution(said), "xmp": said.xmp or b""}
+    kept = {
+        "icc_profile": b"" if _is_grey_profile(picture) else said.icc or b"",
+        "exif": _exif_with_resolution(said),
+        "xmp": said.xmp or b"",
+    }
     # The fastest method: the next one saves 7 % of the bytes for 3 times the time.
     return _saved(_eight_bit(picture), "WEBP", lossless=True, exact=True, method=0, quality=0, **kept)
+
+
+def _is_grey_profile(picture: Picture) -> bool:
+    """Whether it says nothing about the RGB that WebP stores."""
+    icc = picture.metadata.icc
+    return picture.samples.ndim == 2 and icc is not None and icc[16:20] == b"GRAY"
 
 
 def _jpeg(picture: Picture) -> bytes:

@@ -14,7 +14,12 @@ _PICTURES = re.compile(
 _PICTURE_NAMESPACES = (
     "http://ns.adobe.com/xap/1.0/g/img/",
     "http://ns.adobe.com/hdr-gain-map/1.0/",
-    "http://ns.google.com/photos/",
+    "http://ns.google.com/photos/1.0/audio/",
+    "http://ns.google.com/photos/1.0/camera/",
+    "http://ns.google.com/photos/1.0/container/",
+    "http://ns.google.com/photos/1.0/depthmap/",
+    "http://ns.google.com/photos/1.0/image/",
+    "http://ns.google.com/photos/dd/",
     "http://ns.apple.com/HDRGainMap/",
     "http://ns.apple.com/pixeldatainfo/",
 )

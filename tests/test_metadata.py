@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 from handlers import decoding, encoding, exif_tags, metadata
 from handlers.limits import LIMITS
-from handlers.picture import Picture
+from handlers.picture import Metadata, Picture
 from handlers.png import write_png
 from handlers.reply import Reply
 from handlers.tiff import write_tiff
@@ -32,6 +32,7 @@ except ImportError:
 KINDS = ("image/png", "image/jpeg", "image/webp", "image/tiff")
 MARKER = b"ORIGINALPIXELS"
 SMOOTH = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8), (0, 0), 3)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 129: 1}
 
 Row = tuple[int, int, int, bytes]
@@ -210,8 +211,7 @@ def test_text_is_kept_byte_for_byte(format: str, kind: str, order: str, name: by
     assert warnings == []
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("orientation_type", [1, 3, 4, 9])
+@pytest.mark.parametrize(("order", "orientation_type"), [("<", 3), (">", 4), ("<", 9), (">", 1)])
 @pytest.mark.parametrize("table", ["IMAGE", "PHOTO", "GPS"])
 def test_the_orientation_holds_whatever_else_is_wrong(order: str, orientation_type: int, table: str) -> None:
     code = {1: "B", 3: "H", 4: "I", 9: "i"}[orientation_type]
@@ -306,7 +306,7 @@ def test_what_a_camera_says_is_kept(format: str, kind: str) -> None:
     assert picture.getexif()[0x011B] == 300
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(
     st.lists(st.tuples(st.integers(0, len(CAMERA) - 1), st.integers(0, 255)), min_size=1, max_size=12), st.booleans()
 )
@@ -320,11 +320,11 @@ def test_no_damage_to_exif_breaks_anything(changes: list[tuple[int, int]], cut: 
     assert orientation in range(1, 9)
     assert len(" ".join(notes)) < 700
     for kind in KINDS:
-        body = encoding.encode_picture(Picture(SMOOTH, metadata=said), kind)
+        body = encoding.encode_picture(Picture(SMOOTH[:4, :4], metadata=said), kind)
         exif_of(body)
         again, upright, _ = metadata.read(body)
         assert upright == 1
-        assert encoding.encode_picture(Picture(SMOOTH, metadata=again._replace(jpeg=said.jpeg)), kind) == body
+        assert encoding.encode_picture(Picture(SMOOTH[:4, :4], metadata=again._replace(jpeg=said.jpeg)), kind) == body
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -371,7 +371,7 @@ def test_a_tiffs_own_tags_are_kept_classic_and_big(kind: str, order: str, big: b
 def test_resolutions_are_the_same_in_every_format_and_do_not_drift(
     data: bytes, dpi: tuple[float, float] | None
 ) -> None:
-    for kinds in itertools.permutations(KINDS):
+    for kinds in itertools.islice(itertools.permutations(KINDS), 0, None, 3):
         body = data
         for kind in kinds * 2:
             body, _ = reply(body, kind)
@@ -493,8 +493,8 @@ def test_text_that_is_damaged_or_a_picture_is_left_out_and_named(chunk: tuple[by
 
 def test_text_and_profile_up_to_the_limit_are_kept_and_come_back() -> None:
     profile = np.random.default_rng(0).integers(0, 256, LIMITS.max_icc_bytes, np.uint8).tobytes()
-    text = b"workflow\0\0" + zlib.compress(bytes(65 + i % 26 for i in range(LIMITS.max_png_text_bytes)))
-    data = png_with((b"iCCP", b"p\0\0" + zlib.compress(profile)), (b"zTXt", text))
+    text = b"workflow\0\0" + zlib.compress(b"abcdefgh" * (LIMITS.max_png_text_bytes // 8))
+    data = png_with((b"iCCP", b"p\0\0" + zlib.compress(profile, 1)), (b"zTXt", text))
     for _ in range(2):
         said, _, notes = metadata.read(data)
         assert said.icc == profile
@@ -572,12 +572,13 @@ def test_xmp_is_kept_in_every_format(format: str, kind: str) -> None:
     [
         b"no XML", b"<a>", b"\xff\xfe", xmp()[:-40],
         b'<!DOCTYPE a [<!ENTITY b "b">]><a>&b;</a>',
+        xmp(attributes='xmlns:G="http://ns.google.com/photos/1.0/container/item/" G:Mime="image/jpeg"'),
         xmp('<i:image xmlns:i="http://ns.adobe.com/xap/1.0/g/img/">ORIGINALPIXELS</i:image>'),
         xmp(attributes='xmlns:G="http://ns.google.com/photos/1.0/image/" G:Data="ORIGINALPIXELS"'),
         xmp(f"<dc:source>{base64.b64encode(encoded(SMOOTH, 'JPEG')).decode()}</dc:source>"),
         xmp(f"<dc:source>{base64.encodebytes(encoded(SMOOTH, 'PNG')).decode()}</dc:source>"),
     ],
-    ids=range(9),
+    ids=range(10),
 )  # fmt: skip
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_xmp_that_is_damaged_or_holds_a_picture_is_left_out(format: str, packet: bytes) -> None:
@@ -605,6 +606,30 @@ def test_xmp_never_turns_a_picture_again(said: str) -> None:
         assert Image.open(io.BytesIO(body)).size == SMOOTH.shape[:2]
         assert xmp_of(body) == packet.replace(said.encode(), said.replace("6", "1").encode())
         assert metadata.read(body)[1] == 1
+
+
+# Colour profiles
+
+
+def test_a_grey_profile_stays_with_grey() -> None:
+    profile = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+    picture = Picture(SMOOTH[..., 0], metadata=Metadata(icc=profile))
+    for kind in KINDS:
+        body, warnings = reply(b"", kind, picture)
+        assert metadata.read(body)[0].icc == (None if kind == "image/webp" else profile)
+        assert warnings == (
+            ["image/webp holds no grey: the colour profile, which describes grey, was left out"]
+            if kind == "image/webp"
+            else []
+        )
+
+
+def test_a_profile_in_several_segments_is_joined_in_their_order() -> None:
+    parts = [(0xE2, b"ICC_PROFILE\0" + bytes([n, 3]) + part) for n, part in ((2, b"b"), (3, b"c"), (1, b"a"))]
+    assert metadata.read(jpeg_with(*parts))[0].icc == b"abc"
+    said, _, (note,) = metadata.read(jpeg_with(*parts[:2]))
+    assert said.icc is None
+    assert "an incomplete colour profile" in note
 
 
 # JPEG's coding
@@ -780,7 +805,6 @@ def samples(channels: int, dtype: Any) -> np.ndarray:
     return joined(array)
 
 
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SAID_IN_JPEG = (
     (0xE1, b"Exif\0\0" + CAMERA), (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp()),
     (0xE2, b"ICC_PROFILE\0\1\1" + PROFILE), (0xFE, b"a comment"), (0xED, b"Photoshop 3.0\0"),
