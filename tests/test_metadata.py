@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -847,6 +848,20 @@ def inputs() -> Iterator[Any]:
         yield pytest.param(heif("HEIF", exif=CAMERA, xmp=xmp(), icc_profile=PROFILE), id="HEIC")
 
 
+def independently_read(data: bytes, kind: str) -> np.ndarray:
+    if kind == "image/tiff":
+        return tifffile.imread(io.BytesIO(data))
+    decode = {
+        "image/png": imagecodecs.png_decode, "image/jpeg": imagecodecs.jpeg8_decode,
+        "image/webp": imagecodecs.webp_decode,
+    }[kind]  # fmt: skip
+    return np.asarray(decode(data))
+
+
+def whole(picture: Picture) -> np.ndarray:
+    return picture.samples if picture.alpha is None else np.dstack([picture.samples, picture.alpha])
+
+
 @pytest.mark.parametrize("data", list(inputs()))
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_reply_can_be_sent_back(data: bytes, kind: str) -> None:
@@ -861,6 +876,7 @@ def test_every_reply_can_be_sent_back(data: bytes, kind: str) -> None:
     first, warnings = reply(b"", kind, picture)
     back = decoding.decode_picture(first)
     assert back.metadata.content_type == kind
+    assert np.array_equal(independently_read(first, kind), whole(back))
     assert back.notes == ()
     second, more = reply(b"", kind, back)
     assert set(more) <= set(warnings)
