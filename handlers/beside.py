@@ -25,8 +25,7 @@ _PNG_COLOUR = {
     b"cLLI": (8,),
     b"sBIT": range(1, 5),
 }
-_MAX_PARTS = 100_000  # of a file are looked at: it has the ones that matter early
-_MAX_GIF_BLOCKS = 1_000_000
+_MAX_GIF_EXTENSIONS, _MAX_GIF_BLOCKS = 1_000, 1_000_000
 # The picture itself, and further frames, of which the decoder tells.
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
 _WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
@@ -83,13 +82,15 @@ def _tolerating(found: Found, name: str) -> Iterator[None]:
 
 
 def _png(data: bytes, found: Found) -> None:
-    for name, view, end in islice(png_chunks(data), _MAX_PARTS):
+    end = 8
+    for name, body, _ in png_chunks(data):
+        end += 12 + len(body)
         if name == b"IEND":
             _behind(data, end, found)
         elif name not in _PNG_PIXELS:
             shown = f"the PNG chunk {name.decode('latin-1')}"
             with _tolerating(found, shown):
-                _png_chunk(name, bytes(view), shown, found)
+                _png_chunk(name, bytes(body), shown, found)
 
 
 def _png_chunk(name: bytes, chunk: bytes, shown: str, found: Found) -> None:
@@ -130,14 +131,13 @@ def _png_text(name: bytes, chunk: bytes, found: Found) -> None:
 def _jpeg(data: bytes, found: Found) -> None:
     coding = jpeg.CodingReader()
     profile: list[bytes] = []
-    for marker, view, end in islice(jpeg_segments(data), _MAX_PARTS):
-        if marker == jpeg.EOI:
-            _behind(data, end, found)
-        else:
-            segment = bytes(view)
-            with _tolerating(found, "a damaged JPEG segment"):
-                coding.see(marker, segment)
-                _jpeg_segment(marker, segment, profile, found)
+    file = jpeg_segments(data)
+    for marker, body, _ in file.segments:
+        segment = bytes(body)
+        with _tolerating(found, "a damaged JPEG segment"):
+            coding.see(marker, segment)
+            _jpeg_segment(marker, segment, profile, found)
+    _behind(data, file.end, found)
     with _tolerating(found, "a damaged quantization table"):
         found.jpeg = coding.coding
     if profile:
@@ -176,7 +176,7 @@ def _jfif(segment: bytes, found: Found) -> None:
 
 
 def _webp(data: bytes, found: Found) -> None:
-    for name, chunk, _ in islice(riff_chunks(data), _MAX_PARTS):
+    for name, chunk in riff_chunks(data):
         if name == b"ICCP" and found.icc is None:
             found.icc = bytes(chunk)
         elif name == b"EXIF":
@@ -212,7 +212,7 @@ def _bmp(data: bytes, found: Found) -> None:
 
 def _gif(data: bytes, found: Found) -> None:
     """Comments and extensions lie in between the frames, of which each is a chain of short blocks."""
-    for name in islice(_gif_extensions(data), _MAX_PARTS):
+    for name in islice(_gif_extensions(data), _MAX_GIF_EXTENSIONS):
         found.left_out.append({0xFE: "a GIF comment", 0x01: "GIF text"}.get(name, "a GIF extension"))
 
 

@@ -1,7 +1,6 @@
 """What a HEIC or AVIF file says beside its pixels: the items and properties of its primary picture."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import NamedTuple
 
 from handlers.containers import bmff_boxes
@@ -13,7 +12,7 @@ _ORIENTATIONS = {
     (0, 1): 2, (1, 1): 7, (2, 1): 4, (3, 1): 5,
 }  # fmt: skip
 _MAX_META, _MAX_ITEM = 1 << 18, 1 << 24  # bytes
-_MAX_PARTS = 10_000  # boxes side by side, and parts of items
+_MAX_PARTS = 10_000  # of items
 _SRGB = (1, 13)  # primaries and transfer; 2 is "unspecified"
 
 
@@ -62,7 +61,7 @@ class HeifMetadata:
     def _read_properties(self, meta: dict[bytes, bytes]) -> None:
         turns, mirror = 0, None
         boxes = _boxes(meta.get(b"iprp", b""))
-        properties = [(box.name, bytes(box.data)) for box in bmff_boxes(boxes.get(b"ipco", b""))]
+        properties = [(kind, bytes(body)) for kind, body in bmff_boxes(boxes.get(b"ipco", b""))]
         for kind, value in (properties[i - 1] for i in _associated(boxes, meta) if 0 < i <= len(properties)):
             if kind == b"irot":
                 turns = value[0] & 3
@@ -96,7 +95,7 @@ class _Fields:
 
 def _boxes(data: bytes) -> dict[bytes, bytes]:
     """By name. Not the pictures' own, which is long."""
-    return {box.name: bytes(box.data) for box in islice(bmff_boxes(data), _MAX_PARTS) if box.name != b"mdat"}
+    return {kind: bytes(body) for kind, body in bmff_boxes(data) if kind != b"mdat"}
 
 
 def _associated(boxes: dict[bytes, bytes], meta: dict[bytes, bytes]) -> Iterator[int]:
@@ -118,8 +117,8 @@ def _items(meta: dict[bytes, bytes]) -> Iterator[Item]:
     fields = _Fields(meta.get(b"iinf", b""))
     fields.number(4 if fields.number(4) >> 24 else 2)
     places = _places(meta.get(b"iloc", b""))
-    for box in bmff_boxes(fields.data[fields.at :]):
-        entry = _Fields(bytes(box.data))
+    for _, info in bmff_boxes(fields.data[fields.at :]):
+        entry = _Fields(bytes(info))
         identity = entry.number(4 if entry.number(4) >> 24 >= 3 else 2)
         kind = entry.number(6).to_bytes(6, "big")[2:]
         if kind in (b"Exif", b"mime", b"uri "):

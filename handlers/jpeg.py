@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from handlers.picture import JpegCoding
 
-APP0, APP1, APP2, COM, DQT, SOS, EOI = 0xE0, 0xE1, 0xE2, 0xFE, 0xDB, 0xDA, 0xD9
+APP0, APP1, APP2, COM, DQT, SOS = 0xE0, 0xE1, 0xE2, 0xFE, 0xDB, 0xDA
 JFIF, EXIF, XMP, ICC = b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 MAX_SEGMENT = 65_533
 _MAX_TABLES = 1000  # in a file: more are no picture's

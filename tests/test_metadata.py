@@ -794,6 +794,36 @@ def test_sixteen_bits_leave_as_they_came(channels: int) -> None:
         assert "8 bits" in reply(b"", kind, picture)[1][0]
 
 
+# What would take for ever is not looked at to its end
+
+
+def box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+BOMB = zlib.compress(bytes(100_000_000), 9)
+ENDLESS = {
+    # 40,000 items of 65,535 parts each, which take no byte of the file
+    "HEIF items": box(b"ftyp", b"avif" + bytes(4)) + box(b"meta", bytes(4) + box(b"pitm", bytes(6)) + box(
+        b"iinf", bytes(6)) + box(b"iloc", bytes(6) + b"\xff\xff" + b"\0\0\0\0\xff\xff" * 40_000)),
+    "PNG text": png_with(*[(b"zTXt", b"a\0\0" + BOMB)] * 50),
+    "PNG XMP": png_with(*[(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB)] * 50),
+    "PNG profiles": png_with(*[(b"iCCP", b"a\0\0" + BOMB)] * 50),
+    "JPEG tables": b"\xff\xd8" + (b"\xff\xdb\xff\xfd" + (b"\0" + b"c" * 64) * 1008 + bytes(11)) * 100,
+    "JPEG segments": b"\xff\xd8" + b"\xff\xe5\0\2" * 300_000,
+    "GIF extensions": b"GIF89a" + bytes(7) + b"\x21\xfe\0" * 1_000_000,
+    "GIF blocks": b"GIF89a" + bytes(7) + b"\x21\xfe" + b"\1a" * 1_100_000,
+    "BigTIFF": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**64 - 1) + struct.pack("<HHQQ", 270, 2, 2**63, 2**63) * 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_no_file_takes_for_ever(name: str) -> None:
+    _, orientation, notes = metadata.read(ENDLESS[name])
+    assert orientation == 1
+    assert len(" ".join(notes)) < 500
+
+
 # Every reply can be sent back
 
 
