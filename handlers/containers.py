@@ -42,7 +42,7 @@ class PngChunk(NamedTuple):
 def png_chunks(data: Buffer) -> Iterator[PngChunk]:
     """The chunks up to and with IEND; a file that is cut yields no IEND, and not the chunk that is cut."""
     view = memoryview(data)
-    if view[:8] != PNG_SIGNATURE:
+    if bytes(view[:8]) != PNG_SIGNATURE:
         return
     at = 8
     for _ in range(_MAX_STEPS):
@@ -83,7 +83,7 @@ def jpeg_segments(data: Buffer) -> Jpeg:
     """The first JPEG of a file."""
     view = memoryview(data)
     segments: list[JpegSegment] = []
-    at = 2 if view[:2] == b"\xff\xd8" else len(view)
+    at = 2 if bytes(view[:2]) == b"\xff\xd8" else len(view)
     while len(segments) < _MAX_STEPS:
         # Between segments there may be any number of FF; decoders skip other bytes, too.
         found = _MARKER.search(view, at)
@@ -107,10 +107,11 @@ def jpeg_segments(data: Buffer) -> Jpeg:
 
 
 class TiffField(NamedTuple):
-    """type: TIFF's number of it (2: text, 3: short, 5: rational...). value: its bytes as stored, in the file's order."""
+    """kind: TIFF's number of its type (2: text, 3: short, 5: rational...). length: how many of them. value: their bytes
+    as stored, in the file's order."""
 
-    type: int
-    count: int
+    kind: int
+    length: int
     value: memoryview
 
 
@@ -136,7 +137,7 @@ class Tiff(NamedTuple):
         order = {b"II": "<", b"MM": ">"}.get(bytes(view[:2]))
         if order is None or len(view) < 8:
             return None
-        version, offset = struct.unpack_from(order + "HI", view[2:8].tobytes().ljust(8, b"\0"))
+        (version,) = struct.unpack_from(order + "H", view, 2)
         if version == 42:
             return cls(view, order, False, struct.unpack_from(order + "I", view, 4)[0])
         if version == 43 and len(view) >= 16 and struct.unpack_from(order + "HH", view, 4) == (8, 0):
@@ -164,9 +165,9 @@ class Tiff(NamedTuple):
     def numbers(self, directory: TiffDirectory, tag: int) -> tuple[int, ...]:
         """A field's whole numbers; () where it is absent or holds something else."""
         field = directory.get(tag)
-        if field is None or field.type not in _TIFF_WHOLE:
+        if field is None or field.kind not in _TIFF_WHOLE:
             return ()
-        return struct.unpack(f"{self.order}{field.count}{_TIFF_WHOLE[field.type]}", field.value)
+        return struct.unpack(f"{self.order}{field.length}{_TIFF_WHOLE[field.kind]}", field.value)
 
     def _read(self, offset: int) -> tuple[TiffDirectory | None, int]:
         """The directory at `offset` and the offset of the one behind it (0: none)."""
@@ -202,7 +203,7 @@ class Tiff(NamedTuple):
 def riff_chunks(data: Buffer) -> Iterator[tuple[bytes, memoryview]]:
     """The chunks (kind, body) of a RIFF file, such as a WebP; not the one that the file's end cuts."""
     view = memoryview(data)
-    if view[:4] != b"RIFF":
+    if bytes(view[:4]) != b"RIFF":
         return
     yield from _riff_chunks(view, 12)
 
