@@ -16,8 +16,8 @@ Buffer = bytes | bytearray | memoryview
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_STEPS = 100_000
-_MAX_DIRECTORIES = 1_000
-_MAX_ENTRIES = 4_096
+_MAX_DIRECTORIES = 256
+_MAX_ENTRIES = 1_024
 # In a scan, FF 00 is a sample and FF D0 to FF D7 are restarts.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -42,7 +42,7 @@ class PngChunk(NamedTuple):
 def png_chunks(data: Buffer) -> Iterator[PngChunk]:
     """The chunks up to and with IEND; a file that is cut yields no IEND, and not the chunk that is cut."""
     view = memoryview(data)
-    if view[:8] != PNG_SIGNATURE:
+    if bytes(view[:8]) != PNG_SIGNATURE:
         return
     at = 8
     for _ in range(_MAX_STEPS):
@@ -83,7 +83,7 @@ def jpeg_segments(data: Buffer) -> Jpeg:
     """The first JPEG of a file."""
     view = memoryview(data)
     segments: list[JpegSegment] = []
-    at = 2 if view[:2] == b"\xff\xd8" else len(view)
+    at = 2 if bytes(view[:2]) == b"\xff\xd8" else len(view)
     while len(segments) < _MAX_STEPS:
         # Between segments there may be any number of FF; decoders skip other bytes, too.
         found = _MARKER.search(view, at)
@@ -107,10 +107,11 @@ def jpeg_segments(data: Buffer) -> Jpeg:
 
 
 class TiffField(NamedTuple):
-    """type: TIFF's number of it (2: text, 3: short, 5: rational...). value: its bytes, in the file's order."""
+    """kind: TIFF's number of its type (2: text, 3: short, 5: rational...). length: how many of them. value: their bytes
+    as stored, in the file's order."""
 
-    type: int
-    count: int
+    kind: int
+    length: int
     value: memoryview
 
 
@@ -164,9 +165,9 @@ class Tiff(NamedTuple):
     def numbers(self, directory: TiffDirectory, tag: int) -> tuple[int, ...]:
         """A field's whole numbers; () where it is absent or holds something else."""
         field = directory.get(tag)
-        if field is None or field.type not in _TIFF_WHOLE:
+        if field is None or field.kind not in _TIFF_WHOLE:
             return ()
-        return struct.unpack(f"{self.order}{field.count}{_TIFF_WHOLE[field.type]}", field.value)
+        return struct.unpack(f"{self.order}{field.length}{_TIFF_WHOLE[field.kind]}", field.value)
 
     def _read(self, offset: int) -> tuple[TiffDirectory | None, int]:
         """The directory at `offset` and the offset of the one behind it (0: none)."""
@@ -202,7 +203,7 @@ class Tiff(NamedTuple):
 def riff_chunks(data: Buffer) -> Iterator[tuple[bytes, memoryview]]:
     """The chunks (kind, body) of a RIFF file, such as a WebP; not the one that the file's end cuts."""
     view = memoryview(data)
-    if view[:4] != b"RIFF":
+    if bytes(view[:4]) != b"RIFF":
         return
     yield from _riff_chunks(view, 12)
 
@@ -226,7 +227,7 @@ def _riff_chunks(view: memoryview, at: int) -> Iterator[tuple[bytes, memoryview]
 def bmff_boxes(data: Buffer) -> Iterator[tuple[bytes, memoryview]]:
     """The boxes (kind, body) of an ISO file, or of a body that holds boxes; not the one that the end cuts.
 
-    A "full box" (meta, hvcC is none, pixi...) begins its body with four bytes of version and flags.
+    A "full box" (meta, pixi) begins its body with four bytes of version and flags.
     """
     view = memoryview(data)
     at = 0
