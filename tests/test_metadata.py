@@ -997,3 +997,21 @@ def test_nothing_of_the_original_leaves(data: bytes) -> None:
         assert len(" ".join(warnings)) < 1000
         if data[:2] != b"BM":
             assert any("holds what the reply leaves out" in warning for warning in warnings)
+
+
+FILES = [each.values[0] for each in (*inputs(), *marked_files())]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(FILES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_no_damage_to_a_file_breaks_anything(file: bytes, changes: list[tuple[float, int]]) -> None:
+    data = bytearray(file)
+    for where, value in changes:
+        # Most of what can go wrong lies in front: the square brings changes there.
+        data[int(where**2 * (len(data) - 1))] = value
+    said, _, _ = metadata.read(bytes(data))
+    for kind in KINDS:
+        body = encoding.encode_picture(Picture(SMOOTH[:4, :4], metadata=said), kind)
+        again, upright, notes = metadata.read(body)
+        assert (upright, notes) == (1, ())
+        assert encoding.encode_picture(Picture(SMOOTH[:4, :4], metadata=again._replace(jpeg=said.jpeg)), kind) == body
