@@ -96,8 +96,9 @@ def _decode_picture(data: bytes) -> Picture:
         converted, note = _to_plain_mode(image)
         notes += (note,) if note else ()
         samples, alpha = _split(np.asarray(converted))
-    # After the pixels: Pillow turns a TIFF, and says so, when it loads it.
-    said, orientation, left_out = metadata.read(image, data)
+    said, orientation, left_out = metadata.read(data)
+    if image.format in ("TIFF", "HEIF"):
+        orientation = 1  # their decoders turn them
     notes += left_out
     if image.mode not in _RGB_PROFILED:
         said = said._replace(icc=None)

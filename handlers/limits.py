@@ -9,7 +9,8 @@ class Limits(NamedTuple):
     small_picture, max_pixels_per_byte: a picture of more than small_picture pixels must not decode to more than
         max_pixels_per_byte pixels per byte of its file (413). PNG can't reach it: its best is 8,240 at one bit.
     max_jpeg_scans: passes over a progressive JPEG, each of which may touch every pixel (413).
-    max_exif_bytes, max_icc_bytes: larger metadata are left out of the reply, with a warning.
+    max_exif_bytes, max_icc_bytes, max_xmp_bytes, max_png_text_bytes: larger metadata (all of a PNG's text chunks,
+        unpacked, together) are left out of the reply, with a warning.
     max_text: characters of a prompt (400).
     max_points, max_grow, max_smooth, max_feather: of the requests' arguments (400); the last three are pixels.
     max_steps, max_variants, max_seed: of Stable Diffusion's arguments (400).
@@ -22,6 +23,8 @@ class Limits(NamedTuple):
     max_jpeg_scans: int = 100
     max_exif_bytes: int = 60_000
     max_icc_bytes: int = 4_000_000
+    max_xmp_bytes: int = 1_000_000
+    max_png_text_bytes: int = 4_000_000
     max_text: int = 10_000
     max_points: int = 128
     max_grow: int = 255

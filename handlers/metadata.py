@@ -1,59 +1,61 @@
-"""What a picture file says beside its pixels: read once, carried along, written into the reply."""
+"""What a picture file says beside its pixels: read once, carried along, written into the reply.
+
+Kept, in every format that has a place for it: the colour profile, the EXIF entries that exif_tags lists, XMP, and the
+resolution; PNG's colour and text chunks in a PNG, a JPEG's comment and its quantization in a JPEG. Nothing else: a
+thumbnail, a layer, a preview, a depth map, a maker's note or a signature would still show what an edit removed, or be
+wrong about it. What is left out is named in a note.
+"""
 
 import numpy as np
-from PIL import ExifTags, Image
-from PIL.JpegImagePlugin import get_sampling
 
+from handlers import beside, exif, resolution
+from handlers.beside import Found
+from handlers.exif import Exif, TiffData
 from handlers.limits import LIMITS
-from handlers.picture import JpegCoding, Metadata, Samples
+from handlers.picture import Metadata, Samples
+from handlers.texts import is_plain_xmp, named, upright, xmp_orientation
 
 # The formats that a reply can have; what came in another one leaves as PNG.
-_CONTENT_TYPES = {
-    "PNG": "image/png",
-    "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",
-    "WEBP": "image/webp",
-    "TIFF": "image/tiff",
-}
-_ORIENTATION = ExifTags.Base.Orientation
-# A TIFF's EXIF block is the file's own directory: these tags describe its pixels, which are written anew.
-_TIFF_STRUCTURE = {
-    254, 255, 256, 257, 258, 259, 262, 263, 266, 273, 277, 278, 279, 282, 283, 284, 292, 293, 296, 301, 317, 318, 319,
-    320, 321, 322, 323, 324, 325, 330, 332, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532, 700, 34675,
-}  # fmt: skip
+_CONTENT_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
 
 
-def read(image: Image.Image, data: bytes) -> tuple[Metadata, int, tuple[str, ...]]:
-    """What is to be kept of the file `data`, opened as `image`, by which orientation (1 to 8) to turn its pixels, and
-    notes of what is left out for its size.
+def read(data: bytes) -> tuple[Metadata, int, tuple[str, ...]]:
+    """What is to be kept of a picture file; how its stored pixels must be turned to be upright; notes of what is left
+    out.
 
-    Damaged or oversized blocks are left out: no picture is refused for them. So is EXIF's thumbnail, which would still
-    show what an edit removed.
+    The orientation is 1 to 8 as in EXIF: from the EXIF block, else from XMP; in HEIC and AVIF from the container's own
+    properties. Where a decoder turns the pixels itself (Pillow and OpenCV do so with TIFF, libheif with HEIC), the
+    caller must not turn them again.
+
+    Whatever is damaged is left out and named. Raises nothing.
     """
+    found = beside.find(data)
     notes: list[str] = []
-    exif, orientation = _exif(image) if _may_have_exif(image, data) else (None, 1)
-    exif = _within(exif, LIMITS.max_exif_bytes, "EXIF", notes)
-    icc = image.info.get("icc_profile")
-    icc = _within(icc if isinstance(icc, bytes) and icc else None, LIMITS.max_icc_bytes, "colour profile", notes)
-    dpi = image.info.get("dpi")
-    jpeg = None
-    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
-        jpeg = JpegCoding(dict(image.quantization), max(get_sampling(image), 0))  # type: ignore[attr-defined]
+    kept, orientation = _exif(found, notes)
+    xmp = _xmp(found, notes)
+    if found.turned_by_container:
+        orientation = found.orientation
+    elif orientation == 1 and found.xmp:
+        orientation = xmp_orientation(found.xmp)
+    if orientation != 1 and xmp:
+        xmp = upright(xmp)
+    if not _fits(found.png_text_size, LIMITS.max_png_text_bytes, "PNG text", notes):
+        found.png_text.clear()
+    size = found.resolution or resolution.from_exif(kept)
     said = Metadata(
-        content_type=_CONTENT_TYPES.get(image.format or "", "image/png"),
-        icc=icc,
-        exif=exif,
-        dpi=_checked_dpi(dpi, swapped=orientation >= 5),
-        jpeg=jpeg,
+        content_type=_CONTENT_TYPES.get(found.format, "image/png"),
+        icc=_within(found.icc, LIMITS.max_icc_bytes, "colour profile", notes),
+        exif=exif.turned(kept, orientation),
+        xmp=xmp,
+        resolution=size and size.turned(orientation),
+        png_colour=tuple(found.png_colour),
+        png_text=tuple(found.png_text),
+        comment=found.comment,
+        jpeg=found.jpeg,
     )
+    if found.left_out:
+        notes.insert(0, f"holds what the reply leaves out: {named(found.left_out)}")
     return said, orientation, tuple(notes)
-
-
-def _within(block: bytes | None, limit: int, name: str, notes: list[str]) -> bytes | None:
-    if block is None or len(block) <= limit:
-        return block
-    notes.append(f"has {len(block):,} bytes of {name}; the limit is {limit:,}: they are left out of the reply")
-    return None
 
 
 def turned(pixels: Samples, orientation: int) -> Samples:
@@ -67,30 +69,36 @@ def turned(pixels: Samples, orientation: int) -> Samples:
     return np.ascontiguousarray(pixels)
 
 
-def _may_have_exif(image: Image.Image, data: bytes) -> bool:
-    """In a PNG it may come after the pixels, so Pillow would decode these first, only to see."""
-    return image.format != "PNG" or "Raw profile type exif" in image.info or b"eXIf" in data
+def _exif(found: Found, notes: list[str]) -> tuple[Exif, int]:
+    """The first block that can be read, and its orientation."""
+    kept, orientation = Exif(), 1
+    blocks = [block for block in found.exif if TiffData.is_one(block)]
+    if len(blocks) < len(found.exif):
+        found.left_out.append("a damaged EXIF block")
+    if len(blocks) > 1:
+        found.left_out.append("a second EXIF block")
+    if blocks:
+        kept, orientation, left_out = exif.read_exif(TiffData(blocks[0]), own_file=found.format == "TIFF")
+        found.left_out += left_out
+    if kept and _within(exif.write_exif(kept), LIMITS.max_exif_bytes, "EXIF", notes) is None:
+        kept = Exif(kept.order)
+    return kept, orientation
 
 
-def _exif(image: Image.Image) -> tuple[bytes | None, int]:
-    try:
-        exif = image.getexif()
-        orientation = exif.pop(_ORIENTATION, 1) if _ORIENTATION in exif else 1
-        if image.format == "TIFF":
-            for tag in _TIFF_STRUCTURE & set(exif):
-                del exif[tag]
-        block = exif.tobytes() if len(exif) else None
-    except Exception:  # of a damaged block Pillow may raise anything
-        return None, 1
-    if image.format == "TIFF":
-        orientation = 1  # both decoders turn a TIFF themselves
-    return block, orientation if orientation in range(1, 9) else 1
-
-
-def _checked_dpi(dpi: object, swapped: bool) -> tuple[float, float] | None:
-    if not (isinstance(dpi, tuple) and len(dpi) == 2):
+def _xmp(found: Found, notes: list[str]) -> bytes | None:
+    if found.xmp is None or (packet := _within(found.xmp, LIMITS.max_xmp_bytes, "XMP", notes)) is None:
         return None
-    across, down = (float(value) for value in dpi)
-    if not (0 < across < 100_000 and 0 < down < 100_000):
+    if not is_plain_xmp(packet):
+        found.left_out.append("XMP that is damaged or holds pictures")
         return None
-    return (down, across) if swapped else (across, down)
+    return packet
+
+
+def _within(block: bytes | None, limit: int, name: str, notes: list[str]) -> bytes | None:
+    return block if block is None or _fits(len(block), limit, name, notes) else None
+
+
+def _fits(size: int, limit: int, name: str, notes: list[str]) -> bool:
+    if size > limit:
+        notes.append(f"has {size:,} bytes of {name}; the limit is {limit:,}: they are left out of the reply")
+    return size <= limit

@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handlers.exif import Exif
+from handlers.resolution import Resolution
+
 Mask = NDArray[np.bool_]
 """HxW bool: True where a model may change the picture."""
 
@@ -19,24 +22,35 @@ Samples = NDArray[Any]
 
 
 class JpegCoding(NamedTuple):
-    """How a JPEG was compressed: the quantization tables by index, and Pillow's name of the chroma subsampling."""
+    """How a JPEG was compressed.
 
-    tables: dict[int, list[int]]
+    tables: quantization tables, 64 values row by row, of the first components; the last one is that of the others, too.
+    subsampling: Pillow's name of the chroma's. rgb: stored as RGB, not as YCbCr.
+    """
+
+    tables: tuple[tuple[int, ...], ...]
     subsampling: int
+    rgb: bool = False
 
 
 class Metadata(NamedTuple):
-    """What a file said beside its pixels.
+    """What a file said beside its pixels, as far as a reply keeps it.
 
     content_type: the format of a reply in "the input's own" format.
-    icc: colour profile. exif: with its "Exif" prefix, without orientation and thumbnail. dpi: (x, y) per inch.
-    jpeg: where the file was a JPEG. text: for the text chunks of a PNG, by keyword.
+    icc: colour profile. exif: upright, without thumbnail. xmp: a packet of UTF-8 XML.
+    png_colour: a PNG's colour chunks, and png_text its text chunks: (name, data).
+    comment: a JPEG's. jpeg: where the file was a JPEG.
+    text: further text for a PNG, by keyword; replaces what png_text says under it.
     """
 
     content_type: str = "image/png"
     icc: bytes | None = None
-    exif: bytes | None = None
-    dpi: tuple[float, float] | None = None
+    exif: Exif = Exif()
+    xmp: bytes | None = None
+    resolution: Resolution | None = None
+    png_colour: tuple[tuple[bytes, bytes], ...] = ()
+    png_text: tuple[tuple[bytes, bytes], ...] = ()
+    comment: bytes | None = None
     jpeg: JpegCoding | None = None
     text: Mapping[str, str] = MappingProxyType({})
 

@@ -6,7 +6,7 @@ the whole picture and ISA-L's deflate take about 10, for files of the same size 
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -26,32 +26,17 @@ _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey and alpha, RG
 _CHUNK = 1 << 20
 
 
-def write_png(
-    pixels: NDArray[Any],
-    icc: bytes | None = None,
-    exif: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-    text: Mapping[str, str] | None = None,
-) -> bytes:
+def write_png(pixels: NDArray[Any], beside: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
     """HxW or HxWxC (C 1 to 4: grey, grey + alpha, RGB, RGBA), uint8 or uint16, as a PNG file.
 
-    icc: a colour profile. exif: without its "Exif" prefix. dpi: pixels per inch. text: keyword (Latin-1) -> text,
-    written as UTF-8. Format: PNG specification, third edition.
+    beside: further chunks (name, data), written before the pixels in this order. Format: PNG specification, third
+    edition.
     """
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     depth = 8 * pixels.itemsize
     header = struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = [_chunk(b"IHDR", header)]
-    if icc:
-        chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
-    if dpi:
-        per_metre = (round(value / 0.0254) for value in dpi)
-        chunks.append(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
-    if exif:
-        chunks.append(_chunk(b"eXIf", exif))
-    for keyword, value in (text or {}).items():
-        chunks.append(_chunk(b"iTXt", keyword.encode("latin-1") + b"\0\0\0\0\0" + value.encode()))
+    chunks = [_chunk(b"IHDR", header), *(_chunk(name, data) for name, data in beside)]
     data = deflate.compress(_filtered(pixels.reshape(height, width * channels)), LEVEL)
     chunks += [_chunk(b"IDAT", data[i : i + _CHUNK]) for i in range(0, len(data), _CHUNK)]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + _chunk(b"IEND", b"")
@@ -67,5 +52,5 @@ def _filtered(rows: NDArray[Any]) -> NDArray[np.uint8]:
     return filtered
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", deflate.crc32(data, deflate.crc32(kind)))
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", deflate.crc32(data, deflate.crc32(name)))

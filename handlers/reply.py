@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from handlers import encoding
 from handlers.base64_text import to_base64
 from handlers.picture import Mask, Picture
@@ -67,12 +65,7 @@ class Reply:
         if not encoding.can_write(self.picture, kind):
             self.warnings.append(f"{kind} cannot hold this picture: it was sent as image/png")
             kind = "image/png"
-        if kind == "image/jpeg" and self.picture.alpha is not None:
-            self.warnings.append("image/jpeg holds no transparency: it was left out")
-        if kind in ("image/jpeg", "image/webp") and self.picture.samples.dtype == np.uint16:
-            self.warnings.append(f"{kind} holds 8 bits per sample: the lower 8 were left out")
-        if self.picture.metadata.text and kind != "image/png":
-            self.warnings.append("embed_parameters needs a PNG: nothing was embedded")
+        self.warnings += encoding.losses(self.picture, kind)
         return kind
 
 

@@ -427,8 +427,7 @@ class TestEncoding:
         first = struct.pack("<H", 1) + struct.pack("<HHI4s", 0x010F, 2, 3, b"Me\0\0") + struct.pack("<I", 26)
         block = b"Exif\0\0II*\0" + struct.pack("<I", 8) + first + struct.pack("<H", 2) + entries + bytes(4) + secret
         picture = decoding.decode_picture(encoded(noise(8, 8), "JPEG", exif=block))
-        assert picture.metadata.exif is not None
-        assert b"Me" in picture.metadata.exif
+        assert [entry.value for entry in picture.metadata.exif.image] == [b"Me\0"]
         assert b"erased" not in encoding.encode_picture(picture, "image/jpeg")
 
     def test_a_profile_past_the_limit_is_left_out_with_a_note(self) -> None:
@@ -446,7 +445,7 @@ class TestEncoding:
         picture = decoding.decode_picture(
             encoded(noise(8, 8), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(9))
         )
-        assert picture.metadata.exif is None
+        assert not picture.metadata.exif
 
     @pytest.mark.parametrize("quality", [30, 75, 95])
     @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -473,11 +472,7 @@ class TestEncoding:
 
     def test_what_a_format_cannot_hold_is_known(self) -> None:
         assert not encoding.can_write(Picture(np.zeros((1, 20_000, 3), np.uint8)), "image/webp")
-        assert not encoding.can_write(Picture(np.zeros((1, 1, 3), np.uint16)), "image/tiff")
-        grey = Picture(noise(6, 6, 1, np.uint16)[..., 0])
-        assert encoding.can_write(grey, "image/tiff")
-        back = decoding.decode_picture(encoding.encode_picture(grey, "image/tiff"))
-        assert np.array_equal(back.samples, grey.samples)
+        assert encoding.can_write(Picture(np.zeros((1, 20_000, 3), np.uint16)), "image/tiff")
 
 
 FILES = {

@@ -302,7 +302,6 @@ def test_the_inputs_own_format_on_request(kind: str) -> None:
     ("picture", "kind", "sent", "words"),
     [
         (Picture(np.zeros((1, 17_000, 3), np.uint8)), "image/webp", "image/png", "cannot hold"),
-        (Picture(np.zeros((2, 2, 3), np.uint16)), "image/tiff", "image/png", "cannot hold"),
         (Picture(np.zeros((2, 2, 3), np.uint16)), "image/jpeg", "image/jpeg", "8 bits"),
         (
             Picture(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)),
