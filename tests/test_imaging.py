@@ -162,7 +162,7 @@ class TestDecoding:
             assert picture.samples[0, 0].tolist() == [255, 0, 0]
 
     def test_samples_of_32_bits_are_refused(self) -> None:
-        with pytest.raises(decoding.NotAPicture, match="32 bits"):
+        with pytest.raises(decoding.NotAPicture, match="32-bit"):
             decoding.decode_picture(stored(Image.new("F", (4, 4), 0.5), "TIFF"))
 
 

@@ -1,0 +1,104 @@
+"""What decoders hand on, and how they refuse."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from handlers.limits import LIMITS
+from handlers.picture import RGB, Samples
+
+
+class NotAPicture(ValueError):
+    """The bytes cannot be decoded; the message continues a sentence that starts with the field's name."""
+
+
+class TooLarge(NotAPicture):
+    """The header announces more than handlers.limits allows; nothing was decoded."""
+
+
+class Palette(NamedTuple):
+    """indices: HxW uint8. colours: 256x3, black past the end of the file's own."""
+
+    indices: NDArray[np.uint8]
+    colours: RGB
+
+
+class Decoded(NamedTuple):
+    """samples, alpha: as in Picture, as they lie in the file, not upright yet. palette: where the file has one.
+
+    notes: for the client. recoloured: whether the file's colour profile no longer describes the samples.
+    """
+
+    samples: Samples
+    alpha: Samples | None = None
+    palette: Palette | None = None
+    notes: tuple[str, ...] = ()
+    recoloured: bool = False
+
+
+def damaged(why: str) -> NotAPicture:
+    return NotAPicture(f"is damaged: {why}")
+
+
+def unsupported(what: str, advice: str = "send PNG, JPEG, WebP or TIFF of 8 or 16 bits") -> NotAPicture:
+    """what: of a sentence such as `is a JPEG of 12 bits`."""
+    return NotAPicture(f"is {what}, which is unsupported: {advice}")
+
+
+def check_size(width: int, height: int, length: int) -> None:
+    """Of a picture in a file of `length` bytes; raises NotAPicture where there are no pixels, or TooLarge."""
+    pixels = width * height
+    if pixels <= 0:
+        raise damaged(f"its header says {width}x{height} pixels")
+    if pixels > LIMITS.max_pixels:
+        raise TooLarge(f"has {width}x{height} pixels; the limit is {LIMITS.max_pixels // 1_000_000} megapixels")
+    if max(width, height) > LIMITS.max_side:
+        raise TooLarge(f"has {width}x{height} pixels; the limit is {LIMITS.max_side} pixels a side")
+    if pixels > LIMITS.small_picture and pixels > LIMITS.max_pixels_per_byte * length:
+        raise TooLarge(
+            f"has {width}x{height} pixels in {length} bytes; the limit is {LIMITS.max_pixels_per_byte} pixels per byte"
+        )
+
+
+def check_decoded(pixels: NDArray[Any] | None, height: int, width: int, depth: int) -> NDArray[Any]:
+    """A decoder's array, if it is what the header announced; NotAPicture otherwise."""
+    if pixels is None:
+        raise damaged("it ends too early or its data are broken")
+    if pixels.shape[:2] != (height, width) or pixels.dtype != (np.uint16 if depth > 8 else np.uint8):
+        raise damaged("its data are not what its header says")
+    return pixels
+
+
+def from_indices(indices: NDArray[np.uint8], colours: bytes, alphas: bytes = b"") -> Decoded:
+    """A palette picture. colours: RGB by index; alphas: by index, those missing are opaque."""
+    table = np.zeros((256, 3), np.uint8)
+    given = np.frombuffer(colours[:768], np.uint8)
+    table[: len(given) // 3] = given[: len(given) // 3 * 3].reshape(-1, 3)
+    alpha = None
+    if alphas:
+        opacity = np.full(256, 255, np.uint8)
+        opacity[: len(alphas)] = np.frombuffer(alphas[:256], np.uint8)
+        alpha = opacity[indices]
+    return Decoded(table[indices], alpha, Palette(indices, table))
+
+
+def from_pillow(image: Image.Image) -> Decoded:
+    """A picture of a mode of 8 bits that Pillow reads rightly; a palette's transparency becomes alpha."""
+    image.load()
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGB":
+        transparent = image.info.get("transparency")
+        alphas = transparent if isinstance(transparent, bytes) else b""
+        if isinstance(transparent, int):
+            alphas = bytes([255] * transparent + [0])
+        return from_indices(np.array(image), bytes(image.palette.palette), alphas)
+    if "transparency" in image.info or image.mode in ("P", "PA", "RGBa", "La"):
+        image = image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    pixels = np.array(image)
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))
+    return Decoded(pixels)
