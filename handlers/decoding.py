@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from contract.pictures import is_picture
 from handlers import metadata
 from handlers.limits import LIMITS
 from handlers.picture import Mask, Picture, Samples, to_rgb
 
 MASK_THRESHOLD = 128
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"RIFF")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 # A picture of any other mode is converted, and its profile no longer describes it.
@@ -31,11 +31,6 @@ class NotAPicture(ValueError):
 
 class TooLarge(NotAPicture):
     """The header announces more than handlers.limits allows; nothing was decoded."""
-
-
-def is_picture(data: bytes | bytearray) -> bool:
-    """Whether the first bytes are those of a picture format."""
-    return bytes(data[:4]).startswith(_SIGNATURES) or data[4:8] == b"ftyp"
 
 
 def decode_picture(data: bytes) -> Picture:
