@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from contract.bodies import BodyError, Buffer, Slice, read_body, read_value, text_of
 from contract.buffers import whole
+from contract.pictures import is_picture
 from handlers import decoding
 from handlers.base64_text import from_base64
 from handlers.errors import BadRequest
@@ -123,7 +124,7 @@ class Request:
             return from_base64(value, name)
         if isinstance(value, (bytes, bytearray)):
             # A multipart field may carry the base64 text as well as the file.
-            return bytes(value) if decoding.is_picture(value) else _maybe_base64(bytes(value), name)
+            return bytes(value) if is_picture(value) else _maybe_base64(bytes(value), name)
         raise BadRequest(f"{name} must be base64 text or a file, not {_show(value)}", name)
 
 
@@ -204,7 +205,7 @@ def _maybe_base64(data: bytes, name: str) -> bytes:
         decoded = from_base64(data, name)
     except BadRequest:
         return data
-    return decoded if decoding.is_picture(decoded) else data
+    return decoded if is_picture(decoded) else data
 
 
 def _json(text: str, name: str) -> Any:

@@ -38,7 +38,7 @@ def render() -> str:
         f"| time for a request's body | {body.TIME_LIMIT:g} s | 408 |",
         f"| values in a JSON body | {jsontext.MAX_VALUES:,} | 413 |",
         f"| nesting of a JSON body | {jsontext.MAX_DEPTH} | 400 |",
-        f"| texts of a JSON body up to {jsontext.MAX_SHORT >> 10} KiB, in all | {jsontext.MAX_TEXT >> 20} MiB | 413 |",
+        f"| texts up to {jsontext.MAX_SHORT >> 10} KiB of a JSON body | {jsontext.MAX_TEXT >> 20} MiB | 413 |",
         f"| JSON in UTF-16 or UTF-32 | {jsontext.MAX_RECODED >> 20} MiB | 413 |",
         f"| a field's name | {jsontext.MAX_NAME} bytes | 400 |",
         f"| parts of a multipart body, fields of a urlencoded one | {multipart.MAX_PARTS:,} | 413 |",
