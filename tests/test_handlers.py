@@ -550,3 +550,10 @@ def test_out_of_memory_is_507(open_handler: Open, dog: bytes, mask: bytes, monke
     monkeypatch.setattr(lama.handler, "_inpaint", fail)
     reply = lama.json(image=dog, mask_image=mask)
     assert (reply.status, reply.error["code"]) == (507, "out_of_memory")
+
+
+@pytest.mark.parametrize("size", [(1, 2049), (2049, 1), (1, 1), (3, 4000), (32767, 2)])
+def test_sam_takes_any_ratio_of_sides(open_handler: Open, size: tuple[int, int]) -> None:
+    image = encoded(np.full((size[1], size[0], 3), 90, np.uint8))
+    reply = open_handler("sam").json(image=image, gen_args={"point_coords": [0, 0]})
+    assert reply.picture.shape[:2] == size[::-1]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from segment_anything import SamPredictor
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from handlers import encoding
 from handlers.base import Handler
@@ -77,7 +78,7 @@ class SamHandler(Handler):
 
     def _look_at(self, rgb: RGB) -> SamPredictor:
         """A predictor of its own per request: its embedding must never meet another request's clicks."""
-        predictor = SamPredictor(self.model)
+        predictor = _predictor(self.model)
         predictor.set_image(rgb)
         attempts = [lambda: predictor.features]
         if self.dtype != torch.float32:
@@ -88,13 +89,28 @@ class SamHandler(Handler):
     def _embedded_wide(self, rgb: RGB) -> torch.Tensor:
         model = copy.copy(self.model)
         model._modules = {**self.model._modules, "image_encoder": wide_copy(self.model.image_encoder)}
-        predictor = SamPredictor(model)
+        predictor = _predictor(model)
         predictor.set_image(rgb)
         return predictor.features
 
     def _logits_shape(self) -> tuple[int, int, int]:
         height, width = self.model.prompt_encoder.mask_input_size
         return 1, height, width
+
+
+class _Resize(ResizeLongestSide):
+    """SAM's own rounds the shorter side of a very long picture to 0."""
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(height, 1), max(width, 1)
+
+
+def _predictor(model: Any) -> SamPredictor:
+    predictor = SamPredictor(model)
+    predictor.transform = _Resize(model.image_encoder.img_size)
+    return predictor
 
 
 def _box(mask: Mask) -> list[int] | None:
