@@ -12,15 +12,24 @@ Large values stay in the body as slices; all else together is bounded (contract.
 import re
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
-from contract.buffers import WINDOW, Buffer, Slice, decoded, text_of
+from contract.buffers import WINDOW, Buffer, Slice, decoded, text_of, unquoted
 from contract.errors import BodyError
 from contract.jsontext import MAX_NAME, MAX_SHORT, encoding_of, read_object, read_value
 from contract.multipart import MAX_PARTS, Header, Part, header, parts_of
 from contract.pictures import is_picture
 
-__all__ = ["BodyError", "Buffer", "Repeated", "Slice", "read_body", "read_value", "text_of"]
+__all__ = [
+    "BodyError",
+    "Buffer",
+    "PartText",
+    "Repeated",
+    "Slice",
+    "check_encoding",
+    "read_body",
+    "read_value",
+    "text_of",
+]
 
 MAX_URLENCODED = 4 * 2**20
 _FORM = "application/x-www-form-urlencoded"
@@ -40,6 +49,10 @@ _CHARSETS = {
 _JSON = re.compile(r"(application|text)/json|[\w.+-]+/[\w.+-]+\+json")
 
 
+class PartText(str):
+    """The text of a part or form field; where the field is none, what the text says: "7" is a number."""
+
+
 class Repeated(list[Any]):
     """The values of several parts of one name, in their order."""
 
@@ -47,14 +60,13 @@ class Repeated(list[Any]):
 def read_body(content_type: str, content_encoding: str, body: Buffer, lists: Collection[str] = ()) -> dict[str, Any]:
     """Fields by name: a JSON value, a text, or a Slice of the body.
 
-    A part or form field is a text, even where its field is none: `seed` is "7". Where it calls itself JSON it is the
-    value that it says; a file, or a part that is no text, is a Slice. lists: fields that several parts or form fields
+    A part or form field is a PartText; where it calls itself JSON, the value that it says; a file, or a part that is
+    long or no text, a Slice. lists: fields that several parts or form fields
     of one name make up, Repeated where there are more than one; any other that is sent twice is refused.
 
     Raises BodyError, which names the field: 400, 413 past a limit, 415 for a kind of body that is not served.
     """
-    if content_encoding.strip().lower() not in ("", "identity"):
-        raise BodyError(f"Content-Encoding {content_encoding[:40]!a} is not served: send the body as it is", status=415)
+    check_encoding(content_encoding)
     kind, view = header(content_type), memoryview(body)
     if kind.value == "multipart/form-data":
         return _multipart(view, kind, lists)
@@ -65,6 +77,12 @@ def read_body(content_type: str, content_encoding: str, body: Buffer, lists: Col
         return _urlencoded(view, lists)
     shown = kind.value[:60]
     raise BodyError(f"content-type must be application/json or multipart/form-data, not {shown!a}", status=415)
+
+
+def check_encoding(content_encoding: str) -> None:
+    """Raises BodyError where the body is compressed: what it would grow to is not known before it is unpacked."""
+    if content_encoding.strip().lower() not in ("", "identity"):
+        raise BodyError(f"Content-Encoding {content_encoding[:40]!a} is not served: send the body as it is", status=415)
 
 
 def _begins_as_object(view: memoryview) -> bool:
@@ -103,7 +121,7 @@ def _content(view: memoryview, part: Part, name: str, charset: str) -> Any:
     if part.stop - part.start > WINDOW:
         raise BodyError(f"{name} may have {WINDOW >> 10} KiB in charset {named}: send UTF-8", name, status=413)
     try:
-        return decoded(view[part.start : part.stop], encoding, name).removeprefix("\ufeff")
+        return PartText(decoded(view[part.start : part.stop], encoding, name).removeprefix("\ufeff"))
     except BodyError:
         if part.kind.value.startswith("text/"):
             raise
@@ -119,22 +137,13 @@ def _urlencoded(view: memoryview, lists: Collection[str]) -> dict[str, Any]:
         raise BodyError(f"the urlencoded body has more than {MAX_PARTS - 1} fields", status=413)
     fields: dict[str, Any] = {}
     for raw, _, value in (pair.partition(b"=") for pair in pairs if pair):
-        name = _checked(decoded(_unquoted(raw[: 3 * MAX_NAME]), "utf-8", None))
-        _add(fields, name, decoded(_unquoted(value), "utf-8", name), lists)
+        name = _checked(_form_text(raw[: 4 * MAX_NAME], None))
+        _add(fields, name, PartText(_form_text(value, name)), lists)
     return fields
 
 
-def _unquoted(text: bytes) -> bytes:
-    pieces: list[bytes] = []
-    at = 0
-    while at < len(text):
-        end = min(at + WINDOW, len(text))
-        if end < len(text):
-            escape = text.rfind(b"%", end - 2, end)
-            end = escape if escape >= 0 else end
-        pieces.append(unquote_to_bytes(text[at:end].replace(b"+", b" ")))
-        at = end
-    return b"".join(pieces)
+def _form_text(text: bytes, field: str | None) -> str:
+    return decoded(unquoted(text.replace(b"+", b" ")), "utf-8", field)
 
 
 def _checked(name: str) -> str:

@@ -9,6 +9,7 @@ import json
 import mmap
 import re
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from contract.errors import BodyError
 
@@ -78,6 +79,20 @@ def whole(text: str, field: str | None) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
         raise BodyError(f"{field or 'the body'} holds half of a character (a lone surrogate)", field) from None
+
+
+def unquoted(text: bytes) -> bytes:
+    """Percent-encoded text as what it stands for."""
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(text):
+        end = min(at + WINDOW, len(text))
+        if end < len(text):
+            escape = text.rfind(b"%", end - 2, end)
+            end = escape if escape >= 0 else end
+        pieces.append(unquote_to_bytes(text[at:end]))
+        at = end
+    return b"".join(pieces)
 
 
 def text_of(body: Buffer, value: Slice, field: str, max_characters: int) -> str:

@@ -4,6 +4,7 @@ PalimpsestError            500
 ├── BadRequest             400  the client must change the request
 │   ├── ModelNotFound      404  no archive of that name in the store
 │   ├── RequestTooLarge    413
+│   ├── UnservedKind       415  a kind or an encoding of bodies that is not served
 │   └── BodyTimeout        408  the request's body did not arrive in time
 ├── Busy                   429  try again later: Retry-After says when
 │   ├── QueueFull               too many requests wait
@@ -17,6 +18,8 @@ PalimpsestError            500
 """
 
 from typing import Any
+
+from contract.errors import BodyError
 
 UNEXPECTED = "an unexpected error; the server's log says where"
 
@@ -46,6 +49,10 @@ class ModelNotFound(BadRequest):
 
 class RequestTooLarge(BadRequest):
     status, code = 413, "too_large"
+
+
+class UnservedKind(BadRequest):
+    status, code = 415, "unsupported_media_type"
 
 
 class BodyTimeout(BadRequest):
@@ -90,3 +97,9 @@ class WorkerDied(EngineUnavailable):
 
 class DeadlineExceeded(PalimpsestError):
     status, code = 504, "deadline_exceeded"
+
+
+def body_refused(error: BodyError) -> BadRequest:
+    """What the reader of bodies says, as an error of the server's."""
+    kind = {413: RequestTooLarge, 415: UnservedKind}.get(error.status, BadRequest)
+    return kind(error.message, error.field)

@@ -14,8 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from serve.budget import Unread
 from serve.errors import UNEXPECTED, BadRequest, Busy, EngineUnavailable, PalimpsestError
 from serve.gateway import container, docs, metrics, models, predictions, sagemaker
+from serve.gateway.body import Bodies
 from serve.gateway.edit import routes
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
@@ -70,6 +72,8 @@ class Services:
     prefetch: Prefetch
     images: Images
     jobs: Jobs
+    bodies: Bodies
+    unread: Unread
 
 
 class Gateway(FastAPI):
@@ -136,7 +140,10 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     crew.on_phases = numbers.on_phases
     catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
     images = Images(settings.images_mib << 20, settings.images_seconds)
-    return Services(settings, catalog, scheduler, crew, memory, host, numbers, prefetch, images, Jobs(settings.jobs))
+    transit, wait = settings.transit_mib << 20, settings.queue_timeout
+    bodies = Bodies(transit, settings.max_request_mib, wait)
+    unread = Unread(transit, wait)
+    return Services(settings, catalog, scheduler, crew, memory, host, numbers, prefetch, images, Jobs(), bodies, unread)
 
 
 @asynccontextmanager
@@ -153,13 +160,13 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
 
     try:
         await services.host.start(on_engine_lost, on_engine_ready)
-        services.jobs.open()
         app.state.services = services
         async with _running(services.prefetch.run()):
             yield
     finally:
         services.catalog.close()
         services.prefetch.close()
+        services.images.close()
         await scheduler.close(services.settings.stop_timeout)
         workers.forget()  # from here on the death of a worker is no news
         await services.host.stop()

@@ -13,8 +13,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
-from serve.gateway.body import Body
-from serve.gateway.predictions import invoke
+from serve.gateway.predictions import invoke_as_sent
+from serve.gateway.transfer import Transfer
 from serve.residency.catalog import Archive
 from serve.residency.model import State
 
@@ -141,9 +141,7 @@ async def unload(name: str, request: Request) -> Done:
 async def invoke_loaded(name: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = _require(request, name).archive
-    body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, dict(request.headers), body)
-    return Response(answer.body, answer.status, answer.headers)
+    return Transfer.of(await invoke_as_sent(services, archive, dict(request.headers), request))
 
 
 def _archive_at(services: "Services", url: str) -> Archive:

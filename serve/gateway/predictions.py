@@ -1,15 +1,16 @@
 """TorchServe's own prediction routes, which load the model first where need be."""
 
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 
-from serve.engine.torchserve import Answer
+from contract.ticket import File
+from serve.engine.answer import Answer
+from serve.engine.question import Question, Sent
 from serve.errors import NotReached
-from serve.gateway.body import Body
 from serve.gateway.metrics import Invocation
+from serve.gateway.transfer import Transfer
 from serve.residency.catalog import Archive
 
 if TYPE_CHECKING:
@@ -99,57 +100,52 @@ _OPENAPI: dict[str, Any] = {
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = services.catalog.find(model)
-    answer = await invoke(services, archive, dict(request.headers), Body(request, services.settings.max_request_mib))
-    return Response(answer.body, answer.status, answer.headers)
-
-
-class Content(Protocol):
-    """A body that can be iterated again. length: its bytes, where they are known beforehand."""
-
-    length: int | None
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    return Transfer.of(await invoke_as_sent(services, archive, dict(request.headers), request))
 
 
 class Job(Protocol):
-    """Who wants to know when the model is held. id: the worker's name for it."""
+    """Who wants to know when the model is held. file: where the worker tells its progress."""
 
-    id: str
+    @property
+    def file(self) -> File: ...
 
     def begin(self) -> None: ...
 
 
-async def invoke(
-    services: "Services", archive: Archive, headers: dict[str, str], body: Content, job: Job | None = None
+async def invoke_as_sent(
+    services: "Services", archive: Archive, headers: Mapping[str, str], request: Request
 ) -> Answer:
-    """Asks the model, which is loaded first where need be; once more where the request never reached its worker."""
+    """Asks the model what the client asks; as `invoke`. headers: those that the model may see."""
+    with await services.bodies.receive(request) as body:
+        return await invoke(services, archive, Sent(headers, body))
+
+
+async def invoke(services: "Services", archive: Archive, question: Question, job: Job | None = None) -> Answer:
+    """Asks the model, which is loaded first where need be; once more where the request never reached its worker.
+
+    The answer is the caller's to close.
+    """
     with services.metrics.invocation(archive, services.scheduler.models()) as invocation:
         try:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=invocation.hit)
+            answer = await _invoke_once(services, archive, question, job, invocation)
         except NotReached:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, early=False)
+            answer = await _invoke_once(services, archive, question, job, invocation)
         invocation.status = answer.status
         return answer
 
 
 async def _invoke_once(
-    services: "Services",
-    archive: Archive,
-    headers: dict[str, str],
-    body: Content,
-    job: Job | None,
-    invocation: Invocation,
-    early: bool,
+    services: "Services", archive: Archive, question: Question, job: Job | None, invocation: Invocation
 ) -> Answer:
-    """early: whether the body goes on while it still comes in, to a model that is loaded."""
-    with closing(services.workers.prediction(headers, body.length, job.id if job else "")) as prediction:
-        if early:
-            prediction.begin(archive.engine_name)
-        async for piece in body:
-            prediction.feed(piece)
-        archive = await services.catalog.prepare(archive)
+    archive = await services.catalog.prepare(archive)
+    while True:
+        await services.unread.room()
         async with services.scheduler.lease(archive):
+            if services.unread.full:
+                continue  # the last one answered has filled it: the model is another's until there is room
             if job:
                 job.begin()
             with invocation.in_engine():
-                return await services.workers.finish(archive, prediction)
+                answer = await services.workers.ask(archive, question, job.file if job else None)
+        services.unread.count(answer.file)
+        return answer

@@ -2,19 +2,31 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, StrictBool, StringConstraints
 
+from contract.bodies import Slice
+
+
+def _whole(value: Any) -> Any:
+    """7.0 is a whole number, as JSON Schema has it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
 Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)]
 Token = Annotated[str, StringConstraints(strict=True, max_length=1_000_000)]
 Text = Annotated[str, StringConstraints(strict=True, max_length=10_000)]
-# A file's bytes, or text: base64, a data URI, or the id of an upload.
-Picture = Annotated[bytes | str, Field(union_mode="left_to_right")]
+# A stretch of the body: a file, or a long text; or text: base64, a data URI, or the id of an upload.
+Picture = Annotated[InstanceOf[Slice] | str, Field(union_mode="left_to_right")]
 
 Format = Literal["input", "png", "jpeg", "webp", "tiff"]
 Scheduler = Literal["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "unipc"]
 
+PICTURES = ("image", "mask")
+LISTS = ("points", "box")
+"""What several parts of one name make up."""
 _PICTURE: dict[str, Any] = {"type": "string", "format": "binary"}
 
 
@@ -47,11 +59,11 @@ class Selection(Fields):
         description="[left, top, right, bottom] around the object.",
         examples=[[548, 208, 958, 885]],
     )
-    dilate: StrictInt = Field(0, ge=0, le=255, description="Grows the mask by so many pixels.", examples=[8])
-    erode: StrictInt = Field(0, ge=0, le=255, description="Shrinks the mask by so many pixels, first.", examples=[2])
+    dilate: Whole = Field(0, ge=0, le=255, description="Grows the mask by so many pixels.", examples=[8])
+    erode: Whole = Field(0, ge=0, le=255, description="Shrinks the mask by so many pixels, first.", examples=[2])
     fill_holes: StrictBool = Field(False, description="Adds what the mask encloses.", examples=[True])
     invert: StrictBool = Field(False, description="Selects everything else instead.", examples=[False])
-    smooth: StrictInt = Field(0, ge=0, le=64, description="Rounds the edge over so many pixels.", examples=[4])
+    smooth: Whole = Field(0, ge=0, le=64, description="Rounds the edge over so many pixels.", examples=[4])
 
     @property
     def selects(self) -> bool:
@@ -98,7 +110,7 @@ class Painted(Selection):
     segment_model: Model = Field(
         "sam", description="The archive that turns points and box into a mask.", examples=["sam"]
     )
-    feather: StrictInt = Field(
+    feather: Whole = Field(
         0, ge=0, le=255, description="Fades the paint in over so many pixels, inside the mask.", examples=[6]
     )
     format: Format | None = Field(
@@ -121,7 +133,7 @@ class EraseFields(Painted):
 class ReplaceFields(Painted):
     prompt: Text = Field(description="What to paint.", examples=["a hamster on a bench"])
     negative_prompt: Text = Field("", description="What to avoid.", examples=["blurry"])
-    steps: StrictInt = Field(30, ge=1, le=150, description="More are slower and finer.", examples=[30])
+    steps: Whole = Field(30, ge=1, le=150, description="More are slower and finer.", examples=[30])
     guidance: Number | None = Field(
         None,
         ge=0,
@@ -132,11 +144,11 @@ class ReplaceFields(Painted):
     strength: Number = Field(
         1.0, ge=0, le=1, description="How much of what is there to forget; 1: all of it.", examples=[0.8]
     )
-    seed: StrictInt = Field(
+    seed: Whole = Field(
         -1, ge=-1, le=2**63 - 1, description="The same seed gives the same picture; -1: a random one.", examples=[7]
     )
     scheduler: Scheduler | None = Field(None, description="The archive's own if absent.", examples=["dpmpp_2m_karras"])
-    variants: StrictInt = Field(
+    variants: Whole = Field(
         1, ge=1, le=4, description="Pictures with seeds seed, seed + 1, ...; more than one need JSON.", examples=[2]
     )
     embed_parameters: StrictBool = Field(
@@ -179,6 +191,13 @@ def renamed(text: str) -> str:
     for theirs, ours in FIELDS.items():
         text = text.replace(theirs, ours)
     return text.replace("gen_args.", "")
+
+
+def as_points(value: Any) -> Any:
+    """Numbers that are not in lists of their own as points, where there is one way only: 2 or 3 are one, 4 are two."""
+    if not isinstance(value, list) or not all(type(item) in (int, float) for item in value):
+        return value
+    return {2: [value], 3: [value], 4: [value[:2], value[2:]]}.get(len(value), value)
 
 
 def _label(point: list[float]) -> int | float:
