@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handlers import jobs
+from contract.ticket import COMMAND as ANSWER
+from handlers import tickets
 from handlers.errors import RequestError
 from handlers.mapped_file import FileChanged
 from handlers.payload import Reply, Request
@@ -45,7 +46,8 @@ class Handler:
     Besides requests it takes commands, as the header x-palimpsest-command, from whoever knows the key that the
     environment variable PALIMPSEST_COMMAND_KEY holds: "park" gives the weights' memory back and keeps the worker,
     "wake" undoes that, "status" changes nothing. Each answers
-    {"state": "ready"|"parked", "phases": {...}, "device_bytes": n, "host_bytes": n}.
+    {"state": "ready"|"parked", "phases": {...}, "device_bytes": n, "host_bytes": n}. "answer" is a request whose bytes
+    lie in the gateway's memory: its body is a ticket (contract/ticket.py), its answer what was written there.
 
     device: where the weights live; from TorchServe's gpu_id, the CPU where it names none.
     dtype: of the weights and activations; `handler.dtype` in model-config.yaml, where "auto" is float16 on CUDA
@@ -107,7 +109,7 @@ class Handler:
         try:
             with torch.inference_mode():
                 if command:
-                    body, content_type = self._obey(command, _header(context, KEY_HEADER)), "application/json"
+                    body, content_type = self._obey(command, data[0], context), "application/json"
                 else:
                     body, content_type = self._answer(data[0], context)
         except Exception as error:
@@ -118,21 +120,34 @@ class Handler:
         return [body]
 
     def _answer(self, fields: Mapping[str, Any], context: Any) -> tuple[bytes, str]:
-        if self._parked:
-            raise Refused(503, "parked", "the model is parked: wake it first")
-        reply = self.predict(Request.parse(fields, jobs.attach(_header(context, jobs.HEADER))))
-        body, content_type, headers = reply.encode(_header(context, "accept"))
+        body, content_type, headers = self._predict(Request.parse(fields)).encode(_header(context, "accept"))
         for name, value in headers.items():
             context.set_response_header(0, name, value)
         return body, content_type
 
-    def _obey(self, command: str, key: str) -> bytes:
-        expected = os.environ.get("PALIMPSEST_COMMAND_KEY", "")
+    def _predict(self, request: Request) -> Reply:
+        if self._parked:
+            raise Refused(503, "parked", "the model is parked: wake it first")
+        return self.predict(request)
+
+    def _answer_ticket(self, body: Any, context: Any) -> bytes:
+        try:
+            opened = tickets.Opened(body)
+        except tickets.Unusable as error:
+            raise Refused(500, "internal", str(error)) from None
+        with opened:
+            reply = self._predict(Request(opened.fields(), opened.job)).encoded(_header(context, "accept"))
+            return opened.write(reply).to_json()
+
+    def _obey(self, command: str, data: Mapping[str, Any], context: Any) -> bytes:
+        key, expected = _header(context, KEY_HEADER), os.environ.get("PALIMPSEST_COMMAND_KEY", "")
         if not expected or not hmac.compare_digest(key.encode(), expected.encode()):
             raise Refused(403, "forbidden", "commands are the gateway's alone")
+        if command == ANSWER:
+            return self._answer_ticket(data.get("body"), context)
         commands = {"park": self._park, "wake": self._wake, "status": lambda: None}
         if command not in commands:
-            raise Refused(400, "bad_request", f"{COMMAND_HEADER} must be one of {', '.join(commands)}")
+            raise Refused(400, "bad_request", f"{COMMAND_HEADER} must be one of {ANSWER}, {', '.join(commands)}")
         commands[command]()
         status = {
             "state": "parked" if self._parked else "ready",

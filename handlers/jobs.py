@@ -1,24 +1,17 @@
-"""Progress and cancellation of one request, shared with the gateway through a small file.
+"""Progress and cancellation of one request, shared with the gateway through twelve bytes of its memory.
 
-The file holds three little-endian uint32: steps done, steps in all (both written here), and whether the job is
-cancelled (written by the gateway). A request names it in the header `x-palimpsest-job`, which the gateway strips from
-what clients send; it lies in the folder that PALIMPSEST_JOBS names in the worker's environment. Without either, nothing
-is shared and every request runs to its end.
+They are three little-endian uint32: steps done, steps in all (both written here), and whether the job is cancelled
+(written by the gateway). A ticket names them (contract/ticket.py); without one nothing is shared and every request runs
+to its end.
 """
 
 import mmap
-import os
-import re
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 from handlers.errors import Cancelled
 
-HEADER = "x-palimpsest-job"
-FOLDER = "PALIMPSEST_JOBS"
 _LAYOUT = struct.Struct("<III")
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Report = Callable[[int, int], None]
 """Told (step, steps) after each step; may raise Cancelled."""
@@ -41,18 +34,6 @@ UNWATCHED: Report = Job().report
 """Where no client waits."""
 
 
-def attach(name: str) -> Job:
-    """The job that a request's header names; one that nobody watches where there is no such file."""
-    folder = os.environ.get(FOLDER)
-    if not folder or not _NAME.fullmatch(name):
-        return Job()
-    try:
-        handle = os.open(Path(folder) / name, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        return Job()
-    try:
-        return Job(mmap.mmap(handle, _LAYOUT.size))
-    except (OSError, ValueError):  # not a file, or a shorter one
-        return Job()
-    finally:
-        os.close(handle)
+def attach(descriptor: int) -> Job:
+    """The job whose bytes a descriptor shares, which may be closed; raises OSError or ValueError where it can't."""
+    return Job(mmap.mmap(descriptor, _LAYOUT.size))

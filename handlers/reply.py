@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from handlers import encoding
 from handlers.base64_text import to_base64
@@ -22,7 +22,8 @@ class Reply:
     """A handler's answer.
 
     picture: the edited picture, or a mask. variants: further ones of it (JSON only).
-    fields: further JSON fields; those with a short value also leave as X-Palimpsest-* headers of a binary reply.
+    fields: further JSON fields; those with a short value also leave as X-Palimpsest-* headers of a binary reply. Bytes,
+        and lists of bytes, leave as base64 and in JSON only.
     warnings: a field of their own.
     output_format: the content type of the pictures inside JSON; INPUTS_OWN for that of the request.
     """
@@ -34,25 +35,29 @@ class Reply:
     output_format: str = "image/png"
 
     def encode(self, accept: str) -> tuple[bytes, str, dict[str, str]]:
-        """Returns (body, content type, headers) in the form that the Accept header asks for.
+        """Returns (body, content type, headers) in the form that the Accept header asks for: `encoded` in one piece."""
+        reply = self.encoded(accept)
+        return reply.body(), reply.content_type, reply.headers
 
-        JSON by default, with the picture as base64 in `generated_image` (and the variants, it first, in `variants`);
-        the picture itself for a picture type, in the request's own format for image/*.
+    def encoded(self, accept: str) -> "Encoded":
+        """In the form that the Accept header asks for.
+
+        JSON by default, with the picture in `generated_image` (and the variants, it first, in `variants`); the picture
+        itself for a picture type, in the request's own format for image/*.
         """
         wanted = preferred_picture_type(accept)
         kind = self._writable(wanted or self.output_format)
-        picture = self._encoded(self.picture, kind)
+        picture = self._file(self.picture, kind)
         if wanted is not None:
             if self.variants:
                 self.warnings.append("this reply holds the first variant only: accept application/json for all")
-            return picture, kind, _headers(self.fields, self.warnings)
-        body: dict[str, Any] = {"generated_image": to_base64(picture), "content_type": kind}
+            return Encoded(kind, _headers(self.fields, self.warnings), picture)
+        fields: dict[str, Any] = {"generated_image": picture, "content_type": kind}
         if self.variants:
-            others = [to_base64(self._encoded(variant, kind)) for variant in self.variants]
-            body["variants"] = [body["generated_image"], *others]
-        return json.dumps(body | self.fields | {"warnings": self.warnings}).encode(), "application/json", {}
+            fields["variants"] = [picture, *(self._file(variant, kind) for variant in self.variants)]
+        return Encoded("application/json", {}, picture, fields | self.fields | {"warnings": self.warnings})
 
-    def _encoded(self, picture: Picture | Mask, kind: str) -> bytes:
+    def _file(self, picture: Picture | Mask, kind: str) -> bytes:
         if not isinstance(picture, Picture):
             return encoding.encode_mask(picture)
         return encoding.encode_picture(picture, kind)
@@ -67,6 +72,32 @@ class Reply:
             kind = "image/png"
         self.warnings += encoding.losses(self.picture, kind)
         return kind
+
+
+class Encoded(NamedTuple):
+    """A reply as it leaves: the picture, or fields, in which bytes and lists of bytes stand for their base64."""
+
+    content_type: str
+    headers: dict[str, str]
+    picture: bytes
+    fields: dict[str, Any] | None = None
+
+    def body(self) -> bytes:
+        """All in one piece, for whoever has no better way (see handlers/tickets.py)."""
+        if self.fields is None:
+            return self.picture
+        return json.dumps({name: _plain(value) for name, value in self.fields.items()}).encode()
+
+
+def is_large(value: Any) -> bool:
+    """Whether a field of Encoded leaves as base64."""
+    return isinstance(value, bytes) or (isinstance(value, list) and bool(value) and isinstance(value[0], bytes))
+
+
+def _plain(value: Any) -> Any:
+    if not is_large(value):
+        return value
+    return to_base64(value) if isinstance(value, bytes) else [to_base64(each) for each in value]
 
 
 def preferred_picture_type(accept: str) -> str | None:
@@ -95,7 +126,9 @@ def _headers(fields: Mapping[str, Any], warnings: list[str]) -> dict[str, str]:
     return {
         "X-Palimpsest-" + name.replace("_", "-").title(): text
         for name, value in fields.items()
-        if isinstance(value, (bool, int, float, list, dict)) and len(text := json.dumps(value)) < _MAX_HEADER
+        if isinstance(value, (bool, int, float, list, dict))
+        and not is_large(value)
+        and len(text := json.dumps(value)) < _MAX_HEADER
     }
 
 

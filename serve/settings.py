@@ -39,6 +39,12 @@ class Settings(BaseSettings):
         Path(__file__).with_name("config.properties"), description="TorchServe's own settings file."
     )
     max_request_mib: int = Field(128, ge=1, le=128, description="Largest request body; above it the answer is 413.")
+    transit_mib: int = Field(
+        1024,
+        ge=1,
+        description="Main memory for requests' bodies, and as much for replies that clients have not read; past it"
+        " requests wait, then 429.",
+    )
     images_mib: int = Field(512, ge=1, description="Main memory for uploads that POST /v1/images keeps.")
     images_seconds: float = Field(3600, gt=0, description="Seconds since its last use that an upload is kept.")
     memory_budget: str = Field(
@@ -65,8 +71,3 @@ class Settings(BaseSettings):
     )
     start_timeout: float = Field(60, gt=0, description="Seconds that TorchServe may take to start.")
     stop_timeout: float = Field(30, gt=0, description="Seconds that running requests get to finish at shutdown.")
-
-    @property
-    def jobs(self) -> Path:
-        """Where workers and gateway share the progress of requests; of this server alone."""
-        return self.state / f"jobs-{self.port}"

@@ -65,13 +65,18 @@ class FakeSession:
         headers: dict[str, str],
         timeout: Any,
     ) -> AsyncIterator[Any]:
-        content = b"".join([piece async for piece in data]) if data else None
-        reply = self._answer(httpx.Request(method, url, params=params, content=content, headers=headers))
+        sent = b"".join([piece async for piece in data]) if data else None
+        reply = self._answer(httpx.Request(method, url, params=params, content=sent, headers=headers))
 
         async def read() -> bytes:
             return reply.content
 
-        yield SimpleNamespace(status=reply.status_code, headers=reply.headers, read=read)
+        async def iter_chunked(size: int) -> AsyncIterator[bytes]:
+            for start in range(0, len(reply.content), size):
+                yield reply.content[start : start + size]
+
+        content = SimpleNamespace(iter_chunked=iter_chunked)
+        yield SimpleNamespace(status=reply.status_code, headers=reply.headers, read=read, content=content)
 
     async def close(self) -> None:
         pass
@@ -120,13 +125,16 @@ def refused() -> aiohttp.ClientConnectorError:
     return aiohttp.ClientConnectorError(key, OSError("refused"))
 
 
-def make_store(folder: Path, *names: str, memory_mib: int = 0) -> Path:
-    """A store whose archives are only named, never loaded. memory_mib: what each says it takes."""
+def make_store(folder: Path, *names: str, memory_mib: int = 0, ours: bool = False) -> Path:
+    """A store whose archives are only named, never loaded. memory_mib: what each says it takes. ours: whether their
+    handlers take commands, and so tickets.
+    """
     for name in names:
         (folder / name / "MAR-INF").mkdir(parents=True)
         (folder / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
-        if memory_mib:
-            (folder / name / "model-config.yaml").write_text(f"handler: {{memory_mib: {memory_mib}}}")
+        if memory_mib or ours:
+            config = f"handler: {{memory_mib: {memory_mib}, commands: {str(ours).lower()}}}"
+            (folder / name / "model-config.yaml").write_text(config)
     return folder
 
 

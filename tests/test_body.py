@@ -1,4 +1,4 @@
-"""A body on its way through: read in pieces, passed on before it is complete, and given to the worker only then."""
+"""A body on its way in: received in pieces, within bounds, and given to a worker only when it is whole."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,14 +8,11 @@ import httpx
 import pytest
 from fakes import FakeTorchServe, application, make_store, refused
 from fastapi import Request
-from hypothesis import given
-from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 
-from serve.engine.prediction import Prediction
-from serve.engine.torchserve import Answer
-from serve.errors import BodyTimeout, EngineUnavailable, NotReached, RequestTooLarge
+from serve.errors import BadRequest, BodyTimeout, QueueFull, RequestTooLarge
 from serve.gateway import body as body_module
-from serve.gateway.body import Body
+from serve.gateway.body import Bodies
 
 pytestmark = pytest.mark.anyio
 
@@ -34,49 +31,12 @@ class Client:
     def end(self) -> None:
         self._messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
 
-
-async def test_a_body_can_be_iterated_again() -> None:
-    client = Client()
-    body = Body(client.request, 1)
-    client.send(b"one")
-    pieces = aiter(body)
-    assert await anext(pieces) == b"one"
-    client.send(b"two")
-    client.end()
-    assert [piece async for piece in body] == [b"one", b"two"]
-    assert await body.read() == b"onetwo"
+    def leave(self) -> None:
+        self._messages.put_nowait({"type": "http.disconnect"})
 
 
-async def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
-    with pytest.raises(RequestTooLarge, match="1 MiB"):
-        Body(Client(content_length=str(2**20 + 1)).request, 1)
-    client = Client()
-    for _ in range(3):  # and no end: nobody waits for it
-        client.send(bytes(2**19))
-    with pytest.raises(RequestTooLarge, match="1 MiB"):
-        await Body(client.request, 1).read()
-
-
-async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body_module, "TIME_LIMIT", 0.0)
-    with pytest.raises(BodyTimeout):
-        await Body(Client().request, 1).read()
-
-
-class Engine:
-    """What a prediction sends to; `arrived` is what is there of the body."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.arrived: list[bytes] = []
-        self.error, self.model = error, ""
-
-    async def send(self, model: str, body: AsyncIterator[bytes]) -> Answer:
-        self.model = model
-        async for piece in body:
-            if self.error:
-                raise self.error
-            self.arrived.append(piece)
-        return Answer(200, {}, b"".join(self.arrived))
+def bodies(mib: int = 64, wait: float = 0.0) -> Bodies:
+    return Bodies(mib * 2**20, 8, wait)
 
 
 async def turns() -> None:
@@ -84,92 +44,113 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_all_but_the_last_piece_goes_on_at_once() -> None:
-    engine = Engine()
-    prediction = Prediction(engine.send)
-    prediction.begin("sam")
-    for count, piece in enumerate((b"a", b"b", b"c")):
-        prediction.feed(piece)
-        await turns()
-        assert engine.arrived == [b"a", b"b", b"c"][:count]
-    assert (await prediction.finish("sam")).body == b"abc"
-    assert engine.model == "sam"
+async def test_a_body_is_what_was_sent_and_nobody_changes_it() -> None:
+    for headers in ({}, {"content_length": "6"}):
+        client = Client(**headers)
+        for piece in (b"one", b"", b"two"):
+            client.send(piece)
+        client.end()
+        all_bodies = bodies()
+        with await all_bodies.receive(client.request) as body:
+            assert body.read() == b"onetwo"
+            assert all_bodies.used > 0
+            with pytest.raises(PermissionError):
+                body.write(b"more")
+        assert all_bodies.used == 0
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans())), st.booleans())
-async def test_it_ends_however_slowly_the_engine_takes_it(steps: list[tuple[bool, bool]], early: bool) -> None:
-    """steps: in which order a piece comes in and the engine takes one; the end may come while it holds any."""
-    taken = asyncio.Semaphore(0)
-
-    async def send(model: str, body: AsyncIterator[bytes]) -> Answer:
-        arrived = []
-        async for piece in body:
-            arrived.append(piece)
-            await taken.acquire()
-        return Answer(200, {}, b"".join(arrived))
-
-    prediction = Prediction(send)
-    if early:
-        prediction.begin("sam")
-    sent = []
-    for index, (comes, goes) in enumerate(steps):
-        if comes:
-            sent.append(b"%d," % index)
-            prediction.feed(sent[-1])
-        if goes:
-            taken.release()
-        await turns()
-    answer = prediction.finish("sam")
-    for _ in (*sent, "the end"):
-        taken.release()
-        await turns()
-    assert answer.done()
-    assert answer.result().body == b"".join(sent)
+async def test_a_body_is_refused_as_soon_as_it_is_too_large() -> None:
+    with pytest.raises(RequestTooLarge, match="8 MiB"):
+        await bodies().receive(Client(content_length=str(8 * 2**20 + 1)).request)
+    client, all_bodies = Client(), bodies()
+    for _ in range(17):  # and no end: nobody waits for it
+        client.send(bytes(2**19))
+    with pytest.raises(RequestTooLarge, match="8 MiB"):
+        await all_bodies.receive(client.request)
+    assert all_bodies.used == 0
 
 
-async def test_what_was_not_begun_is_sent_at_the_end() -> None:
-    engine = Engine()
-    prediction = Prediction(engine.send)
-    prediction.feed(b"a")
-    prediction.feed(b"b")
+@pytest.mark.parametrize("limit", ["TIME_LIMIT", "SILENCE"])
+async def test_a_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(body_module, limit, 0.0)
+    all_bodies = bodies()
+    with pytest.raises(BodyTimeout):
+        await all_bodies.receive(Client().request)
+    assert all_bodies.used == 0
+
+
+@pytest.mark.parametrize("sent", [b"short", b"too long"])
+async def test_a_body_of_another_length_than_promised_is_refused(sent: bytes) -> None:
+    client, all_bodies = Client(content_length="6"), bodies()
+    client.send(sent)
+    client.end()
+    with pytest.raises(BadRequest, match=f"after {len(sent)} of 6 bytes"):
+        await all_bodies.receive(client.request)
+    assert all_bodies.used == 0
+
+
+async def test_a_client_that_leaves_gives_its_place_back() -> None:
+    client, all_bodies = Client(content_length="600"), bodies()
+    client.send(b"some")
+    client.leave()
+    with pytest.raises(ClientDisconnect):
+        await all_bodies.receive(client.request)
+    assert all_bodies.used == 0
+
+
+async def test_large_bodies_wait_for_room_in_turn_and_small_ones_pass_by() -> None:
+    all_bodies = bodies(mib=16, wait=60)  # 2 of them for small ones
+    large = {"content_length": str(6 * 2**20)}
+    clients = [Client(**large) for _ in range(4)]
+    waiting = [asyncio.create_task(all_bodies.receive(client.request)) for client in clients]
     await turns()
-    assert engine.arrived == []
-    assert (await prediction.finish("other")).body == b"ab"
-    assert engine.model == "other"
-
-
-async def test_a_connection_that_breaks_before_the_end_has_reached_no_worker() -> None:
-    for early, error in ((True, NotReached), (False, EngineUnavailable)):
-        engine = Engine(EngineUnavailable("broken"))
-        prediction = Prediction(engine.send)
-        if early:
-            prediction.begin("sam")
-        prediction.feed(b"a")
-        prediction.feed(b"b")
-        await turns()
-        with pytest.raises(error) as caught:
-            await prediction.finish("sam")
-        assert type(caught.value) is error
-
-
-async def test_closing_ends_what_is_under_way() -> None:
-    cancelled = asyncio.Event()
-
-    async def send(model: str, body: AsyncIterator[bytes]) -> Answer:
-        try:
-            async for _ in body:
-                continue
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        return Answer(200, {}, b"")
-
-    prediction = Prediction(send)
-    prediction.begin("sam")
+    for client in clients:
+        for _ in range(6):
+            client.send(bytes(2**20))
+        client.end()
     await turns()
-    prediction.close()
+    assert [task.done() for task in waiting] == [True, True, False, False]
+    small = Client(content_length="5")
+    small.send(b"click")
+    small.end()
+    with await all_bodies.receive(small.request) as body:
+        assert body.size == 5
+    waiting[2].cancel()
     await turns()
-    assert cancelled.is_set()
+    waiting[0].result().close()
+    await turns()
+    assert waiting[3].done()
+    for task in (waiting[1], waiting[3]):
+        task.result().close()
+    assert all_bodies.used == 0
+
+
+async def test_where_there_is_no_room_in_time_the_client_is_told_to_come_back() -> None:
+    all_bodies = bodies(mib=8)
+    whole = Client(content_length=str(7 * 2**20))
+    for _ in range(7):
+        whole.send(bytes(2**20))
+    whole.end()
+    with await all_bodies.receive(whole.request):
+        for headers in ({"content_length": str(2 * 2**20)}, {}):
+            client = Client(**headers)
+            client.send(bytes(2 * 2**20))
+            with pytest.raises(QueueFull) as caught:
+                await all_bodies.receive(client.request)
+            assert caught.value.retry_after > 0
+    assert all_bodies.used == 0
+
+
+async def test_a_body_of_unknown_length_gives_back_what_it_did_not_need() -> None:
+    all_bodies = bodies(mib=32, wait=60)
+    client = Client()
+    for _ in range(3):
+        client.send(bytes(2**20))
+    client.end()
+    with await all_bodies.receive(client.request) as body:
+        assert body.size == 3 * 2**20
+        assert all_bodies.used <= 4 * 2**20
+    assert all_bodies.used == 0
 
 
 @pytest.fixture

@@ -6,13 +6,16 @@ from typing import Any
 
 from contract import bodies, jsontext, multipart
 from handlers.limits import LIMITS, Limits
-from handlers.sd.settings import SCHEDULERS, Settings
-from serve.gateway import body, connections, door, line, metrics, protocol
+from handlers.sd.settings import SCHEDULERS
+from handlers.sd.settings import Settings as Arguments
+from serve.engine.torchserve import THROUGH_JAVA
+from serve.gateway import body, connections, door, line, metrics, protocol, transfer
 from serve.gateway.busiest import OTHER
+from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.residency.scheduler import MAX_REMEMBERED
 from serve.residency.unpack import UnpackLimits
-from serve.settings import MAX_PREDICT_TIMEOUT
+from serve.settings import MAX_PREDICT_TIMEOUT, Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 HEAD = """# Limits and defaults
@@ -32,6 +35,7 @@ def render() -> str:
         properties = kind.model_json_schema()["properties"]
         parts += [f"| `{name}` | {default(p)} | {allowed(p)} | {p['description']} |" for name, p in properties.items()]
     unpack = UnpackLimits()
+    transit = Settings.model_fields["transit_mib"].default
     parts += [
         "\n## Requests and archives\n",
         "| limit | value | |\n|---|---|---|",
@@ -45,6 +49,13 @@ def render() -> str:
         f"| headers of a part | {multipart.MAX_HEADERS >> 10} KiB | 400 |",
         f"| a part in another charset than UTF-8 | {bodies.MAX_RECODED_PART >> 10} KiB | 413 |",
         f"| a urlencoded body | {bodies.MAX_URLENCODED >> 20} MiB | 413 |",
+        f"| time without a byte of it | {body.SILENCE:g} s | 408 |",
+        f"| bodies in memory together | {transit:,} MiB | they wait, then 429; an eighth is for those up to 1 MiB |",
+        f"| replies that clients have not read | {transit:,} MiB | requests wait, then 429 |",
+        f"| time for a client to read a reply | {transfer.TIME_LIMIT:g} s | cut off |",
+        f"| time in which it reads nothing | {transfer.STALLED:g} s | cut off |",
+        f"| uploads that are kept | {images.MOST} | those unused longest are forgotten |",
+        f"| bodies in TorchServe at once | {THROUGH_JAVA >> 20} MiB | they wait; of archives of another make only |",
         f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
         f"| its files together | {unpack.size >> 30} GiB | not served |",
         f"| its files' bytes per packed byte | {unpack.ratio} | not served, from {unpack.ratio_from >> 20} MiB on |",
@@ -144,7 +155,7 @@ def test_the_api_and_the_handlers_have_the_same_limits_and_defaults() -> None:
     assert replace["prompt"]["maxLength"] == LIMITS.max_text
     assert replace["points"]["anyOf"][0]["maxItems"] == LIMITS.max_points
     for name in ("steps", "strength", "variants", "feather", "negative_prompt", "embed_parameters"):
-        assert replace[name]["default"] == getattr(Settings("a prompt"), name), name
+        assert replace[name]["default"] == getattr(Arguments("a prompt"), name), name
     assert replace["guidance"]["default"] is None  # the archive's own
     assert set(next(p for p in replace["scheduler"]["anyOf"] if "enum" in p)["enum"]) == set(SCHEDULERS)
 

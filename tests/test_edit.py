@@ -12,8 +12,10 @@ import pytest
 from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
 
+from serve.gateway.edit import images as images_module
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.gateway.edit.images import Images, UnknownImage
+from serve.memory_file import MemoryFile, Part, whole
 
 IMAGE, MASK = b"\x89PNG the picture", b"\x89PNG the mask"
 CLICK = {"image": "aGVsbG8=", "points": [[5, 6]]}
@@ -371,23 +373,50 @@ def test_an_upload_is_one_file(client: TestClient, options: dict[str, Any]) -> N
     assert client.post("/v1/images", **options).status_code == 400
 
 
-def test_uploads_are_bounded_in_size_and_time() -> None:
+@pytest.mark.anyio
+async def test_uploads_are_bounded_in_size_and_time() -> None:
     time = 0.0
     images = Images(10, 60, lambda: time)
-    first, second = images.put(b"12345"), images.put(b"abcde")
-    images.get(first, "image")
-    third = images.put(b"x")
+
+    async def put(data: bytes) -> str:
+        with MemoryFile() as body:
+            body.write(b"--" + data + b"--")
+            return await images.put(Part(body, 2, 2 + len(data)))
+
+    def get(name: str) -> bytes:
+        with images.get(name, "image") as file:
+            return file.read()
+
+    first, second = await put(b"12345"), await put(b"abcde")
+    assert await put(b"12345") == first
+    assert get(first) == b"12345"
+    third = await put(b"x")
     with pytest.raises(UnknownImage):
-        images.get(second, "image")  # the one unused longest
+        get(second)  # the one unused longest
     time = 60
-    assert images.get(first, "image") == b"12345"
+    assert get(first) == b"12345"
     time = 61
     with pytest.raises(UnknownImage):
-        images.get(third, "image")
-    assert images.get(first, "image") == b"12345"  # used at 60
+        get(third)
+    assert get(first) == b"12345"  # used at 60
     time = 122
     with pytest.raises(UnknownImage):
-        images.get(first, "image")
+        get(first)
+
+
+@pytest.mark.anyio
+async def test_uploads_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "MOST", 2)
+    images = Images(10, 60)
+    names = []
+    for data in (b"1", b"2", b"3"):
+        with MemoryFile() as body:
+            body.write(data)
+            names.append(await images.put(whole(body)))
+    with pytest.raises(UnknownImage):
+        images.get(names[0], "image")
+    for name in names[1:]:
+        images.get(name, "image").close()
 
 
 def test_an_upload_larger_than_all_uploads_may_be_is_refused(fake: FakeTorchServe, store: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,41 +14,45 @@ import pytest
 from fakes import FakeTorchServe, application, make_store
 from fastapi import Request
 
-from serve.engine.torchserve import Answer
+from contract.ticket import File
+from serve.engine.answer import Answer
+from serve.engine.question import Question
 from serve.gateway.edit import routes
 from serve.gateway.edit.jobs import Cancelled
+from serve.memory_file import MemoryFile
 
 pytestmark = pytest.mark.anyio
 
+Reply = tuple[int, dict[str, Any]]
 FIELDS = {"image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "x"}
 EVENTS = {"accept": "text/event-stream"}
 CANCELLED = {"error": {"code": "cancelled", "message": "the job was cancelled"}}
 
 
 class World:
-    """A client and the application's services; `work` is what the model does with a job, by its id."""
+    """A client and the application's services; `work` is what the model does with a job: status and JSON."""
 
     def __init__(self, client: httpx.AsyncClient, services: Any) -> None:
         self.client, self.services = client, services
-        self.work: Callable[[str], Awaitable[Answer]]
-        services.host.engine.predict = self._predict
+        self.work: Callable[[File], Awaitable[Reply]]
+        services.host.engine.answer = self._answer
 
-    async def _predict(self, name: str, headers: Any, length: Any, body: AsyncIterator[bytes], job: str) -> Answer:
-        [piece async for piece in body]
-        return await self.work(job)
+    async def _answer(self, name: str, question: Question, reply: MemoryFile, job: File) -> Answer:
+        status, told = await self.work(job)
+        reply.write(json.dumps(told).encode())
+        return Answer(status, {}, reply)
 
-    def file(self, job: str) -> Path:
-        return Path(self.services.settings.jobs / job)
-
-    def tell(self, job: str, step: int, steps: int) -> None:
+    def tell(self, job: File, step: int, steps: int) -> None:
         """As the worker does."""
-        with self.file(job).open("r+b") as file:
+        with open(job.path, "r+b") as file:
             file.write(struct.pack("<II", step, steps))
 
-    async def until_told_to_stop(self, job: str) -> Answer:
-        while struct.unpack("<III", self.file(job).read_bytes())[2] == 0:
+    async def until_told_to_stop(self, job: File) -> Reply:
+        descriptor = job.open()
+        while struct.unpack("<III", os.pread(descriptor, 12, 0))[2] == 0:
             await asyncio.sleep(0.01)
-        return Answer(499, {}, json.dumps(CANCELLED).encode())
+        os.close(descriptor)
+        return 499, CANCELLED
 
     async def until_free(self) -> None:
         model = next(m for m in self.services.scheduler.models() if m.archive.name == "sd")
@@ -57,11 +62,10 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    app = application(FakeTorchServe(), make_store(tmp_path, "sam", "sd"))
+    app = application(FakeTorchServe(), make_store(tmp_path, "sam", "sd", ours=True))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         yield World(client, app.state.services)
-    assert not list(app.state.services.settings.jobs.iterdir())
 
 
 def events(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -75,12 +79,12 @@ def events(text: str) -> list[tuple[str, dict[str, Any]]]:
 async def test_events_tell_the_steps_and_end_with_the_reply(world: World) -> None:
     seen: list[str] = []
 
-    async def work(job: str) -> Answer:
-        seen.append(job)
+    async def work(job: File) -> Reply:
+        seen.extend(world.services.jobs._jobs)
         for step in (1, 2):
             world.tell(job, step, 2)
             await asyncio.sleep(0.25)  # two looks at the progress
-        return Answer(200, {}, json.dumps({"generated_image": "b3V0", "warnings": []}).encode())
+        return 200, {"generated_image": "b3V0", "warnings": []}
 
     world.work = work
     answer = await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)
@@ -96,8 +100,8 @@ async def test_a_model_that_loads_is_said_to(world: World) -> None:
     loaded = asyncio.Event()
     world.services.host.engine.register = lambda name, path: loaded.wait()
 
-    async def work(job: str) -> Answer:
-        return Answer(200, {}, json.dumps({"generated_image": "b3V0"}).encode())
+    async def work(job: File) -> Reply:
+        return 200, {"generated_image": "b3V0"}
 
     world.work = work
     # httpx's ASGI transport hands over the whole stream at its end: the load must end by itself.
@@ -107,8 +111,8 @@ async def test_a_model_that_loads_is_said_to(world: World) -> None:
 
 
 async def test_an_error_ends_the_stream(world: World) -> None:
-    async def work(job: str) -> Answer:
-        return Answer(507, {}, json.dumps({"error": {"code": "out_of_memory", "message": "no"}}).encode())
+    async def work(job: File) -> Reply:
+        return 507, {"error": {"code": "out_of_memory", "message": "no"}}
 
     world.work = work
     told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
@@ -116,15 +120,16 @@ async def test_an_error_ends_the_stream(world: World) -> None:
 
 
 async def test_a_job_is_stopped_by_its_id(world: World) -> None:
-    jobs: asyncio.Queue[str] = asyncio.Queue()
+    began = asyncio.Event()
 
-    async def work(job: str) -> Answer:
-        jobs.put_nowait(job)
+    async def work(job: File) -> Reply:
+        began.set()
         return await world.until_told_to_stop(job)
 
     world.work = work
     request = asyncio.create_task(world.client.post("/v1/replace", json=FIELDS, headers=EVENTS))
-    job = await jobs.get()
+    await began.wait()
+    (job,) = world.services.jobs._jobs
     assert (await world.client.delete(f"/v1/jobs/{job}")).status_code == 202
     assert events((await request).text)[-1][0] == "cancelled"
     await world.until_free()
@@ -134,7 +139,7 @@ async def test_a_job_is_stopped_by_its_id(world: World) -> None:
 async def test_a_client_that_leaves_stops_its_job_which_keeps_its_lease_until_then(world: World) -> None:
     began, may_stop = asyncio.Event(), asyncio.Event()
 
-    async def work(job: str) -> Answer:
+    async def work(job: File) -> Reply:
         began.set()
         answer = await world.until_told_to_stop(job)
         await may_stop.wait()

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,10 @@ from conftest import HandlerClient, HandlerReply, encoded, pixels
 from PIL import Image
 from torch import nn
 
-from handlers import imaging, jobs
+from handlers import imaging
 from handlers.geometry import bounding_box
 from handlers.sam import network as sam_network
+from serve.memory_file import MemoryFile
 
 Open = Callable[[str], HandlerClient]
 SIZE = (1499, 1041)
@@ -368,20 +370,17 @@ def test_sd_says_what_it_used(open_handler: Open, dog: bytes, mask: bytes) -> No
 # Progress and cancellation
 
 
-def test_sd_tells_its_steps_and_stops_within_one(
-    open_handler: Open, dog: bytes, mask: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(jobs.FOLDER, str(tmp_path))
-    sd, file = open_handler("sd"), tmp_path / "job"
-    request = {"image": dog, "mask_image": mask, "prompt": b"a red ball"}
+def test_sd_tells_its_steps_and_stops_within_one(open_handler: Open, dog: bytes, mask: bytes) -> None:
+    sd, shared = open_handler("sd"), MemoryFile()
+    request = {"image": dog, "mask_image": mask, "prompt": "a red ball"}
     gen_args = {"num_inference_steps": 6, "seed": 7, "variants": 2, "guidance_scale": 1}
 
-    def ask(**changed: Any) -> HandlerReply:
-        file.write_bytes(bytes(12))
-        return sd.send(request | {"gen_args": gen_args | changed}, **{"X-Palimpsest-Job": "job"})
+    def ask() -> HandlerReply:
+        os.pwrite(shared.descriptor, bytes(12), 0)
+        return sd.ask(request | {"gen_args": gen_args}, job=shared)
 
     def job() -> tuple[int, int, int]:
-        return struct.unpack("<III", file.read_bytes())
+        return struct.unpack("<III", shared.read(0, 12))
 
     calls = 0
 
@@ -389,8 +388,7 @@ def test_sd_tells_its_steps_and_stops_within_one(
         nonlocal calls
         calls += 1
         if calls == 9:
-            with file.open("r+b") as shared:
-                shared.write(struct.pack("<III", *job()[:2], 1))
+            os.pwrite(shared.descriptor, struct.pack("<III", *job()[:2], 1), 0)
 
     complete = ask()
     assert (complete.status, job()) == (200, (12, 12, 0))
@@ -400,21 +398,22 @@ def test_sd_tells_its_steps_and_stops_within_one(
     assert (calls, job()) == (9, (9, 12, 1))
     # The next request finds nothing of it.
     assert ask().body == complete.body
+    shared.close()
 
 
 def test_lama_tells_its_crops_and_stops_within_one(
-    open_handler: Open, dog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_handler: Open, dog: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(jobs.FOLDER, str(tmp_path))
-    lama, file = open_handler("lama"), tmp_path / "job"
+    lama = open_handler("lama")
     monkeypatch.setattr(lama.handler, "config", {"native_side": 256})
     corners = np.zeros((SIZE[1], SIZE[0]), np.uint8)
     corners[:20, :20] = corners[-20:, -20:] = 255
     parts = {"image": dog, "mask_image": encoded(corners)}
     for cancelled, status, steps in ((0, 200, 2), (1, 499, 0)):
-        file.write_bytes(struct.pack("<III", 0, 0, cancelled))
-        assert lama.send(parts, **{"x-palimpsest-job": "job"}).status == status
-        assert struct.unpack("<III", file.read_bytes()) == (steps, 2, cancelled)
+        with MemoryFile() as shared:
+            shared.write(struct.pack("<III", 0, 0, cancelled))
+            assert lama.ask(parts, job=shared).status == status
+            assert struct.unpack("<III", shared.read()) == (steps, 2, cancelled)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 from urllib3.response import HTTPResponse
 
 from serve import errors
-from serve.gateway import eventstream, sagemaker
+from serve.gateway import sagemaker
+from serve.memory_file import PIECE
 
 INVOCATIONS = "/endpoints/genai/invocations"
 STREAM = "/endpoints/genai/invocations-response-stream"
@@ -261,7 +262,7 @@ def test_boto3_raises_the_exception_of_that_name(
     assert isinstance(caught.value, ClientError)
 
 
-@pytest.mark.parametrize("size", [0, 1, eventstream.PART_BYTES, 2 * eventstream.PART_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 1])
 def test_boto3_reads_a_streamed_answer(runtime: Any, fake: FakeTorchServe, size: int) -> None:
     body = bytes(i % 251 for i in range(size))
     fake.replies["POST /predictions/p.sam"] = httpx.Response(200, content=body, headers={"content-type": "image/x"})
@@ -270,7 +271,7 @@ def test_boto3_reads_a_streamed_answer(runtime: Any, fake: FakeTorchServe, size:
     )
     parts = [event["PayloadPart"]["Bytes"] for event in answer["Body"]]
     assert b"".join(parts) == body
-    assert len(parts) == -(-size // eventstream.PART_BYTES)
+    assert len(parts) == -(-size // PIECE)
     assert (answer["ContentType"], answer["CustomAttributes"]) == ("image/x", "a=b")
     assert fake.calls[-1].headers["accept"] == "image/x"
 

@@ -11,7 +11,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from handlers import encoding
 from handlers.base import Handler
-from handlers.base64_text import array_to_text, to_base64
+from handlers.base64_text import array_to_text
 from handlers.finite import first_finite, wide_copy
 from handlers.geometry import bounding_box
 from handlers.payload import Request
@@ -68,7 +68,7 @@ class SamHandler(Handler):
 
         fields: dict[str, Any] = {"score": _rounded(scores[best]), "box": _box(masks[best]), "area": _area(masks[best])}
         if all_masks:
-            fields["masks"] = [to_base64(encoding.encode_mask(mask)) for mask in masks]
+            fields["masks"] = [encoding.encode_mask(mask) for mask in masks]
             fields["scores"] = [_rounded(score) for score in scores]
             fields["boxes"] = [_box(mask) for mask in masks]
             fields["areas"] = [_area(mask) for mask in masks]

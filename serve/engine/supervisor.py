@@ -214,7 +214,6 @@ class Supervisor:
             "CUDA_VISIBLE_DEVICES": "" if self._gpu is None else str(self._gpu),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
             "PALIMPSEST_COMMAND_KEY": self._command_key,
-            "PALIMPSEST_JOBS": str(self._settings.jobs),
         }
         # Beside TorchServe, which does not wait for it.
         python = self.warm.start(home, environment, logs / "zygote.log")

@@ -11,7 +11,12 @@ from typing import Any
 
 import aiohttp
 
+from contract import ticket
+from contract.ticket import File
+from serve.budget import Budget
+from serve.engine.answer import Answer, written
 from serve.engine.handlerlog import LOG, HandlerLog
+from serve.engine.question import Question
 from serve.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -22,13 +27,13 @@ from serve.errors import (
     OutOfMemory,
     PalimpsestError,
 )
+from serve.memory_file import PIECE, MemoryFile
 from serve.settings import MAX_PREDICT_TIMEOUT
 
 # Hop-by-hop headers belong to one connection; the tokens, and what tells workers what to do, to us.
 _DROPPED = {
     "connection", "content-length", "host", "keep-alive", "proxy-authorization", "te", "trailer", "transfer-encoding",
     "upgrade", "authorization", "accept-encoding", "expect",
-    "x-palimpsest-command", "x-palimpsest-key", "x-palimpsest-job",
 }  # fmt: skip
 
 
@@ -40,6 +45,11 @@ _UNREADABLE = {
     "TooManyFormFieldsException",
     "TooLongFormFieldException",
 }
+
+_ERROR_BYTES = 2**16  # of a reply, enough for any error of TorchServe's
+# Of bodies that are in TorchServe at once; it keeps each several times, and has 1 GiB for all.
+THROUGH_JAVA = 256 * 2**20
+_WAIT_FOR_JAVA = 60.0  # seconds
 
 CONNECT_TIMEOUT = 5.0
 METRICS_TIMEOUT = 1.0
@@ -64,8 +74,8 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a handler, or TorchServe itself, replied; header names in lower case."""
+class Said:
+    """What TorchServe itself replied, or a handler to a command; header names in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -89,6 +99,7 @@ class TorchServe:
         """session: stands in for the network in tests. logs: the folder of TorchServe's log files."""
         self._logs = logs
         self._endpoint, self._load_timeout = endpoint, load_timeout
+        self._through_java = Budget(THROUGH_JAVA, _WAIT_FOR_JAVA, "too many bodies go through TorchServe")
         # aiohttp: a third faster than httpx for megabytes, by bench/http_clients.py. No limit: the scheduler has one.
         self._http = session or aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -145,22 +156,34 @@ class TorchServe:
         if response.status not in (200, 404):
             raise EngineUnavailable(f"TorchServe cannot unload {name!r}: {_message(response)}")
 
-    async def predict(
-        self, name: str, headers: dict[str, str], length: int | None, body: AsyncIterator[bytes], job: str = ""
-    ) -> Answer:
-        """Passes one request to the model's handler; NotReached where the model is not loaded. No time limit.
+    async def answer(self, name: str, question: Question, reply: MemoryFile, job: File | None) -> Answer:
+        """Has a handler of ours answer; the bytes go by its side. reply: empty; the answer's from here on.
 
-        length: of the body in bytes, where it is known beforehand. job: where the handler tells its progress.
+        job: where the handler tells its progress. Raises NotReached where the model is not loaded. No time limit.
         """
-        passed = {key: value for key, value in headers.items() if key.lower() not in _DROPPED}
-        if length is not None:
-            passed["content-length"] = str(length)
-        if job:
-            passed["x-palimpsest-job"] = job
-        response = await self._ask(name, passed, body)
-        own = {key: value for key, value in response.headers.items() if key.startswith("x-palimpsest-")}
-        content_type = response.headers.get("content-type", "application/octet-stream")
-        return Answer(response.status, {"content-type": content_type, **own}, response.body)
+        headers = _passed(question.headers) | {
+            "content-type": "application/json",
+            "x-palimpsest-command": ticket.COMMAND,
+            "x-palimpsest-key": self._endpoint.command_key,
+        }
+        said = await self._ask(name, headers, _all_of(question.ticket(reply.file, job).to_json()))
+        if said.status == 200:
+            return written(reply, said.body)
+        reply.write(said.body)
+        return Answer(said.status, {"content-type": said.headers.get("content-type", "application/json")}, reply)
+
+    async def predict(self, name: str, question: Question, reply: MemoryFile) -> Answer:
+        """Passes one request through TorchServe to a handler of any make. Otherwise as `answer`."""
+        size = question.length
+        headers = _passed(question.headers) | {"content-length": str(size)}
+        await self._through_java.reserve(size)
+        try:
+            said = await self._ask(name, headers, question.pieces(), reply)
+        finally:
+            self._through_java.release(min(size, self._through_java.total))
+        own = {key: value for key, value in said.headers.items() if key.startswith("x-palimpsest-")}
+        content_type = said.headers.get("content-type", "application/octet-stream")
+        return Answer(said.status, {"content-type": content_type, **own}, reply)
 
     async def command(self, name: str, command: str) -> dict[str, Any]:
         """Tells a model of ours to park, wake or report its status, and returns the status. No time limit.
@@ -187,14 +210,24 @@ class TorchServe:
             if response.status == 404:
                 return
 
-    async def _ask(self, name: str, headers: dict[str, str], body: AsyncIterator[bytes] | None = None) -> Answer:
-        """What the model's handler answers; raises for what TorchServe itself answers in its place."""
-        url = f"{self._endpoint.inference}/predictions/{name}"
-        answer = await self._send("POST", url, self._endpoint.inference_token, None, headers=headers, content=body)
-        _raise_own_error(name, answer)
-        return answer
+    async def _ask(
+        self,
+        name: str,
+        headers: dict[str, str],
+        body: AsyncIterator[bytes] | None = None,
+        reply: MemoryFile | None = None,
+    ) -> Said:
+        """What the model's handler answers; raises for what TorchServe itself answers in its place.
 
-    async def _manage(self, method: str, path: str, timeout: float, params: dict[str, str] | None = None) -> Answer:
+        reply: takes the body, of which only the beginning is returned.
+        """
+        url = f"{self._endpoint.inference}/predictions/{name}"
+        token = self._endpoint.inference_token
+        said = await self._send("POST", url, token, None, headers=headers, content=body, reply=reply)
+        _raise_own_error(name, said)
+        return said
+
+    async def _manage(self, method: str, path: str, timeout: float, params: dict[str, str] | None = None) -> Said:
         url = f"{self._endpoint.management}{path}"
         return await self._send(method, url, self._endpoint.management_token, timeout, params=params)
 
@@ -207,7 +240,8 @@ class TorchServe:
         headers: dict[str, str] | None = None,
         content: AsyncIterator[bytes] | None = None,
         params: dict[str, str] | None = None,
-    ) -> Answer:
+        reply: MemoryFile | None = None,
+    ) -> Said:
         try:
             async with self._http.request(
                 method,
@@ -218,7 +252,11 @@ class TorchServe:
                 timeout=aiohttp.ClientTimeout(total=timeout, connect=CONNECT_TIMEOUT),
             ) as response:
                 answer_headers = {key.lower(): value for key, value in response.headers.items()}
-                return Answer(response.status, answer_headers, await response.read())
+                if reply is None:
+                    return Said(response.status, answer_headers, await response.read())
+                async for piece in response.content.iter_chunked(PIECE):
+                    reply.write(piece)
+                return Said(response.status, answer_headers, reply.read(0, min(reply.size, _ERROR_BYTES)))
         except aiohttp.ClientConnectorError as error:
             raise NotReached("TorchServe cannot be reached: try again in a few seconds") from error
         except TimeoutError as error:
@@ -227,7 +265,7 @@ class TorchServe:
             raise EngineUnavailable("TorchServe ended while it had this request: try again") from error
 
 
-def _raise_own_error(name: str, answer: Answer) -> None:
+def _raise_own_error(name: str, answer: Said) -> None:
     """Raises for an error that TorchServe itself made: it has the fields code, type and message."""
     if answer.status < 400 or not {"code", "type", "message"} <= _fields(answer).keys():
         return
@@ -247,14 +285,23 @@ def _raise_own_error(name: str, answer: Answer) -> None:
     raise EngineUnavailable(f"the worker of {name!r} could not answer: try again")
 
 
-def _message(answer: Answer) -> str:
+def _message(answer: Said) -> str:
     lines = str(_fields(answer).get("message", "")).splitlines()
     return lines[0][:300] if lines else f"TorchServe answered {answer.status}"
 
 
-def _fields(answer: Answer) -> dict[str, Any]:
+def _fields(answer: Said) -> dict[str, Any]:
     try:
         body = json.loads(answer.body)
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def _passed(headers: dict[str, str]) -> dict[str, str]:
+    lower = {key.lower(): value for key, value in headers.items()}
+    return {key: text for key, text in lower.items() if key not in _DROPPED and not key.startswith("x-palimpsest-")}
+
+
+async def _all_of(body: bytes) -> AsyncIterator[bytes]:
+    yield body

@@ -16,8 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp
 
+from serve.budget import Unread
 from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
 from serve.gateway import container, docs, inference, metrics, models, predictions, sagemaker
+from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
 from serve.gateway.edit.images import Images
@@ -76,6 +78,8 @@ class Services:
     prefetch: Prefetch
     images: Images
     jobs: Jobs
+    bodies: Bodies
+    unread: Unread
 
 
 class Gateway(FastAPI):
@@ -167,7 +171,10 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     crew.on_phases = numbers.on_phases
     catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
     images = Images(settings.images_mib << 20, settings.images_seconds)
-    return Services(settings, catalog, scheduler, crew, memory, host, numbers, prefetch, images, Jobs(settings.jobs))
+    transit, wait = settings.transit_mib << 20, settings.queue_timeout
+    bodies = Bodies(transit, settings.max_request_mib, wait)
+    unread = Unread(transit, wait)
+    return Services(settings, catalog, scheduler, crew, memory, host, numbers, prefetch, images, Jobs(), bodies, unread)
 
 
 @asynccontextmanager
@@ -184,7 +191,6 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
 
     try:
         await services.host.start(on_engine_lost, on_engine_ready)
-        services.jobs.open()
         await asyncio.to_thread(services.catalog.names)  # what is said about unknown names needs no reading then
         app.state.services = services
         async with _running(services.prefetch.run()):
@@ -192,6 +198,7 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
     finally:
         services.catalog.close()
         services.prefetch.close()
+        services.images.close()
         await scheduler.close(LAST_STEP_SECONDS)
         workers.forget()  # from here on the death of a worker is no news
         await services.host.stop()

@@ -1,59 +1,106 @@
-"""A request's body, read as it comes in."""
+"""A request's body, received into memory that a worker can open."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from fastapi import Request
 
-from serve.errors import BodyTimeout, RequestTooLarge
+from serve.budget import Budget
+from serve.errors import BadRequest, BodyTimeout, RequestTooLarge
+from serve.memory_file import MemoryFile
 
 TIME_LIMIT = 300.0  # seconds from the first look at a body to its last byte: 128 MiB at 3.6 Mbit/s
+SILENCE = 30.0  # seconds without a byte
+SMALL = 2**20
+"""Bytes of a body that are counted apart, so that clicks need not wait behind photographs."""
 
 
-class Body:
-    """Iterating gives its pieces from the start, the second time as well: a request may have to be sent again.
+class Bodies:
+    """All bodies that are in memory, together `total` bytes at most; an eighth of it is for small ones.
 
-    Raises RequestTooLarge as soon as the body is known to be too large, BodyTimeout where it takes too long, and
-    starlette's ClientDisconnect.
+    A body takes its place before it is read, all that it may have, and gives it back when its file is closed.
     """
 
-    def __init__(self, request: Request, max_mib: int) -> None:
-        self._stream = request.stream()
-        self._limit = max_mib * 2**20
-        self._pieces: list[bytes] = []
-        self._size = 0
-        length = request.headers.get("content-length", "")
-        self.length = int(length) if length.isdecimal() else None
-        if self.length is not None and self.length > self._limit:
+    def __init__(self, total: int, max_mib: int, wait: float) -> None:
+        """max_mib: of one. wait: seconds that one waits for its place."""
+        self._max = max_mib * 2**20
+        what = "too many request bodies are on their way (PALIMPSEST_TRANSIT_MIB)"
+        self._small, self._large = Budget(total // 8, wait, what), Budget(total - total // 8, wait, what)
+
+    @property
+    def used(self) -> int:
+        """Bytes that are taken."""
+        return self._small.used + self._large.used
+
+    async def receive(self, request: Request) -> MemoryFile:
+        """The whole body, for the caller to close. Nobody can change it any more.
+
+        Raises RequestTooLarge as soon as it is known to be too large, BodyTimeout, QueueFull where there is no place in
+        time, BadRequest where it does not come to its promised length, and starlette's ClientDisconnect.
+        """
+        promised = request.headers.get("content-length", "")
+        length = int(promised) if promised.isdecimal() else None
+        if length is not None and length > self._max:
             raise self._too_large()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
-        deadline = asyncio.get_running_loop().time() + TIME_LIMIT
-        while piece := await self._next(deadline):
-            yield piece
-
-    async def read(self) -> bytes:
-        """The whole body."""
-        return b"".join([piece async for piece in self])
-
-    async def _next(self, deadline: float) -> bytes:
-        """The next piece, which is kept; nothing at the end."""
+        place = _Place()
+        file = MemoryFile()
+        file.on_close = place.give_back
         try:
-            async with asyncio.timeout_at(deadline):
-                while not (piece := await anext(self._stream)):
-                    continue
-        except StopAsyncIteration:
-            return b""
-        except TimeoutError:
-            raise BodyTimeout(f"the request's body did not arrive within {TIME_LIMIT:g} s") from None
-        self._pieces.append(piece)
-        self._size += len(piece)
-        if self._size > self._limit:
-            raise self._too_large()
-        return piece
+            await self._fill(file, request, length, place)
+            file.seal()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    async def _fill(self, file: MemoryFile, request: Request, length: int | None, place: "_Place") -> None:
+        small = length is None or length <= SMALL
+        await place.take(self._small if small else self._large, SMALL if length is None else length)
+        size, limit = 0, SMALL if length is None else self._max
+        deadline = asyncio.get_running_loop().time() + TIME_LIMIT
+        stream = request.stream()
+        while True:
+            try:
+                async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + SILENCE)):
+                    piece = await anext(stream, None)
+            except TimeoutError:
+                raise BodyTimeout(
+                    f"the request's body did not arrive within {TIME_LIMIT:g} s, or nothing of it for {SILENCE:g} s"
+                ) from None
+            if piece is None:
+                break
+            size += len(piece)
+            if size > self._max:
+                raise self._too_large()
+            if size > limit:  # it did not say how long it is, and is no small one
+                await place.take(self._large, self._max)
+                limit = self._max
+            file.write(piece)
+        if length is not None and size != length:
+            raise BadRequest(f"the body ended after {size} of {length} bytes")
+        if length is None:
+            place.shrink(size)
 
     def _too_large(self) -> RequestTooLarge:
-        limit = self._limit // 2**20
+        limit = self._max // 2**20
         return RequestTooLarge(f"the request is larger than {limit} MiB: send a smaller picture, or binary multipart")
+
+
+class _Place:
+    """What one body has taken of the budgets."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[Budget, int]] = []
+
+    async def take(self, budget: Budget, size: int) -> None:
+        self._taken.append((budget, await budget.reserve(size)))
+
+    def shrink(self, size: int) -> None:
+        """Gives back what the last one took for more than `size` bytes."""
+        budget, taken = self._taken.pop()
+        self._taken.append((budget, min(size, taken)))
+        budget.release(max(0, taken - size))
+
+    def give_back(self) -> None:
+        for budget, size in self._taken:
+            budget.release(size)
+        self._taken.clear()

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.bodies import BodyError, read_body
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
-from serve.gateway.body import Body
-from serve.gateway.predictions import address, headers_of, invoke
+from serve.gateway.predictions import headers_of, invoke_as_sent
+from serve.gateway.transfer import Transfer
 from serve.residency.catalog import Archive
 from serve.residency.model import State
 
@@ -148,9 +148,7 @@ async def unload(name: str, request: Request) -> Done:
 async def invoke_loaded(name: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = _require(request, name).archive
-    body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, headers_of(request), body, client=address(request))
-    return Response(answer.body, answer.status, answer.headers)
+    return Transfer.of(await invoke_as_sent(services, archive, headers_of(request), request))
 
 
 async def _load_request(request: Request) -> LoadRequest:

@@ -1,21 +1,19 @@
 """AWS's event stream encoding (application/vnd.amazon.eventstream), in which the runtime API streams its replies."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from zlib import crc32
 
 MEDIA_TYPE = "application/vnd.amazon.eventstream"
-# Far below the 24 MiB that botocore accepts in one message.
-PART_BYTES = 256 * 1024
 
 _TEXT = 7
 _PART = {":message-type": "event", ":event-type": "PayloadPart", ":content-type": "application/octet-stream"}
 
 
-def payload_parts(body: bytes) -> Iterator[bytes]:
-    """The body as PayloadPart events."""
-    for start in range(0, len(body), PART_BYTES):
-        yield encode(_PART, body[start : start + PART_BYTES])
+async def payload_parts(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body's pieces as PayloadPart events. botocore accepts 24 MiB in one message, far more than a piece has."""
+    async for piece in pieces:
+        yield encode(_PART, piece)
 
 
 def encode(headers: dict[str, str], payload: bytes) -> bytes:

@@ -2,16 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import closing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 
-from serve.engine.torchserve import Answer
+from contract.ticket import File
+from serve.engine.answer import Answer
+from serve.engine.question import Question, Sent
 from serve.errors import BadRequest, ModelNotFound, NotReached
-from serve.gateway.body import Body
 from serve.gateway.metrics import Invocation
+from serve.gateway.transfer import Transfer
 from serve.residency.catalog import Archive, Catalog
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ _OPENAPI: dict[str, Any] = {
 async def predict(model: str, request: Request) -> Response:
     services: Services = request.app.state.services
     archive = await _archive(services.catalog, model)
-    body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, headers_of(request), body, client=address(request))
-    return Response(answer.body, answer.status, answer.headers)
+    return Transfer.of(await invoke_as_sent(services, archive, headers_of(request), request))
 
 
 def address(request: Request) -> str:
@@ -148,62 +147,51 @@ async def _archive(catalog: Catalog, model: str) -> Archive:
         return archive
 
 
-class Content(Protocol):
-    """A body that can be iterated again. length: its bytes, where they are known beforehand."""
-
-    length: int | None
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-
 class Job(Protocol):
-    """Who wants to know when the model is held. id: the worker's name for it."""
+    """Who wants to know when the model is held. file: where the worker tells its progress."""
 
-    id: str
+    @property
+    def file(self) -> File: ...
 
     def begin(self) -> None: ...
 
 
+async def invoke_as_sent(
+    services: "Services", archive: Archive, headers: Mapping[str, str], request: Request
+) -> Answer:
+    """Asks the model what the client asks; as `invoke`. headers: those that the model may see."""
+    with await services.bodies.receive(request) as body:
+        return await invoke(services, archive, Sent(headers, body), address(request))
+
+
 async def invoke(
-    services: "Services",
-    archive: Archive,
-    headers: dict[str, str],
-    body: Content,
-    job: Job | None = None,
-    client: str = "",
+    services: "Services", archive: Archive, question: Question, client: str, job: Job | None = None
 ) -> Answer:
     """Asks the model, which is loaded first where need be; once more where the request never reached its worker.
 
-    client: the address that asks.
+    client: the address that asks. The answer is the caller's to close.
     """
     with services.metrics.invocation(archive, services.scheduler.is_ready(archive)) as invocation:
         try:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, client, invocation.hit)
+            answer = await _invoke_once(services, archive, question, client, job, invocation)
         except NotReached:
-            answer = await _invoke_once(services, archive, headers, body, job, invocation, client, early=False)
+            answer = await _invoke_once(services, archive, question, client, job, invocation)
         invocation.status = answer.status
         return answer
 
 
 async def _invoke_once(
-    services: "Services",
-    archive: Archive,
-    headers: dict[str, str],
-    body: Content,
-    job: Job | None,
-    invocation: Invocation,
-    client: str,
-    early: bool,
+    services: "Services", archive: Archive, question: Question, client: str, job: Job | None, invocation: Invocation
 ) -> Answer:
-    """early: whether the body goes on while it still comes in, to a model that is loaded."""
-    with closing(services.workers.prediction(headers, body.length, job.id if job else "")) as prediction:
-        if early:
-            prediction.begin(archive.engine_name)
-        async for piece in body:
-            prediction.feed(piece)
-        archive = await services.catalog.prepare(archive)
+    archive = await services.catalog.prepare(archive)
+    while True:
+        await services.unread.room()
         async with services.scheduler.lease(archive, client=client):
+            if services.unread.full:
+                continue  # the last one answered has filled it: the model is another's until there is room
             if job:
                 job.begin()
             with invocation.in_engine():
-                return await services.workers.finish(archive, prediction)
+                answer = await services.workers.ask(archive, question, job.file if job else None)
+        services.unread.count(answer.file)
+        return answer

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, model_validator
 
-from serve.engine.torchserve import Answer
+from serve.engine.answer import Answer
 from serve.errors import (
     UNEXPECTED,
     BadRequest,
@@ -29,8 +29,8 @@ from serve.errors import (
     PalimpsestError,
 )
 from serve.gateway import eventstream
-from serve.gateway.body import Body
-from serve.gateway.predictions import address, invoke
+from serve.gateway.predictions import invoke_as_sent
+from serve.gateway.transfer import Transfer, paced
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -145,7 +145,7 @@ class HandlerError(PalimpsestError):
     """The model's handler answered 4xx or 5xx; the message is its body."""
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.body.decode(errors="replace"))
+        super().__init__(answer.beginning(4 * _MAX_MESSAGE))
         self.status = answer.status
 
 
@@ -211,7 +211,7 @@ async def invoke_endpoint(
     name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request
 ) -> Response:
     answer = await _ask(headers, request)
-    return Response(answer.body, headers={**answer.headers, **headers.reply()})
+    return Transfer.of(answer, headers.reply())
 
 
 @router.post(
@@ -227,8 +227,8 @@ async def invoke_endpoint_with_response_stream(
         "content-type": eventstream.MEDIA_TYPE,
         "X-Amzn-SageMaker-Content-Type": answer.headers["content-type"],
     }
-    parts = eventstream.payload_parts(answer.body)
-    return StreamingResponse(parts, headers={**answer.headers, **headers.reply(), **own})
+    parts = eventstream.payload_parts(paced(answer.pieces()))
+    return Transfer(parts, answer.close, {**answer.headers, **headers.reply(), **own})
 
 
 @router.post("/endpoints/{name}/async-invocations", summary="InvokeEndpointAsync", include_in_schema=False)
@@ -242,10 +242,10 @@ async def invoke_endpoint_async(name: EndpointName) -> Response:
 async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
     services: Services = request.app.state.services
     archive = services.catalog.find(headers.model())
-    body = Body(request, services.settings.max_request_mib)
-    answer = await invoke(services, archive, _model_headers(request), body, client=address(request))
+    answer = await invoke_as_sent(services, archive, _model_headers(request), request)
     if answer.status >= 400:
-        raise HandlerError(answer)
+        with answer.file:
+            raise HandlerError(answer)
     return answer
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 def keep(file: Path, data: Any) -> None:
     """Replaces the file in one step. A full disk costs only what was learned."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
         new.write_text(json.dumps(data))
         new.replace(file)

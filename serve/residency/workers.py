@@ -7,14 +7,16 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from serve.engine.prediction import Prediction
-from serve.engine.torchserve import Answer, TorchServe
+from contract.ticket import File
+from serve.engine.answer import Answer
+from serve.engine.question import Question
+from serve.engine.torchserve import TorchServe
 from serve.errors import (
     DeadlineExceeded,
     EngineUnavailable,
@@ -26,6 +28,7 @@ from serve.errors import (
     PalimpsestError,
     WorkerDied,
 )
+from serve.memory_file import MemoryFile
 from serve.residency.catalog import Archive
 from serve.residency.memory import Memory
 from serve.residency.model import Taken
@@ -131,26 +134,33 @@ class Workers:
                 await self._until_gone(worker, free_before, self._memory.predict(archive))
                 self._close(worker)
 
-    def prediction(self, headers: dict[str, str], length: int | None, job: str = "") -> Prediction:
-        """A request yet to be fed. length: of its body in bytes, if known beforehand. job: for its progress."""
+    async def ask(self, archive: Archive, question: Question, job: File | None = None) -> Answer:
+        """Asks a loaded model; the answer is the caller's to close. job: for its progress.
 
-        async def send(model: str, body: AsyncIterator[bytes]) -> Answer:
-            try:
-                engine = self._host.engine
-            except EngineUnavailable as error:
-                raise NotReached(error.message) from error
-            return await engine.predict(model, headers, length, body, job)
-
-        return Prediction(send)
-
-    async def finish(self, archive: Archive, prediction: Prediction) -> Answer:
-        """Asks a loaded model. Raises WorkerDied as soon as its process ends or stops, DeadlineExceeded, or as
-        Prediction.finish.
+        Raises NotReached where no worker has seen the request, WorkerDied as soon as its process ends or stops, and
+        DeadlineExceeded.
         """
-        answer = await self._answer(archive, prediction.finish(archive.engine_name))
+        ours, name = self._memory.takes_commands(archive), archive.engine_name
+        try:
+            engine = self._host.engine
+        except EngineUnavailable as error:
+            raise NotReached(error.message) from error
+        # New for every try: a worker that was given up may still write into its own.
+        reply = MemoryFile()
+        asked = asyncio.create_task(
+            engine.answer(name, question, reply, job) if ours else engine.predict(name, question, reply)
+        )
+        try:
+            answer = await self._answer(archive, asked)
+        except BaseException:
+            asked.cancel()
+            # It may yet read the question, or write what comes in: nothing is closed before it has ended.
+            await asyncio.wait({asked})
+            reply.close()
+            raise
         if worker := self._workers.get(archive.engine_name):
             self._learn(archive, worker)
-            if worker.report is None and self._memory.takes_commands(archive):
+            if worker.report is None and ours:
                 # Not before the first answer: whoever waited for the load waits for that.
                 worker.report = asyncio.create_task(self._report_phases(archive))
         return answer

@@ -1,20 +1,18 @@
-"""A request's body -> checked fields; fields -> the body that a handler takes."""
+"""A request's body -> checked fields."""
 
 import asyncio
 import re
 import reprlib
-from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar, get_args
-from uuid import uuid4
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from contract.bodies import BodyError, PartText, Repeated, Slice, read_body, read_value, text_of
+from contract.bodies import BodyError, Buffer, PartText, Repeated, Slice, read_body, read_value, text_of
 from serve.errors import BadRequest, body_refused
-from serve.gateway.body import Body
 from serve.gateway.edit.fields import LISTS, PICTURES, as_points
 from serve.gateway.edit.images import PREFIX
+from serve.memory_file import MemoryFile
 
 Fields = TypeVar("Fields", bound=BaseModel)
 _LISTED = re.compile(r"[^\[\]]+,[^\[\]]+|\[[^\[\]]+\](?:\s*,\s*\[[^\[\]]+\])+")  # 1,2 or [1,2],[3,4]
@@ -22,19 +20,17 @@ _MAX_ID = 100  # bytes
 _MAX_TEXT = 1_000_000  # characters, of the longest text field
 
 
-async def read_fields(request: Request, kind: type[Fields], max_mib: int) -> tuple[Fields, bytes]:
-    """The fields, and the body of which their pictures may be slices.
+async def read_fields(request: Request, kind: type[Fields], body: MemoryFile) -> Fields:
+    """The fields; their pictures may be slices of the body.
 
     Raises BadRequest, which names the field, its value and what is allowed.
     """
-    body = await Body(request, max_mib).read()
     headers = request.headers
-    return await asyncio.to_thread(
-        parse, headers.get("content-type", ""), headers.get("content-encoding", ""), body, kind
-    ), body
+    content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
+    return await asyncio.to_thread(parse, content_type, encoding, body.mapped(), kind)
 
 
-def parse(content_type: str, content_encoding: str, body: bytes, kind: type[Fields]) -> Fields:
+def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Fields]) -> Fields:
     """To be called beside the event loop. Raises BadRequest."""
     try:
         sent = read_body(content_type, content_encoding, body, LISTS)
@@ -48,7 +44,7 @@ def parse(content_type: str, content_encoding: str, body: bytes, kind: type[Fiel
         raise _refusal(error, kind) from None
 
 
-def _value(name: str, value: Any, body: bytes, kind: type[BaseModel]) -> Any:
+def _value(name: str, value: Any, body: Buffer, kind: type[BaseModel]) -> Any:
     """What was sent, as the field's own type may be written: as JSON, and in parts in the ways that clients have."""
     field = kind.model_fields.get(name)
     if field is None:
@@ -66,11 +62,11 @@ def _value(name: str, value: Any, body: bytes, kind: type[BaseModel]) -> Any:
     return as_points(value) if name == "points" else value
 
 
-def _upload_id(value: Any, body: bytes) -> str | None:
+def _upload_id(value: Any, body: Buffer) -> str | None:
     """The id of an upload that a client sent as a file, as those made from the OpenAPI document have to."""
     if not isinstance(value, Slice) or value.stop - value.start > _MAX_ID:
         return None
-    content = body[value.start : value.stop]
+    content = bytes(body[value.start : value.stop])
     return content.decode("ascii").strip() if content.startswith(PREFIX.encode()) and content.isascii() else None
 
 
@@ -105,27 +101,3 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> BadRequest:
 def _shown(value: Any) -> str:
     """Without a look at the whole of it."""
     return f"{value.stop - value.start} bytes" if isinstance(value, Slice) else f"{reprlib.repr(value):.60}"
-
-
-class Form:
-    """Fields as multipart/form-data; iterating gives its pieces."""
-
-    def __init__(self, fields: Mapping[str, bytes | str]) -> None:
-        boundary = uuid4().hex
-        self.content_type = f"multipart/form-data; boundary={boundary}"
-        self._pieces: list[bytes] = []
-        for name, value in fields.items():
-            file = "" if isinstance(value, str) else '; filename="file"'
-            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n'
-            kind = "" if isinstance(value, str) else "Content-Type: application/octet-stream\r\n"
-            self._pieces += [
-                (head + kind + "\r\n").encode(),
-                value.encode() if isinstance(value, str) else value,
-                b"\r\n",
-            ]
-        self._pieces.append(f"--{boundary}--\r\n".encode())
-        self.length: int | None = sum(map(len, self._pieces))
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece

@@ -1,5 +1,6 @@
 """Uploads that are kept for a while, so that many requests about one picture send it once."""
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -7,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve.errors import BadRequest, RequestTooLarge
+from serve.memory_file import MemoryFile, Part
 
 PREFIX = "img_"
+MOST = 500
+"""Uploads at once: each takes a descriptor."""
 
 
 class UnknownImage(BadRequest):
@@ -17,14 +21,16 @@ class UnknownImage(BadRequest):
 
 @dataclass
 class _Kept:
-    data: bytes
+    file: MemoryFile
+    size: int
     last_used: float
 
 
 class Images:
     """Pictures by the hash of their bytes, in memory, for `seconds` since their last use.
 
-    max_bytes: of all together; past it those unused longest go first. now: seconds on any clock that does not go back.
+    max_bytes: of all together; past it, or past MOST of them, those unused longest go first. now: seconds on any clock
+    that does not go back.
     """
 
     def __init__(self, max_bytes: int, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -32,31 +38,43 @@ class Images:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._size = 0
 
-    def put(self, data: bytes) -> str:
-        """Returns the id. The same bytes have the same id. Raises RequestTooLarge where they alone exceed the bound."""
-        if len(data) > self.max_bytes:
+    async def put(self, image: Part) -> str:
+        """Keeps a copy and returns its id. The same bytes have the same id.
+
+        Raises RequestTooLarge where they alone exceed the bound.
+        """
+        if image.size > self.max_bytes:
             raise RequestTooLarge(
-                f"image has {len(data) / 2**20:.0f} MiB; uploads may take {self.max_bytes >> 20} MiB together"
+                f"image has {image.size / 2**20:.0f} MiB; uploads may take {self.max_bytes >> 20} MiB together"
                 " (PALIMPSEST_IMAGES_MIB)",
                 "image",
             )
-        name = PREFIX + hashlib.sha256(data).hexdigest()[:40]
-        if name not in self._kept:
-            self._kept[name] = _Kept(data, self._now())
-            self._size += len(data)
+        name, file = await asyncio.to_thread(_copied, image)
+        if name in self._kept:
+            file.close()
+        else:
+            self._kept[name] = _Kept(file, image.size, self._now())
+            self._size += image.size
         self._touch(name)
         self._forget()
         return name
 
-    def get(self, name: str, field: str) -> bytes:
-        """Raises UnknownImage, which names the field, where it is unknown or has expired."""
+    def get(self, name: str, field: str) -> MemoryFile:
+        """The caller's to close. Raises UnknownImage, which names the field, where it is unknown or has expired."""
         self._forget()
         if name not in self._kept:
             raise UnknownImage(
                 f"{field}: there is no image {name[:60]!r} (any more): upload it again with POST /v1/images", field
             )
         self._touch(name)
-        return self._kept[name].data
+        return self._kept[name].file.duplicate()
+
+    def close(self) -> None:
+        """Forgets all."""
+        for kept in self._kept.values():
+            kept.file.close()
+        self._kept.clear()
+        self._size = 0
 
     def _touch(self, name: str) -> None:
         self._kept[name].last_used = self._now()
@@ -66,7 +84,23 @@ class Images:
         """The oldest are first."""
         while self._kept:
             name, oldest = next(iter(self._kept.items()))
-            if self._size <= self.max_bytes and self._now() - oldest.last_used <= self.seconds:
+            few = self._size <= self.max_bytes and len(self._kept) <= MOST
+            if few and self._now() - oldest.last_used <= self.seconds:
                 return
             del self._kept[name]
-            self._size -= len(oldest.data)
+            self._size -= oldest.size
+            oldest.file.close()
+
+
+def _copied(image: Part) -> tuple[str, MemoryFile]:
+    """Its id and a copy of it, made piece by piece: the event loop runs in between."""
+    file, digest = MemoryFile(), hashlib.sha256()
+    try:
+        for piece in image.pieces():
+            digest.update(piece)
+            file.write(piece)
+        file.seal()
+    except BaseException:
+        file.close()
+        raise
+    return PREFIX + digest.hexdigest()[:40], file

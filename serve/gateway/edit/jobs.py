@@ -5,15 +5,18 @@ steps in all, and one that we write, whether nobody waits any more.
 """
 
 import asyncio
-import mmap
+import os
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from serve.engine.torchserve import Answer
+from contract.ticket import File
+from serve.engine.answer import Answer
 from serve.errors import PalimpsestError
+from serve.memory_file import MemoryFile
 from serve.residency.model import Model, State
 
 _LAYOUT = struct.Struct("<III")
@@ -40,25 +43,36 @@ class Progress:
 class Job:
     """One request of a client, which may ask several models in turn. task: ends when the last worker is free again,
     whether or not the client still waits. also: what a reply in JSON has to say besides the last model's answer.
+
+    Whoever starts one calls close() once the answer has left, or nobody waits for it any more.
     """
 
-    def __init__(self, file: Path, work: "Callable[[Job], Awaitable[Answer]]") -> None:
-        """file: to be made, for the bytes that are shared with the worker."""
-        self.id = file.name
-        self._file = file
-        with file.open("xb+") as shared:
-            shared.write(bytes(_LAYOUT.size))
-            shared.flush()
-            self._memory = mmap.mmap(shared.fileno(), _LAYOUT.size)
-        self.also: dict[str, str] = {}
+    def __init__(self, work: "Callable[[Job], Coroutine[Any, Any, Answer]]", files: ExitStack) -> None:
+        """files: those that the work needs, and makes; the job closes them."""
+        self.id = uuid4().hex
+        self.files, self._closed = files, False
+        self._shared = files.enter_context(MemoryFile())
+        self._shared.write(bytes(_LAYOUT.size))
+        self.also: dict[str, Any] = {}
         self._model = ""
         self._running = False
-        self.task = asyncio.create_task(self._run(work))
+        self.task = asyncio.create_task(work(self))
+        self.task.add_done_callback(self._ended)
+
+    @property
+    def error(self) -> BaseException | None:
+        """Of the task, which is done."""
+        return Cancelled("the job was cancelled") if self.task.cancelled() else self.task.exception()
+
+    @property
+    def file(self) -> File:
+        """The bytes that are shared with the worker."""
+        return self._shared.file
 
     def ask(self, model: str) -> None:
         """The next model that it waits for."""
         self._model, self._running = model, False
-        self._memory[:8] = bytes(8)
+        os.pwrite(self._shared.descriptor, bytes(8), 0)
 
     def begin(self) -> None:
         """The model is held: from now on the worker itself ends the work."""
@@ -68,44 +82,43 @@ class Job:
         """A running worker stops within a step; what only waits ends at once."""
         if self.task.done():
             return
-        self._memory[8:] = (1).to_bytes(4, "little")
+        os.pwrite(self._shared.descriptor, (1).to_bytes(4, "little"), 8)
         if not self._running:
             self.task.cancel()
+
+    def close(self) -> None:
+        """Nobody waits any more: what it holds in memory is given back as soon as no worker needs it."""
+        self._closed = True
+        self.cancel()
+        if self.task.done():
+            self.files.close()
 
     def progress(self, models: list[Model]) -> Progress:
         """models: those that the scheduler has in memory or in use."""
         if self._running:
-            step, steps, _ = _LAYOUT.unpack_from(self._memory)
+            step, steps, _ = _LAYOUT.unpack(self._shared.read(0, _LAYOUT.size))
             return Progress("running", self._model, step, steps)
         loading = any(m.state is State.LOADING and m.archive.name == self._model for m in models)
         return Progress("loading" if loading else "queued", self._model)
 
-    async def _run(self, work: "Callable[[Job], Awaitable[Answer]]") -> Answer:
-        try:
-            return await work(self)
-        except asyncio.CancelledError:
-            raise Cancelled("the job was cancelled") from None
-        finally:
-            self._file.unlink(missing_ok=True)
+    def _ended(self, task: asyncio.Task[Answer]) -> None:
+        if self.error is None:
+            self.files.enter_context(task.result().file)
+        if self._closed:
+            self.files.close()
 
 
 class Jobs:
-    """All that run. folder: for the shared bytes."""
+    """All that run."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
 
-    def open(self) -> None:
-        """Makes the folder, or empties it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self._folder.iterdir():
-            left_over.unlink(missing_ok=True)
-
-    def start(self, work: Callable[[Job], Awaitable[Answer]]) -> Job:
-        job = Job(self._folder / uuid4().hex, work)
+    def start(self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack) -> Job:
+        """As Job."""
+        job = Job(work, files)
         self._jobs[job.id] = job
-        job.task.add_done_callback(lambda task: self._forget(job))
+        job.task.add_done_callback(lambda task: self._jobs.pop(job.id))
         return job
 
     def get(self, name: str) -> Job:
@@ -113,7 +126,3 @@ class Jobs:
         if name not in self._jobs:
             raise UnknownJob(f"there is no job {name[:60]!r}: it has ended, or never was", "job")
         return self._jobs[name]
-
-    def _forget(self, job: Job) -> None:
-        del self._jobs[job.id]
-        job.task.exception()  # seen, though nobody may wait for it any more

@@ -4,16 +4,19 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import chain
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
 
-from serve.engine.torchserve import Answer
+from contract.bodies import Slice, read_body
+from serve.engine.answer import Answer, json_length, json_pieces
 from serve.errors import UNEXPECTED, PalimpsestError
 from serve.gateway.edit.fields import renamed
 from serve.gateway.edit.jobs import Cancelled, Job
+from serve.gateway.transfer import Transfer, paced
+from serve.memory_file import MemoryFile, Part
 from serve.residency.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,7 @@ JSON, EVENTS, OWN = "application/json", "text/event-stream", "image/*"
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/tiff")
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]*)?)")
 _MAX_KINDS = 50  # of an Accept header that are looked at: a client can name 10,000
+_ERROR_BYTES = 2**16  # of a handler's error, the most that is read
 POLL = 0.1  # seconds between two looks at a job's progress
 HEARTBEAT = 15.0  # seconds of silence that proxies put up with
 
@@ -30,12 +34,13 @@ class HandlerError(PalimpsestError):
     """A handler answered 4xx or 5xx."""
 
     def __init__(self, answer: Answer) -> None:
+        text = answer.beginning(_ERROR_BYTES)
         try:
-            error = json.loads(answer.body)["error"]
+            error = json.loads(text)["error"]
             super().__init__(renamed(error["message"]), renamed(error["field"]) if error.get("field") else None)
             self.code = error["code"]
         except (ValueError, KeyError, TypeError):  # an archive of another make
-            super().__init__(answer.body[:500].decode(errors="replace"))
+            super().__init__(text[:500])
         self.status = answer.status
 
 
@@ -53,29 +58,46 @@ def accepted(header: str, default: str) -> str:
 async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, picture: str) -> Response:
     """Waits for the job, which ends when the client leaves. picture: what the JSON calls the handler's picture."""
     if kind == EVENTS:
-        return StreamingResponse(
-            _events(scheduler, job, picture), media_type=EVENTS, headers={"Cache-Control": "no-store"}
-        )
-    left = asyncio.create_task(_until_client_leaves(request))
+        headers = {"content-type": f"{EVENTS}; charset=utf-8", "cache-control": "no-store"}
+        return Transfer(_events(scheduler, job, picture), job.close, headers)
     try:
-        await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
-    finally:  # the server may be stopping
-        left.cancel()
-        job.cancel()
-    answer = await job.task
-    if kind == JSON:
-        return JSONResponse(in_own_names(answer, picture) | job.also)
-    return Response(answer.body, headers=answer.headers)
+        left = asyncio.create_task(_until_client_leaves(request))
+        try:
+            await asyncio.wait({job.task, left}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            left.cancel()
+            job.cancel()
+        await asyncio.wait({job.task})
+        if job.error is not None:
+            raise job.error
+        answer = job.task.result()
+        if kind != JSON:
+            return Transfer(paced(answer.pieces()), job.close, answer.headers, length=answer.length)
+        fields = await in_own_names(answer, picture) | job.also
+        headers = {"content-type": JSON}
+        return Transfer(paced(json_pieces(fields)), job.close, headers, length=json_length(fields))
+    except BaseException:
+        job.close()
+        raise
 
 
-def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
+async def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
     """A handler's JSON with its picture (and the variants of it) under the name `picture`."""
-    fields: dict[str, Any] = json.loads(answer.body)
+    fields = dict(await asyncio.to_thread(_read, answer.file) if answer.fields is None else answer.fields)
     fields[picture] = fields.pop("generated_image")
     if "variants" in fields:
         fields[f"{picture}s"] = fields.pop("variants")
     fields["warnings"] = [renamed(warning) for warning in fields.get("warnings", [])]
     return fields
+
+
+def _read(file: MemoryFile) -> dict[str, Any]:
+    """The JSON of an archive of another make; what is large in it stays where it is."""
+    fields = read_body(JSON, "", file.mapped())
+    return {
+        name: Part(file, value.start, value.stop, text=True) if isinstance(value, Slice) else value
+        for name, value in fields.items()
+    }
 
 
 async def _until_client_leaves(request: Request) -> None:
@@ -98,19 +120,21 @@ async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator
                 yield b": still there\n\n"
                 spoke = loop.time()
             await asyncio.wait({job.task}, timeout=POLL)
-        yield _last_event(job, picture)
+        async for piece in paced(await _last_event(job, picture)):
+            yield piece
     finally:
         job.cancel()
 
 
-def _last_event(job: Job, picture: str) -> bytes:
-    error = job.task.exception()
+async def _last_event(job: Job, picture: str) -> Iterable[bytes]:
+    error = job.error
     if error is None:
-        return _event("done", in_own_names(job.task.result(), picture) | job.also)
+        fields = await in_own_names(job.task.result(), picture) | job.also
+        return chain([b"event: done\ndata: "], json_pieces(fields), [b"\n\n"])
     if not isinstance(error, PalimpsestError):
         logger.error("job failed", exc_info=error)
         error = PalimpsestError(UNEXPECTED)
-    return _event("cancelled" if error.code == Cancelled.code else "error", error.body())
+    return [_event("cancelled" if error.code == Cancelled.code else "error", error.body())]
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:

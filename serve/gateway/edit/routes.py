@@ -1,8 +1,7 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
 import asyncio
-import base64
-import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,16 +9,17 @@ from pydantic import BaseModel, Field
 
 from contract.bodies import BodyError, Slice, check_encoding, text_of
 from contract.pictures import is_picture
-from serve.engine.torchserve import Answer
+from serve.engine.answer import Answer
+from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
-from serve.gateway.body import Body
 from serve.gateway.edit import openapi
 from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceFields, SegmentFields, Selection
-from serve.gateway.edit.form import Form, parse, read_fields
+from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, JSON, OWN, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
+from serve.memory_file import MemoryFile, Part, whole
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -47,13 +47,14 @@ class Upload(BaseModel):
 )
 async def upload(request: Request) -> Upload:
     services: Services = request.app.state.services
-    data = await _uploaded(request, services.settings.max_request_mib)
-    if not is_picture(data[:8]):
-        raise BadRequest(
-            "image is not a picture in a known format (PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF, BMP)", "image"
-        )
-    name = services.images.put(data)
-    return Upload(id=name, bytes=len(data), expires_in=services.images.seconds)
+    with await services.bodies.receive(request) as body:
+        image = await _uploaded(request, body)
+        if not is_picture(body.read(image.start, min(image.start + 8, image.stop))):
+            raise BadRequest(
+                "image is not a picture in a known format (PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF, BMP)", "image"
+            )
+        name = await services.images.put(image)
+    return Upload(id=name, bytes=image.size, expires_in=services.images.seconds)
 
 
 @router.post(
@@ -64,19 +65,23 @@ async def upload(request: Request) -> Upload:
 )
 async def segment(request: Request) -> Response:
     services: Services = request.app.state.services
-    fields, body = await read_fields(request, SegmentFields, services.settings.max_request_mib)
-    if not fields.selects:
-        raise BadRequest("say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points")
-    kind = accepted(request.headers.get("accept", ""), JSON)
-    picture = _picture(services, body, fields.image, "image")
+    with ExitStack() as files:
+        body = files.enter_context(await services.bodies.receive(request))
+        fields = await read_fields(request, SegmentFields, body)
+        if not fields.selects:
+            raise BadRequest(
+                "say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points"
+            )
+        kind = accepted(request.headers.get("accept", ""), JSON)
+        picture = await _picture(services, files, body, fields.image, "image")
 
-    async def work(job: Job) -> Answer:
-        accept = JSON if kind in _IN_JSON else _MASK
-        return await _ask(
-            services, address(request), job, fields.model, {"image": picture}, fields.segmentation(), accept
-        )
+        async def work(job: Job) -> Answer:
+            accept = JSON if kind in _IN_JSON else _MASK
+            asked = {"image": picture}
+            return await _ask(services, address(request), job, fields.model, asked, fields.segmentation(), accept)
 
-    return await reply(request, services.scheduler, services.jobs.start(work), kind, "mask")
+        job = services.jobs.start(work, files.pop_all())
+    return await reply(request, services.scheduler, job, kind, "mask")
 
 
 @router.post(
@@ -87,8 +92,9 @@ async def segment(request: Request) -> Response:
 )
 async def erase(request: Request) -> Response:
     services: Services = request.app.state.services
-    fields, body = await read_fields(request, EraseFields, services.settings.max_request_mib)
-    return await _paint(request, services, fields, body)
+    with ExitStack() as files:
+        body = files.enter_context(await services.bodies.receive(request))
+        return await _paint(request, services, files, body, await read_fields(request, EraseFields, body))
 
 
 @router.post(
@@ -96,13 +102,15 @@ async def erase(request: Request) -> Response:
 )
 async def replace(request: Request) -> Response:
     services: Services = request.app.state.services
-    fields, body = await read_fields(request, ReplaceFields, services.settings.max_request_mib)
-    if fields.variants > 1 and accepted(request.headers.get("accept", ""), OWN) not in _IN_JSON:
-        raise BadRequest(
-            f"variants = {fields.variants}: more than one need Accept: application/json or text/event-stream",
-            "variants",
-        )
-    return await _paint(request, services, fields, body)
+    with ExitStack() as files:
+        body = files.enter_context(await services.bodies.receive(request))
+        fields = await read_fields(request, ReplaceFields, body)
+        if fields.variants > 1 and accepted(request.headers.get("accept", ""), OWN) not in _IN_JSON:
+            raise BadRequest(
+                f"variants = {fields.variants}: more than one need Accept: application/json or text/event-stream",
+                "variants",
+            )
+        return await _paint(request, services, files, body, fields)
 
 
 @router.delete("/jobs/{job}", status_code=202, summary="Stop a job within a step", responses=openapi.errors((404,)))
@@ -112,27 +120,31 @@ async def cancel(job: str, request: Request) -> dict[str, str]:
     return {"job": job, "status": "stopping"}
 
 
-async def _uploaded(request: Request, max_mib: int) -> bytes:
+async def _uploaded(request: Request, body: MemoryFile) -> Part:
     """The body itself where it is a picture or says so; otherwise its part `image`."""
-    body = await Body(request, max_mib).read()
-    headers = request.headers
-    kind, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-    if kind.lower().startswith(("image/", "application/octet-stream")) or is_picture(body[:8]):
+    kind = request.headers.get("content-type", "").lower()
+    if kind.startswith(("image/", "application/octet-stream")) or is_picture(body.read(0, 8)):
         try:
-            check_encoding(encoding)
+            check_encoding(request.headers.get("content-encoding", ""))
         except BodyError as error:
             raise body_refused(error) from None
-        return body
-    image = (await asyncio.to_thread(parse, kind, encoding, body, Fields)).image
+        return whole(body)
+    image = (await read_fields(request, Fields, body)).image
     if not isinstance(image, Slice) or image.text:
         raise BadRequest("image must be a file: a part of a multipart body, or the body itself", "image")
-    return body[image.start : image.stop]
+    return Part(body, image.start, image.stop)
 
 
-async def _paint(request: Request, services: "Services", fields: EraseFields | ReplaceFields, body: bytes) -> Response:
+async def _paint(
+    request: Request,
+    services: "Services",
+    files: ExitStack,
+    body: MemoryFile,
+    fields: EraseFields | ReplaceFields,
+) -> Response:
     kind = accepted(request.headers.get("accept", ""), OWN)
-    picture = _picture(services, body, fields.image, "image")
-    mask = None if fields.mask is None else _picture(services, body, fields.mask, "mask")
+    picture = await _picture(services, files, body, fields.image, "image")
+    mask = None if fields.mask is None else await _picture(services, files, body, fields.mask, "mask")
     _check_mask(fields)
     arguments = fields.painting()
     if kind in _IN_JSON:
@@ -148,12 +160,12 @@ async def _paint(request: Request, services: "Services", fields: EraseFields | R
             )
             if selected.headers.get("x-palimpsest-area") == "0":
                 raise BadRequest("nothing was found there: move the points or the box, or send a mask", "points")
-            hole = selected.body
-            job.also["mask"] = base64.b64encode(hole).decode()
+            job.files.enter_context(selected.file)
+            job.also["mask"] = hole = whole(selected.file)
         asked = {"image": picture, "mask_image": hole, **fields.texts()}
         return await _ask(services, address(request), job, fields.model, asked, arguments, accept)
 
-    return await reply(request, services.scheduler, services.jobs.start(work), kind, "picture")
+    return await reply(request, services.scheduler, services.jobs.start(work, files.pop_all()), kind, "picture")
 
 
 async def _ask(
@@ -161,33 +173,43 @@ async def _ask(
     client: str,
     job: Job,
     model: str,
-    fields: dict[str, bytes | str],
+    fields: dict[str, Part | str],
     arguments: dict[str, Any],
     accept: str,
 ) -> Answer:
     """Raises HandlerError where the model refuses or fails."""
     archive = services.catalog.find(model)
     job.ask(archive.name)
-    form = Form(fields | {"gen_args": json.dumps(arguments)})
-    answer = await invoke(services, archive, {"content-type": form.content_type, "accept": accept}, form, job, client)
+    answer = await invoke(services, archive, Form({**fields, "gen_args": arguments}, accept), client, job)
     if answer.status >= 400:
-        raise HandlerError(answer)
+        with answer.file:
+            raise HandlerError(answer)
     return answer
 
 
-def _picture(services: "Services", body: bytes, value: Slice | str, field: str) -> bytes | str:
-    """What the client sent; of an id, what it stands for."""
+async def _picture(
+    services: "Services", files: ExitStack, body: MemoryFile, value: Slice | str, field: str
+) -> Part | str:
+    """What the client sent; of an id, what it stands for. files: takes what is made for it."""
     if isinstance(value, str) and value.startswith(PREFIX):
-        return services.images.get(value, field)
-    sent: bytes | str = value if isinstance(value, str) else body[value.start : value.stop]
+        return whole(files.enter_context(services.images.get(value, field)))
     if isinstance(value, Slice) and value.escaped:
-        try:
-            sent = text_of(body, value, field, len(body))
-        except BodyError as error:
-            raise body_refused(error) from None
-    if not sent:
+        return whole(files.enter_context(await asyncio.to_thread(_unescaped, body, value, field)), text=True)
+    if isinstance(value, Slice) and value.start < value.stop:
+        return Part(body, value.start, value.stop, value.text)
+    if isinstance(value, Slice) or not value:
         raise BadRequest(f"{field} is empty: send a file, base64, a data URI, or the id of an upload", field)
-    return sent
+    return value
+
+
+def _unescaped(body: MemoryFile, value: Slice, field: str) -> MemoryFile:
+    try:
+        text = text_of(body.mapped(), value, field, body.size)
+    except BodyError as error:
+        raise body_refused(error) from None
+    file = MemoryFile()
+    file.write(text.encode())
+    return file
 
 
 def _check_mask(fields: Painted) -> None:

@@ -1,0 +1,92 @@
+"""What a handler replied: a body in memory, or fields of which the large ones are."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from contract.ticket import Written
+from serve.errors import EngineUnavailable
+from serve.memory_file import MemoryFile, Part
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Header names are in lower case. file: closed by whoever has the answer.
+
+    fields: of a reply in JSON; values are of JSON, or a Part or a list of Parts for what leaves as base64. Where there
+    are none the file is the reply's body.
+    """
+
+    status: int
+    headers: dict[str, str]
+    file: MemoryFile
+    fields: dict[str, Any] | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        if self.fields is None:
+            return self.file.size
+        return json_length(self.fields)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body; none is longer than 256 KiB and what the small fields take."""
+        return self.file.pieces() if self.fields is None else json_pieces(self.fields)
+
+    def beginning(self, size: int) -> str:
+        """Of an error's body, as text."""
+        return self.file.read(0, min(size, self.file.size)).decode(errors="replace")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def written(file: MemoryFile, told: bytes) -> Answer:
+    """The answer that a worker wrote into the file and told about in JSON."""
+    try:
+        written = Written.from_json(told)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise EngineUnavailable("the worker's answer cannot be read: try again") from None
+    headers = {"content-type": written.content_type} | {name.lower(): text for name, text in written.headers.items()}
+    if written.fields is None:
+        return Answer(200, headers, file)
+    large = {
+        name: [Part(file, *span) for span in spans] if isinstance(spans, list) else Part(file, *spans)
+        for name, spans in written.spans.items()
+    }
+    return Answer(200, headers, file, {**large, **written.fields})
+
+
+def json_length(fields: dict[str, Any]) -> int:
+    return sum(each.text_size if isinstance(each, Part) else len(each) for each in _segments(fields))
+
+
+def json_pieces(fields: dict[str, Any]) -> Iterator[bytes]:
+    """A JSON object; no value is ever whole in memory."""
+    for segment in _segments(fields):
+        if isinstance(segment, Part):
+            yield from segment.text_pieces()
+        else:
+            yield segment
+
+
+def _segments(fields: dict[str, Any]) -> Iterator[bytes | Part]:
+    text = "{"
+    for number, (name, value) in enumerate(fields.items()):
+        text += f"{', ' if number else ''}{json.dumps(name)}: "
+        match value:
+            case Part():
+                yield f'{text}"'.encode()
+                yield value
+                text = '"'
+            case [Part(), *_]:
+                text += "["
+                for index, part in enumerate(value):
+                    yield f'{text}{", " if index else ""}"'.encode()
+                    yield part
+                    text = '"'
+                text += "]"
+            case _:
+                text += json.dumps(value)
+    yield f"{text}}}".encode()
