@@ -118,13 +118,19 @@ def test_names_never_become_foreign_paths(store: Path, name: str, status: int) -
     ],
 )
 def test_torchserves_errors_become_ours(
-    store: Path, call: str, reply: httpx.Response | Exception, status: int, code: str
+    store: Path,
+    call: str,
+    reply: httpx.Response | Exception,
+    status: int,
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("serve.engine.handlerlog.WRITTEN_WITHIN", 0)  # nobody writes a log here
     fake = FakeTorchServe()
     fake.replies[call] = reply
     with gateway(fake, store, queue_timeout=0.1) as client:
         answer = client.post("/predictions/sam")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     assert (status == 503) == ("Retry-After" in answer.headers)
 
 

@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling.image_encoder import Attention
 
 from handlers.sam import network
+from handlers.sam.attention import FusedAttention
 
 SAM = Path(network.__file__).parent
 DEMO = SAM / "demo" / "network.yaml"
@@ -137,3 +139,24 @@ def test_a_negative_click_takes_away_what_a_positive_one_adds(
     alone, _ = best_mask(sam, points, [1, 0], logits)
     assert not alone[bench[1], bench[0]]
     assert iou(alone, dog_mask) > iou(both, dog_mask) + 0.1
+
+
+@pytest.mark.parametrize(("side", "windows"), [(16, 3), (64, 1)])
+def test_fused_attention_is_the_librarys(side: int, windows: int) -> None:
+    torch.manual_seed(0)
+    plain = Attention(32, num_heads=2, use_rel_pos=True, input_size=(side, side))
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randn(windows, side, side, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(FusedAttention(plain)(tokens), plain(tokens), rtol=0, atol=1e-4)
+
+
+def test_a_served_encoder_is_the_librarys(dog: np.ndarray) -> None:
+    plain = network.build(network.load_config(DEMO))
+    plain.load_state_dict(load_file(WEIGHTS))
+    served = SamPredictor(network.load(DEMO, WEIGHTS))
+    served.set_image(dog)
+    expected = SamPredictor(plain)
+    expected.set_image(dog)
+    torch.testing.assert_close(served.features, expected.features, rtol=0, atol=1e-4)

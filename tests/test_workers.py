@@ -6,14 +6,15 @@ The engine is a list of outcomes, the worker a process that sleeps.
 import asyncio
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeDevice, make_store
 
-from serve.engine.torchserve import Answer
+from serve.engine.answer import Answer
+from serve.engine.question import Question, Sent
 from serve.errors import (
     DeadlineExceeded,
     EngineUnavailable,
@@ -25,6 +26,7 @@ from serve.errors import (
     PalimpsestError,
     WorkerDied,
 )
+from serve.memory_file import MemoryFile
 from serve.residency.catalog import Archive, Catalog
 from serve.residency.memory import Memory
 from serve.residency.workers import Workers
@@ -52,9 +54,7 @@ class Engine:
         if error:
             raise error
 
-    async def predict(
-        self, name: str, headers: dict[str, str], length: int | None, body: AsyncIterator[bytes], job: str
-    ) -> Answer:
+    async def predict(self, name: str, question: Question, reply: MemoryFile) -> Answer:
         await asyncio.sleep(3600)
         raise AssertionError
 
@@ -141,7 +141,8 @@ async def ask(engine: Engine, made: Workers, archive: Archive, sleeper: subproce
     engine.pid = sleeper.pid
     await made.load(archive)
     try:
-        return await made.finish(archive, made.prediction({}, None))
+        with MemoryFile() as body:
+            return await made.ask(archive, Sent({}, body))
     finally:
         made.forget()
 
@@ -195,7 +196,8 @@ def test_a_request_that_meets_no_engine_was_seen_by_no_worker(
 
     async def finish() -> None:
         made = workers(engine, tmp_path)
-        await made.finish(archive, made.prediction({}, None))
+        with MemoryFile() as body:
+            await made.ask(archive, Sent({}, body))
 
     with pytest.raises(NotReached):
         asyncio.run(finish())

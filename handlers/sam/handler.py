@@ -1,13 +1,12 @@
 """Segment Anything behind TorchServe: a picture and clicks or a box -> the mask of the object."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from segment_anything import SamPredictor
-from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
 
 from handlers import encoding
 from handlers.base import Handler
@@ -18,7 +17,9 @@ from handlers.payload import Request
 from handlers.picture import RGB, Mask
 from handlers.reply import Reply
 from handlers.sam import network
+from handlers.sam.embeddings import Embeddings, key_of
 from handlers.sam.prompt import parse_prompt
+from handlers.sam.resize import Resize
 from handlers.sam.shaping import Shaping
 
 
@@ -42,6 +43,8 @@ class SamHandler(Handler):
     def load(self, model_dir: Path) -> None:
         weights = self.read_weights(model_dir / "weights.safetensors", network.served_dtype(self.dtype))
         self.model = network.assemble(model_dir / "network.yaml", weights, self.device, self.dtype)
+        self.resize = Resize(self.model.image_encoder.img_size)
+        self.embeddings = Embeddings()
 
     def warm_up(self) -> None:
         side = self.model.image_encoder.img_size
@@ -77,40 +80,31 @@ class SamHandler(Handler):
         return Reply(masks[best], fields, request.warnings)
 
     def _look_at(self, rgb: RGB) -> SamPredictor:
-        """A predictor of its own per request: its embedding must never meet another request's clicks."""
-        predictor = _predictor(self.model)
-        predictor.set_image(rgb)
-        attempts = [lambda: predictor.features]
-        if self.dtype != torch.float32:
-            attempts.append(lambda: self._embedded_wide(rgb))
-        predictor.features = first_finite(attempts)
+        """A predictor that has seen the picture, of its own per request: no other's clicks can meet it."""
+        predictor = SamPredictor(self.model)
+        predictor.transform = self.resize
+        shown = self.resize.apply_image(rgb)
+        predictor.original_size, predictor.input_size = rgb.shape[:2], shown.shape[:2]
+        key = key_of(shown)
+        known = self.embeddings.get(key)
+        if known is None:
+            known = self._embedded(shown)
+            self.embeddings.put(key, known)
+        predictor.features, predictor.is_image_set = known.to(self.device), True
         return predictor
 
-    def _embedded_wide(self, rgb: RGB) -> torch.Tensor:
-        model = copy.copy(self.model)
-        model._modules = {**self.model._modules, "image_encoder": wide_copy(self.model.image_encoder)}
-        predictor = _predictor(model)
-        predictor.set_image(rgb)
-        return predictor.features
+    def _embedded(self, shown: RGB) -> Tensor:
+        """What the encoder makes of a picture of its own size; raises NotFinite."""
+        pixels = torch.as_tensor(shown, device=self.device).permute(2, 0, 1).contiguous()[None]
+        prepared, encoder = self.model.preprocess(pixels), self.model.image_encoder
+        attempts = [lambda: encoder(prepared)]
+        if self.dtype != torch.float32:
+            attempts.append(lambda: wide_copy(encoder)(prepared))
+        return first_finite(attempts)
 
     def _logits_shape(self) -> tuple[int, int, int]:
         height, width = self.model.prompt_encoder.mask_input_size
         return 1, height, width
-
-
-class _Resize(ResizeLongestSide):
-    """SAM's own rounds the shorter side of a very long picture to 0."""
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(height, 1), max(width, 1)
-
-
-def _predictor(model: Any) -> SamPredictor:
-    predictor = SamPredictor(model)
-    predictor.transform = _Resize(model.image_encoder.img_size)
-    return predictor
 
 
 def _box(mask: Mask) -> list[int] | None:

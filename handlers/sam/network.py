@@ -15,6 +15,7 @@ import yaml
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from handlers.sam.attention import fuse
 from handlers.weights import DtypeOf, empty_network, fill, open_weights
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -78,6 +79,7 @@ def assemble(config_path: Path, tensors: Mapping[str, Tensor], device: torch.dev
     """
     with empty_network():
         sam = build(load_config(config_path))
+    fuse(sam.image_encoder)
     set_pixel_statistics(sam, device)
     fill(sam, tensors)
     _cast_around(sam.image_encoder, encoder_dtype)
