@@ -12,9 +12,12 @@ class Host(FakeHost):
         await super().stop()
         print("The engine is stopped.", flush=True)
 
+    def end(self) -> None:
+        """What the event loop did not come to: nothing here."""
+
 
 if __name__ == "__main__":
     cli.Supervisor = lambda settings, gpu: Host(FakeTorchServe())  # type: ignore[assignment, misc, return-value]
     cli._device = FakeDevice  # type: ignore[assignment]
     settings = Settings()
-    cli._serve(settings, Catalog(settings.store, demo=False))
+    cli._serve(settings, Catalog(settings.store, demo=False), cli._memory(settings))

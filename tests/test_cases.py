@@ -23,6 +23,7 @@ from handlers import decoding, geometry
 from handlers.picture import Picture
 from handlers.png import write_png
 from handlers.sam import network as sam_network
+from handlers.sam.embeddings import Embeddings
 
 Open = Callable[[str], HandlerClient]
 RNG = np.random.default_rng(11)
@@ -355,7 +356,9 @@ class TestSamRequests:
         def out_of_memory(*_: object) -> None:
             raise MemoryError
 
-        encoder = open_handler("sam").handler.model.image_encoder
+        handler = open_handler("sam").handler
+        monkeypatch.setattr(handler, "embeddings", Embeddings())  # of none of the tests before
+        encoder = handler.model.image_encoder
         with monkeypatch.context() as patch:
             patch.setattr(encoder, "forward", out_of_memory)
             assert segment(open_handler, dog, point_coords=[750, 500]).status == 507

@@ -71,7 +71,7 @@ def requirements(sources: Iterable[bytes], own: Collection[str]) -> list[str]:
 
     own: what the code may import besides, because it brings it along.
     """
-    modules = {module for source in sources for module in _imported(ast.parse(source))}
+    modules = {module for source in sources for module in _imported(source)}
     modules |= {more for module in modules for more in UNLISTED.get(module, ())}
     modules -= {*own, *PROVIDED, *sys.stdlib_module_names}
     known = metadata.packages_distributions()
@@ -85,15 +85,19 @@ def _with_requirements(archive: Path, files: dict[str, Content]) -> dict[str, Co
     sources = [path.read_bytes() for name, path in files.items() if name.endswith(".py") and isinstance(path, Path)]
     own = {name.partition("/")[0].removesuffix(".py") for name in files}
     manifest = json.loads((archive / MANIFEST).read_text())
-    manifest["model"] |= {"requirementsFile": REQUIREMENTS}
+    manifest.setdefault("model", {})["requirementsFile"] = REQUIREMENTS
     return {
         MANIFEST: json.dumps(manifest, indent=2).encode(),
         REQUIREMENTS: "".join(f"{line}\n" for line in requirements(sources, own)).encode(),
     }
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
-    """The top-level modules of all imports, those within functions included."""
+def _imported(source: bytes) -> Iterator[str]:
+    """The top-level modules of all imports, those within functions included; none of what is no Python of today."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
