@@ -337,7 +337,10 @@ def test_a_small_body_that_does_not_come_is_no_longer_waited_for(running: Server
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_reply_that_nobody_reads_does_not_keep_its_connection(running: Server, fake: FakeTorchServe) -> None:
+def test_a_reply_that_nobody_reads_does_not_keep_its_connection(
+    running: Server, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.gateway.transfer.STALLED", 0.5)
     fake.replies["POST /predictions/p.sam"] = httpx.Response(200, content=bytes(20 << 20))
     try:
         with running.connect(receive_buffer=4096) as line:

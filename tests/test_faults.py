@@ -46,14 +46,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("load-fails-oddly", 500, "load_failed", 30),
         ("load-memory", 507, "out_of_memory", 30),
         ("load-hangs", 500, "load_failed", 60),
-        ("predict-fails", 503, "unavailable", 30),
+        ("predict-fails", 500, "model_failed", 30),
         ("predict-memory", 507, "out_of_memory", 30),
-        ("predict-hangs", 503, "worker_died", 30),
+        ("predict-hangs", 504, "deadline_exceeded", 30),
         ("predict-exits", 503, "worker_died", 30),
         ("predict-dies", 503, "worker_died", 30),
         ("predict-refuses", 400, "bad_request", 30),
         ("too-much", 503, "worker_died", 60),
-        ("huge", 507, "out_of_memory", 5),
     ],
 )
 def test_every_failure_has_its_answer(server: Server, name: str, status: int, code: str, within: float) -> None:
@@ -84,10 +83,10 @@ def test_a_handler_that_misses_a_library_is_told_from_others(server: Server) -> 
     assert "odd" not in messages["load-fails-oddly"].replace("load-fails-oddly", "")
 
 
-def test_a_worker_that_is_killed_while_it_loads_is_an_error_of_the_load(server: Server) -> None:
-    """TorchServe takes a kill for lack of memory if it sees the exit code in time, else for a failure."""
+def test_a_worker_that_is_killed_while_it_loads_says_nothing_against_its_model(server: Server) -> None:
     answer = server.http.post("/predictions/load-dies", content=b"x")
-    assert (answer.status_code, answer.json()["error"]["code"]) in [(507, "out_of_memory"), (500, "load_failed")]
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "worker_died")
+    assert int(answer.headers["retry-after"]) > 0
     assert server.http.post("/predictions/echo", content=b"still here").content == b"still here"
 
 
@@ -102,7 +101,6 @@ def test_a_large_reply_comes_whole(server: Server) -> None:
     assert server.http.post("/predictions/large", content=b"x").content == bytes(20 << 20)
 
 
-def test_what_is_too_large_says_both_numbers(server: Server) -> None:
-    message = server.http.post("/predictions/huge", content=b"x").json()["error"]["message"]
-    assert "10,000,000 MiB" in message
-    assert "budget" in message
+def test_a_guess_past_the_budget_refuses_nobody(server: Server) -> None:
+    """The archive says ten million MiB; it takes few, which its first load shows."""
+    assert server.http.post("/predictions/huge", content=b"served").status_code == 200

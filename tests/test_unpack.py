@@ -3,6 +3,7 @@
 import errno
 import gzip
 import io
+import json
 import os
 import signal
 import stat
