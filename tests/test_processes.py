@@ -31,7 +31,8 @@ import os, subprocess, sys
 from serve.engine import homes
 homes.temporary_folder = lambda: sys.argv[1]
 home = homes.Home()
-left = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(home.path)}, start_new_session=True)
+environ = {**os.environ, "TMPDIR": str(home.path)}
+left = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, env=environ, start_new_session=True)
 print(home.path, left.pid, flush=True)
 os._exit(1)
 """
