@@ -14,10 +14,13 @@ from diffusers import StableDiffusionInpaintPipeline
 def load_sam(handler: Any, model_dir: Path) -> None:
     """segment_anything.build_sam: a network with random weights, the pickled ones read and copied over them."""
     from handlers.sam import network
+    from handlers.sam.embeddings import Embeddings
+    from handlers.sam.resize import Resize
 
     sam = network.build(network.load_config(model_dir / "network.yaml"))
     sam.load_state_dict(torch.load(model_dir / "weights.pth"))
     handler.model = sam.to(handler.device)
+    handler.resize, handler.embeddings = Resize(sam.image_encoder.img_size), Embeddings()
 
 
 def load_lama(handler: Any, model_dir: Path) -> None:
