@@ -43,9 +43,8 @@ def decode_mask(data: bytes) -> Mask:
 
 def _decode_picture(data: bytes) -> Picture:
     decoded = _decoded(data)
-    said, orientation, left_out = metadata.read(data)
-    if heif_pixels.is_heif(data) and heif_pixels.turned_by_decoder(data):
-        orientation = 1
+    said, stored, left_out = metadata.read(data)
+    orientation = 1 if decoded.upright else stored
     if decoded.recoloured:
         said = said._replace(icc=None)
     return Picture(
@@ -57,10 +56,9 @@ def _decode_picture(data: bytes) -> Picture:
 
 
 def _decode_mask(data: bytes) -> Mask:
-    _, orientation, _ = metadata.read(data)
-    if heif_pixels.is_heif(data) and heif_pixels.turned_by_decoder(data):
-        orientation = 1
-    return metadata.turned(mask_of(_decoded(data)), orientation)
+    decoded = _decoded(data)
+    _, stored, _ = metadata.read(data)
+    return metadata.turned(mask_of(decoded), 1 if decoded.upright else stored)
 
 
 def _decoded(data: bytes) -> Decoded:

@@ -28,17 +28,12 @@ def is_heif(data: bytes) -> bool:
 
 
 def decode(data: bytes) -> Decoded:
-    """As stored: the container's turns are the caller's to apply for AVIF (see `turned_by_decoder`).
+    """AVIF as stored; HEIC upright, for libheif applies the container's turns itself.
 
     10 and 12 bits are spread over 0..65535, so that white stays white. Raises NotAPicture or TooLarge.
     """
     kind = _kind(data)
-    return _decode_avif(data, kind.bits) if kind.avif else _decode_heic(data)
-
-
-def turned_by_decoder(data: bytes) -> bool:
-    """Whether decode() gives upright pixels: libheif's do, libavif's don't."""
-    return not _kind(data).avif
+    return _decode_avif(data, kind.bits) if kind.avif else _decode_heic(data)._replace(upright=True)
 
 
 def _kind(data: bytes) -> _Kind:

@@ -26,7 +26,7 @@ class Palette(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """samples, alpha: as in Picture, as they lie in the file, not upright yet. palette: where the file has one.
+    """samples, alpha: as in Picture, as they lie in the file unless `upright`. palette: where the file has one.
 
     notes: for the client. recoloured: whether the file's colour profile no longer describes the samples.
     """
@@ -36,6 +36,7 @@ class Decoded(NamedTuple):
     palette: Palette | None = None
     notes: tuple[str, ...] = ()
     recoloured: bool = False
+    upright: bool = False
 
 
 def damaged(why: str) -> NotAPicture:
