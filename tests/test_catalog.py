@@ -27,6 +27,7 @@ WEIGHTS = 1000  # bytes in each archive
 def make_folder(folder: Path, weights: bytes | None = None) -> Path:
     (folder / "MAR-INF").mkdir(parents=True)
     (folder / MANIFEST).write_text("{}")
+    (folder / "requirements.txt").touch()  # its own, so that packing it adds none
     (folder / "weights").write_bytes(os.urandom(WEIGHTS - 2) if weights is None else weights)
     return folder
 
