@@ -132,7 +132,7 @@ def _jpeg(data: bytes, found: Found) -> None:
     coding = jpeg.CodingReader()
     profile: list[bytes] = []
     file = jpeg_segments(data)
-    for marker, body, _ in file.segments:
+    for marker, body in file.segments:
         segment = bytes(body)
         with _tolerating(found, "a damaged JPEG segment"):
             coding.see(marker, segment)

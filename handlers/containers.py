@@ -1,5 +1,5 @@
-"""What picture files are made of, read without decoding a pixel: PNG's chunks, JPEG's segments, TIFF's directories,
-RIFF's chunks (WebP) and ISO boxes (HEIC, AVIF).
+"""What picture files are made of, read without decoding a pixel: PNG's chunks, JPEG's segments, RIFF's chunks (WebP)
+and ISO boxes (HEIC, AVIF). TIFF's directories, which EXIF has too, are in handlers.exif.
 
 Every function takes any bytes-like object and gives memoryviews of it, never copies. None raises for what a file holds:
 a walk ends where the file stops making sense (or after as many steps as no honest file needs), no length is believed
@@ -8,7 +8,6 @@ beyond the file's end, and who reads a walk looks whether what he needs was in i
 
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,27 +15,14 @@ Buffer = bytes | bytearray | memoryview
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_STEPS = 100_000
-_MAX_DIRECTORIES = 256
-_MAX_ENTRIES = 1_024
 # In a scan, FF 00 is a sample and FF D0 to FF D7 are restarts.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 
 
 class PngChunk(NamedTuple):
     kind: bytes
     body: memoryview
     crc: int
-
-    @property
-    def is_critical(self) -> bool:
-        return not self.kind[0] & 0x20
-
-    @property
-    def is_intact(self) -> bool:
-        """Whether its checksum is right; reads all of it."""
-        return zlib.crc32(self.body, zlib.crc32(self.kind)) == self.crc
 
 
 def png_chunks(data: Buffer) -> Iterator[PngChunk]:
@@ -59,12 +45,10 @@ def png_chunks(data: Buffer) -> Iterator[PngChunk]:
 
 
 class JpegSegment(NamedTuple):
-    """marker: the byte behind FF (0xE1: APP1). body: without marker and length; empty for a marker that has none.
-    start: where its FF lies in the file."""
+    """marker: the byte behind FF (0xE1: APP1). body: without marker and length; empty for a marker that has none."""
 
     marker: int
     body: memoryview
-    start: int
 
 
 class Jpeg(NamedTuple):
@@ -89,115 +73,20 @@ def jpeg_segments(data: Buffer) -> Jpeg:
         found = _MARKER.search(view, at)
         if found is None:
             break
-        start, marker = found.start(), view[found.start() + 1]
-        at = start + 2
+        at, marker = found.end(), view[found.end() - 1]
         if marker == 0xD9:
             return Jpeg(tuple(segments), at, True)
         if marker in (0x01, 0xD8):  # they have no length
-            segments.append(JpegSegment(marker, view[at:at], start))
+            segments.append(JpegSegment(marker, view[at:at]))
             continue
         if at + 2 > len(view):
             break
         length = struct.unpack_from(">H", view, at)[0]
         if length < 2 or at + length > len(view):
             break
-        segments.append(JpegSegment(marker, view[at + 2 : at + length], start))
+        segments.append(JpegSegment(marker, view[at + 2 : at + length]))
         at += length
     return Jpeg(tuple(segments), len(view), False)
-
-
-class TiffField(NamedTuple):
-    """kind: TIFF's number of its type (2: text, 3: short, 5: rational...). length: how many of them. value: their bytes
-    as stored, in the file's order."""
-
-    kind: int
-    length: int
-    value: memoryview
-
-
-TiffDirectory = dict[int, TiffField]
-"""By tag. A field whose value lies outside the file, or of a type that TIFF doesn't know, is left out."""
-
-
-class Tiff(NamedTuple):
-    """A TIFF's bytes: a file, or an EXIF block without its "Exif" prefix.
-
-    order: "<" or ">", as struct writes it. big: BigTIFF. first: the offset of its first directory.
-    """
-
-    view: memoryview
-    order: str
-    big: bool
-    first: int
-
-    @classmethod
-    def of(cls, data: Buffer) -> "Tiff | None":
-        """None where `data` does not begin as a TIFF does."""
-        view = memoryview(data)
-        order = {b"II": "<", b"MM": ">"}.get(bytes(view[:2]))
-        if order is None or len(view) < 8:
-            return None
-        (version,) = struct.unpack_from(order + "H", view, 2)
-        if version == 42:
-            return cls(view, order, False, struct.unpack_from(order + "I", view, 4)[0])
-        if version == 43 and len(view) >= 16 and struct.unpack_from(order + "HH", view, 4) == (8, 0):
-            return cls(view, order, True, struct.unpack_from(order + "Q", view, 8)[0])
-        return None
-
-    def directories(self) -> list[TiffDirectory]:
-        """The file's main directories, in order: its pages. A chain that bites its own tail ends there."""
-        found: list[TiffDirectory] = []
-        seen = set[int]()
-        offset = self.first
-        while offset and offset not in seen and len(found) < _MAX_DIRECTORIES:
-            seen.add(offset)
-            directory, following = self._read(offset)
-            if directory is None:
-                break
-            found.append(directory)
-            offset = following
-        return found
-
-    def directory(self, offset: int) -> TiffDirectory:
-        """The directory at `offset` (EXIF's, GPS's, one of SubIFDs'); empty where there is none."""
-        return self._read(offset)[0] or {}
-
-    def numbers(self, directory: TiffDirectory, tag: int) -> tuple[int, ...]:
-        """A field's whole numbers; () where it is absent or holds something else."""
-        field = directory.get(tag)
-        if field is None or field.kind not in _TIFF_WHOLE:
-            return ()
-        return struct.unpack(f"{self.order}{field.length}{_TIFF_WHOLE[field.kind]}", field.value)
-
-    def _read(self, offset: int) -> tuple[TiffDirectory | None, int]:
-        """The directory at `offset` and the offset of the one behind it (0: none)."""
-        count_format, entry_format, link = ("Q", "HHQ8s", "Q") if self.big else ("H", "HHI4s", "I")
-        head, size = struct.calcsize("<" + count_format), struct.calcsize("<" + entry_format)
-        if offset < 8 or offset + head > len(self.view):
-            return None, 0
-        (count,) = struct.unpack_from(self.order + count_format, self.view, offset)
-        at = offset + head
-        if count > _MAX_ENTRIES or at + count * size > len(self.view):
-            return None, 0
-        directory: TiffDirectory = {}
-        for index in range(count):
-            tag, kind, number, _ = struct.unpack_from(self.order + entry_format, self.view, at + index * size)
-            value = self._value(kind, number, at + (index + 1) * size - (8 if self.big else 4))
-            if value is not None:
-                directory.setdefault(tag, TiffField(kind, number, value))
-        at += count * size
-        if at + struct.calcsize("<" + link) > len(self.view):
-            return directory, 0
-        return directory, struct.unpack_from(self.order + link, self.view, at)[0]
-
-    def _value(self, kind: int, count: int, at: int) -> memoryview | None:
-        """The bytes of a field whose value, or the offset of it, lies at `at`."""
-        length = _TIFF_SIZES.get(kind, 0) * count
-        if not length or length > len(self.view):
-            return None
-        if length > (8 if self.big else 4):
-            (at,) = struct.unpack_from(self.order + ("Q" if self.big else "I"), self.view, at)
-        return self.view[at : at + length] if at + length <= len(self.view) else None
 
 
 def riff_chunks(data: Buffer) -> Iterator[tuple[bytes, memoryview]]:
@@ -205,15 +94,7 @@ def riff_chunks(data: Buffer) -> Iterator[tuple[bytes, memoryview]]:
     view = memoryview(data)
     if bytes(view[:4]) != b"RIFF":
         return
-    yield from _riff_chunks(view, 12)
-
-
-def riff_frame_chunks(frame: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """The chunks inside an animated WebP's ANMF."""
-    yield from _riff_chunks(frame, 16)
-
-
-def _riff_chunks(view: memoryview, at: int) -> Iterator[tuple[bytes, memoryview]]:
+    at = 12
     for _ in range(_MAX_STEPS):
         if at + 8 > len(view):
             return

@@ -184,7 +184,7 @@ INTEROP = _table("""
 
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
 PHOTO_AT, GPS_AT, INTEROP_AT = 0x8769, 0x8825, 0xA005
-XMP, ICC, SUB_DIRECTORIES = 0x02BC, 0x8773, 0x014A
+XMP, ICC = 0x02BC, 0x8773
 
 # Left out without a word: they describe how the pixels were stored, and these are written anew.
 STRUCTURE = {

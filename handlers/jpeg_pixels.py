@@ -59,7 +59,7 @@ def _by_opencv(file: bytes) -> NDArray[Any] | None:
 def _parts(data: bytes) -> _Parts:
     jpeg = jpeg_segments(data)
     frame, kind, scans = b"", 0, list[bytes]()
-    for marker, body, _ in jpeg.segments:
+    for marker, body in jpeg.segments:
         if marker in _FRAMES and not frame:
             frame, kind = bytes(body), marker
         elif marker == _SOS:

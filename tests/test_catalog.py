@@ -166,7 +166,6 @@ def test_a_folder_is_ready_as_it_lies(store: Path) -> None:
     archive = catalog.find("team/own")
     assert archive.path == store / "team" / "own"
     assert re.fullmatch("[0-9a-f]{12}", archive.version)
-    assert not archive.pending
     assert asyncio.run(catalog.prepare(archive)) is archive
     assert not (store / ".cache").exists()
 
@@ -248,10 +247,10 @@ def test_a_file_is_unpacked_once_and_then_found_ready(store: Path, tmp_path: Pat
     told: list[tuple[Archive, float]] = []
     catalog.on_unpacked = lambda archive, seconds: told.append((archive, seconds))
     pending = catalog.find(name)
-    assert pending.pending
+    assert not pending.version
     assert pending.file == store / file
     archive = asyncio.run(catalog.prepare(pending))
-    assert not archive.pending
+    assert archive.version
     assert archive.path.parent == tmp_path / "cache"
     assert (archive.path / "weights").stat().st_size == WEIGHTS - 2
     assert catalog.find(name) == archive
@@ -265,7 +264,7 @@ def test_the_version_of_a_file_is_its_content(store: Path) -> None:
     catalog = Catalog(store, demo=False)
     first = prepare(catalog, "sd")
     os.utime(store / "sd.mar")
-    assert catalog.find("sd").pending
+    assert not catalog.find("sd").version
     assert prepare(catalog, "sd") == first
     put_file(store / "sd.mar")
     second = prepare(catalog, "sd")
@@ -392,7 +391,7 @@ def test_the_cache_keeps_what_is_loaded_and_brings_back_what_it_dropped(store: P
     put_file(store / "third.mar")
     third = prepare(catalog, "third")
     assert not second.path.exists()
-    assert catalog.find("team/lama").pending
+    assert not catalog.find("team/lama").version
     loaded.add(third.path)
     with pytest.raises(ModelLoadFailed, match="2,000 of the cache's 2,000 are in use; try again later"):
         prepare(catalog, "team/lama")

@@ -157,6 +157,18 @@ def test_fax(compression: str, photometric: int) -> None:
     np.testing.assert_array_equal(picture.samples, values.astype(np.uint8) * 255)
 
 
+def test_a_chain_of_pages_that_bites_its_own_tail_ends() -> None:
+    pages = np.stack([samples(8, 3, seed) for seed in range(2)])
+    data = written(pages, photometric="rgb")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        first, last = (page.offset for page in file.pages)
+    link = last + 2 + 12 * int.from_bytes(data[last : last + 2], "little")
+    assert data[link : link + 4] == bytes(4)
+    picture = decoding.decode_picture(data[:link] + first.to_bytes(4, "little") + data[link + 4 :])
+    np.testing.assert_array_equal(picture.samples, pages[0])
+    assert "holds 2 pages; only the first was used" in picture.notes
+
+
 def test_the_whole_page_is_shown_and_not_its_thumbnail() -> None:
     buffer = io.BytesIO()
     whole, small, other = samples(8, 3, 1), samples(8, 3, 2)[:4, :4], samples(8, 3, 3)

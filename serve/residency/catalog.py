@@ -44,19 +44,15 @@ _VERSION = 12  # hexadecimal digits
 class Archive:
     """One version of one archive.
 
-    name: its path in the store. path: the folder to register; while `pending` the file, which Catalog.prepare unpacks.
-    version: changes when the archive's content is replaced, and only then; empty while pending. file: where path is
-    unpacked from, if it is.
+    name: its path in the store. path: the folder to register; of a packed archive, before Catalog.prepare, the file.
+    version: changes when the archive's content is replaced, and only then; empty before Catalog.prepare. file: where
+    path is unpacked from, if it is.
     """
 
     name: str
     path: Path
     version: str = ""
     file: Path | None = None
-
-    @property
-    def pending(self) -> bool:
-        return self.file is not None and not self.version
 
     def is_there(self) -> bool:
         return self.path.is_file() or (self.path / MANIFEST).is_file()
@@ -66,7 +62,7 @@ class Archive:
         return self.file is None and _folder_version(self.path) != self.version
 
     def files(self) -> list[Path]:
-        """All files of its folder; of a pending one the file that it is packed in."""
+        """All files of its folder; of a packed one the file."""
         return [self.path] if self.path.is_file() else sorted(file for file in self.path.rglob("*") if file.is_file())
 
     def size(self) -> int:

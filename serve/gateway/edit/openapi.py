@@ -12,7 +12,6 @@ from serve.gateway.models import ErrorReply
 from serve.gateway.predictions import ACCEPT
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_EXAMPLE_UPLOAD = "img_3f786850e387550fdab836ed7e6dc881de23001b"
 
 _ERRORS = {
     400: "Something in the request is wrong; `field` names it.",
