@@ -146,7 +146,9 @@ def test_nothing_of_a_payload_is_logged(server: Server, dog: bytes) -> None:
     answer = server.http.post("/predictions/sd", json=fields | {"gen_args": {"num_inference_steps": -5}})
     assert answer.status_code == 400
     server.http.post("/predictions/sd", json=fields | {"gen_args": {"num_inference_steps": 1}}).raise_for_status()
-    logs = "".join(path.read_text() for path in (server.folder / "state" / "logs").glob("*.log"))
+    folder = server.folder / "state" / "logs"
+    assert (folder / "ts_log.log").read_text().count("Inference API bind to") == 1, "TorchServe's lines are there once"
+    logs = "".join(path.read_text() for path in folder.glob("*.log"))
     logs += (server.folder / "serve.log").read_text()
     assert "predictions" in logs
     for secret in ("unmistakable-wish", fields["image"][100:160], hole[100:160], "num_inference_steps"):

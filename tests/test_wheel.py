@@ -51,3 +51,5 @@ def test_an_installed_wheel_builds_archives_and_serves_them(
         assert reply["score"] is not None
         from_checkout = [p for process in server.family() for p in process.cmdline() if str(ROOT / "serve") in p]
         assert from_checkout == []
+        # Its configuration is in the wheel, too.
+        assert (tmp_path / "state" / "logs" / "ts_log.log").read_text().count("Inference API bind to") == 1

@@ -27,6 +27,7 @@ PING_INTERVAL = 2.0
 MISSED_PINGS = 3
 WARM_UP = 20.0  # seconds that the server's start waits for the first worker to start fast
 MAX_BACKOFF = 30.0
+_LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 # Unless the server's own environment says otherwise.
 WAITING_THREADS = {
     # Workers share the cores: a thread that spins while it waits for its sibling takes the core from another worker.
@@ -278,7 +279,8 @@ def _java_command(config: Path, home: Path, python: str) -> list[str]:
     options = (line.partition("=") for line in config.read_text().splitlines())
     vmargs = next((value for key, _, value in options if key.strip() == "vmargs"), "")
     return [
-        str(java), f"-Dmodel_server_home={package.parent}", f"-Djava.io.tmpdir={home}", *vmargs.split(),
+        str(java), f"-Dmodel_server_home={package.parent}", f"-Djava.io.tmpdir={home}",
+        f"-Dlog4j2.configurationFile=classpath:log4j2.xml,{_LOG_CONFIG.as_uri()}", *vmargs.split(),
         "-cp", f".:{package / 'frontend' / '*'}", "org.pytorch.serve.ModelServer",
         "--python", python, "-f", str(config), "-s", str(home), "-ncs",
     ]  # fmt: skip
