@@ -5,7 +5,6 @@ trace here. Where there are too many, the busiest have theirs and the rest is co
 """
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from prometheus_client.registry import Collector
 from serve.errors import PalimpsestError
 from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
+from serve.gateway.torchserve_metrics import relabel
 from serve.residency.catalog import Archive
 from serve.residency.model import Model, State
 
@@ -35,9 +35,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Bounds in seconds: of what a request goes through, and of what a model does.
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 5, 10, 30, 120)
 _RESIDENCY = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
-
-# As Java writes it.
-_NUMBER = r"-?[0-9.]+(?:E-?[0-9]+)?"
 
 # Of handlers/base.py; from others nothing becomes a label.
 _PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
@@ -280,40 +277,6 @@ def _gauge_per_model(name: str, text: str, values: Iterable[tuple[str, int]]) ->
     family = GaugeMetricFamily(f"palimpsest_{name}", text, labels=["model"])
     for model_name, total in sorted(totals.items()):
         family.add_metric([model_name], total)
-    return family
-
-
-def relabel(text: str, names: Mapping[str, str]) -> Iterator[Metric]:
-    """TorchServe's counters and gauges with our names of models and no other label: host names say nothing here.
-
-    Samples that then look alike become one: counters add up, of gauges the last one stays. Those of a worker are left
-    out: its name never comes again. names: the archive's name by TorchServe's name. The library's parser takes 50 µs
-    a line, as long as all the rest.
-    """
-    counters = set(re.findall(r"^# TYPE (\w+) counter$", text, re.MULTILINE))
-    families: dict[str, dict[tuple[str, ...], float]] = {}
-    for name, label_text, value in re.findall(rf"^(\w+)(?:{{(.*)}})? ({_NUMBER})$", text, re.MULTILINE | re.ASCII):
-        labels = _our_labels(dict(re.findall(r'(\w+)="([^"]*)"', label_text)), names)
-        if labels is not None:
-            values = families.setdefault(name, {})
-            values[labels] = float(value) + (values.get(labels, 0.0) if name in counters else 0.0)
-    for name, values in families.items():
-        yield _family(name, name in counters, values)
-
-
-def _our_labels(labels: Mapping[str, str], names: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The values of the label `model`, if any; None for a sample that is left out."""
-    engine_name = labels.get("model_name") or labels.get("ModelName")
-    if "WorkerName" in labels or (engine_name and engine_name not in names):
-        return None
-    return (names[engine_name],) if engine_name else ()
-
-
-def _family(name: str, counter: bool, values: Mapping[tuple[str, ...], float]) -> Metric:
-    kind = CounterMetricFamily if counter else GaugeMetricFamily
-    family = kind(name, "TorchServe's own.", labels=["model"])
-    for labels, value in values.items():
-        family.add_metric(labels, value)
     return family
 
 
