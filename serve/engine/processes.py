@@ -55,7 +55,7 @@ def _die_with_parent() -> None:
 async def end(process: asyncio.subprocess.Process, patience: float = 0) -> None:
     """Asks a child to end, where there is patience, in seconds; kills it after that. Returns once it is reaped."""
     with contextlib.suppress(ProcessLookupError, TimeoutError):
-        if patience and not _is_stopped(process.pid):
+        if patience and not is_stopped(process.pid):
             process.terminate()
             await asyncio.wait_for(process.wait(), patience)
     with contextlib.suppress(ProcessLookupError):
@@ -144,7 +144,8 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _is_stopped(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it (state T): it will never answer."""
     return _stat(pid)[:1] == ["T"]
 
 

@@ -1,19 +1,17 @@
 """The scheduler's engine: TorchServe's workers, each watched through its process and measured.
 
-TorchServe notices a dead worker by a time limit and a hung one never; a process file descriptor tells at once.
+TorchServe notices a dead worker by a time limit and a hung one never.
 """
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from contract.ticket import File
+from serve.engine import processes
 from serve.engine.answer import Answer
 from serve.engine.question import Question
 from serve.engine.torchserve import TorchServe
@@ -32,6 +30,7 @@ from serve.memory_file import MemoryFile
 from serve.residency.catalog import Archive
 from serve.residency.memory import Memory
 from serve.residency.model import Taken
+from serve.residency.worker import Worker
 
 T = TypeVar("T")
 
@@ -55,20 +54,6 @@ class EngineHost(Protocol):
     def worker_pid(self, archive: Path) -> int | None: ...
 
     def take_end(self, archive: Path) -> str: ...
-
-
-@dataclass(eq=False)
-class Worker:
-    """A worker process. died: done as soon as it has ended. look_again, look_at_work: when its memory may be looked
-    at, between two requests and in the middle of one. report: asks it for the phases of its start.
-    """
-
-    pid: int
-    descriptor: int
-    died: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    look_again: float = 0.0
-    look_at_work: float = 0.0
-    report: asyncio.Task[None] | None = None
 
 
 class Workers:
@@ -132,7 +117,7 @@ class Workers:
         finally:
             if worker is not None:
                 await self._until_gone(worker, free_before, self._memory.predict(archive))
-                self._close(worker)
+                worker.close()
 
     async def ask(self, archive: Archive, question: Question, job: File | None = None) -> Answer:
         """Asks a loaded model; the answer is the caller's to close. job: for its progress.
@@ -208,13 +193,13 @@ class Workers:
         except TimeoutError:
             if worker is not None:
                 # It works on, and the next request would wait for what nobody waits for any more.
-                _kill(worker.pid)
+                processes.kill(worker.pid)
             raise _late(archive, self._predict_timeout, "PALIMPSEST_PREDICT_TIMEOUT") from None
         except NotReached:
             raise
         except (EngineUnavailable, OutOfMemory) as error:
-            # TorchServe calls a worker that was killed out of memory.
-            if isinstance(error, WorkerDied) or (worker is not None and await self._ends_soon(worker)):
+            # TorchServe calls a worker that was killed out of memory, and may say so a moment before the kernel does.
+            if isinstance(error, WorkerDied) or (worker is not None and await worker.ends_within(POLL)):
                 own_limit = self._memory.response_timeout(archive)
                 if asyncio.get_running_loop().time() - began >= own_limit:
                     raise _late(archive, own_limit, "responseTimeout in its model-config.yaml") from None
@@ -224,8 +209,7 @@ class Workers:
     def forget(self) -> None:
         """TorchServe is gone and its workers with it."""
         for worker in self._workers.values():
-            _mark_dead(worker)
-            self._close(worker)
+            worker.mark_dead()
         self._workers.clear()
 
     async def _unless_it_dies(self, worker: Worker, request: asyncio.Task[T], archive: Archive) -> T:
@@ -235,19 +219,14 @@ class Workers:
             ended, _ = await asyncio.wait(either, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
             if not ended:
                 self._look_at_work(archive, worker)
-            stopped = not ended and _is_stopped(worker.pid)
+            stopped = not ended and processes.is_stopped(worker.pid)
             if stopped and stopped_before:
                 logger.error("the worker of %s is stopped: killing it", archive.name)
-                _kill(worker.pid)
+                processes.kill(worker.pid)
             stopped_before = stopped
         if not request.done():
             raise _died(archive)
         return request.result()
-
-    async def _ends_soon(self, worker: Worker) -> bool:
-        """TorchServe's error can arrive a moment before the kernel's news of the same death."""
-        await asyncio.wait({worker.died}, timeout=POLL)
-        return worker.died.done()
 
     def _look_at_work(self, archive: Archive, worker: Worker) -> None:
         """Looks at the worker's memory in the middle of a request, as often as between two."""
@@ -267,32 +246,19 @@ class Workers:
 
     def _watch(self, archive: Archive, pid: int) -> bool:
         try:
-            worker = Worker(pid, os.pidfd_open(pid))
+            self._workers[archive.engine_name] = Worker(pid, partial(self._on_death, archive))
         except ProcessLookupError:
             return False
-        asyncio.get_running_loop().add_reader(worker.descriptor, self._on_death, archive, worker)
-        self._workers[archive.engine_name] = worker
         return True
 
     def _on_death(self, archive: Archive, worker: Worker) -> None:
-        self._close(worker)
-        _mark_dead(worker)
         if self._workers.get(archive.engine_name) is worker:
             logger.error("the worker of %s ended", archive.name)
             self.on_lost(archive.engine_name)
 
-    def _close(self, worker: Worker) -> None:
-        if worker.report is not None:
-            worker.report.cancel()
-        if worker.descriptor >= 0:
-            asyncio.get_running_loop().remove_reader(worker.descriptor)
-            os.close(worker.descriptor)
-            worker.descriptor = -1
-
     async def _until_gone(self, worker: Worker, free_before: int, size: int) -> None:
-        await asyncio.wait({worker.died}, timeout=MEMORY_BACK)
-        if not worker.died.done():
-            _kill(worker.pid)
+        if not await worker.ends_within(MEMORY_BACK):
+            processes.kill(worker.pid)
         if self._memory.device.frees_late:
             await self._until_free(free_before + size * 3 // 4)
 
@@ -304,11 +270,6 @@ class Workers:
                 logger.warning("the device does not report the memory of an unloaded model back")
                 return
             await asyncio.sleep(0.05)
-
-
-def _mark_dead(worker: Worker) -> None:
-    if not worker.died.done():
-        worker.died.set_result(None)
 
 
 def _died(archive: Archive) -> WorkerDied:
@@ -326,16 +287,3 @@ def _cause(archive: Archive, error: PalimpsestError) -> PalimpsestError:
 
 def _late(archive: Archive, seconds: float, limit: str) -> DeadlineExceeded:
     return DeadlineExceeded(f"{archive.name!r} did not answer within {seconds:g} s ({limit})")
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal (state T): it will never answer."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (OSError, IndexError):
-        return False
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
