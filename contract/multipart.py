@@ -54,7 +54,7 @@ def parts_of(body: memoryview, content_type: Header) -> Iterator[Part]:
     if not 0 < len(boundary) <= _MAX_BOUNDARY or not boundary.isascii():
         raise BodyError(f"content-type must name the multipart's boundary, 1 to {_MAX_BOUNDARY} ASCII characters")
     delimiter = b"--" + boundary.encode()
-    at, last = _delimiter(body, delimiter, 0)
+    at, last = _delimiter(body, delimiter)
     count = 0
     while not last:
         count += 1
@@ -70,7 +70,7 @@ def parts_of(body: memoryview, content_type: Header) -> Iterator[Part]:
         yield _part(head[: blank.start()], start, before, count)
 
 
-def _delimiter(body: memoryview, delimiter: bytes, start: int) -> tuple[int, bool]:
+def _delimiter(body: memoryview, delimiter: bytes) -> tuple[int, bool]:
     """The end of the first boundary's line and whether it is the last one; what comes before it is a preamble."""
     if bytes(body[: len(delimiter)]) == delimiter:
         after = _AFTER_BOUNDARY.match(bytes(body[len(delimiter) : len(delimiter) + _MAX_PADDING]))

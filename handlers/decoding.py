@@ -18,7 +18,7 @@ from handlers.masks import mask_of
 from handlers.picture import Mask, Picture
 from handlers.pixels import Decoded, NotAPicture, TooLarge, check_size, from_pillow, unsupported
 
-__all__ = ["NotAPicture", "TooLarge", "decode_mask", "decode_picture", "is_picture"]
+__all__ = ["NotAPicture", "TooLarge", "decode_mask", "decode_picture"]
 
 _Result = TypeVar("_Result")
 _KNOWN = "PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF, BMP"

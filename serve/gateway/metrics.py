@@ -147,7 +147,7 @@ class Metrics:
         self._lookups.labels(name).inc()
         if hit:
             self._hits.labels(name).inc()
-        invocation = Invocation(hit)
+        invocation = Invocation()
         try:
             yield invocation
         except Exception as error:
@@ -192,12 +192,11 @@ class Metrics:
 
 @dataclass
 class Invocation:
-    """One request to a model. hit: whether it found the model loaded. status: of its answer.
+    """One request to a model. status: of its answer; 0 while there is none.
 
     entered: when it went to the engine for the first time. engine_seconds: time in the engine, all tries together.
     """
 
-    hit: bool
     status: int = 0
     entered: float = 0.0
     engine_seconds: float = 0.0

@@ -103,7 +103,7 @@ class Scheduler:
         self._advance()
 
     def models(self) -> list[Model]:
-        """Every model that is remembered, for status pages; read only."""
+        """Every model that is remembered; read only."""
         return list(self._models.values())
 
     def active(self) -> list[Model]:
