@@ -17,11 +17,10 @@ from serve.budget import Budget
 from serve.engine.answer import Answer, written
 from serve.engine.handlerlog import LOG, HandlerLog
 from serve.engine.question import Question
+from serve.engine.said import Said
 from serve.errors import (
-    BadRequest,
     DeadlineExceeded,
     EngineUnavailable,
-    ModelFailed,
     ModelLoadFailed,
     NotReached,
     OutOfMemory,
@@ -36,15 +35,6 @@ _DROPPED = {
     "upgrade", "authorization", "accept-encoding", "expect",
 }  # fmt: skip
 
-
-# What TorchServe's multipart parser throws at a body that is none; it answers 500.
-_UNREADABLE = {
-    "ErrorDataDecoderException",
-    "EndOfDataDecoderException",
-    "NotEnoughDataDecoderException",
-    "TooManyFormFieldsException",
-    "TooLongFormFieldException",
-}
 
 _ERROR_BYTES = 2**16  # of a reply, enough for any error of TorchServe's
 # Of bodies that are in TorchServe at once; it keeps each several times, and has 1 GiB for all.
@@ -71,15 +61,6 @@ class Endpoint:
         """key_file: the key_file.json that TorchServe wrote into its working directory."""
         keys = json.loads(key_file.read_text())
         return cls(inference, management, keys["inference"]["key"], keys["management"]["key"], metrics, command_key)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What TorchServe itself replied, or a handler to a command; header names in lower case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 class TorchServe:
@@ -147,14 +128,14 @@ class TorchServe:
         await self._unregister_quietly(name)
         if response.status == 507:
             raise OutOfMemory(f"there is not enough memory to load {name!r}")
-        reason = await log.reason(archive) or _message(response)
+        reason = await log.reason(archive) or response.message
         raise ModelLoadFailed(f"{name!r} cannot be loaded: {reason}; {LOG} has the handler's words")
 
     async def unregister(self, name: str) -> None:
         """Kills the model's worker; no request of that model may be running, for it would hang for ever."""
         response = await self._manage("DELETE", f"/models/{name}", 60)
         if response.status not in (200, 404):
-            raise EngineUnavailable(f"TorchServe cannot unload {name!r}: {_message(response)}")
+            raise EngineUnavailable(f"TorchServe cannot unload {name!r}: {response.message}")
 
     async def answer(self, name: str, question: Question, reply: MemoryFile, job: File | None) -> Answer:
         """Has a handler of ours answer; the bytes go by its side. reply: empty; the answer's from here on.
@@ -192,7 +173,7 @@ class TorchServe:
         """
         headers = {"x-palimpsest-command": command, "x-palimpsest-key": self._endpoint.command_key}
         response = await self._ask(name, headers)
-        fields = _fields(response)
+        fields = response.fields
         if response.status == 507:
             raise OutOfMemory(f"there is not enough memory to {command} {name!r}")
         if response.status != 200 or "state" not in fields:
@@ -224,7 +205,7 @@ class TorchServe:
         url = f"{self._endpoint.inference}/predictions/{name}"
         token = self._endpoint.inference_token
         said = await self._send("POST", url, token, None, headers=headers, content=body, reply=reply)
-        _raise_own_error(name, said)
+        said.raise_own_error(name)
         return said
 
     async def _manage(self, method: str, path: str, timeout: float, params: dict[str, str] | None = None) -> Said:
@@ -263,39 +244,6 @@ class TorchServe:
             raise DeadlineExceeded(f"TorchServe did not answer within {timeout or CONNECT_TIMEOUT:g} s") from error
         except aiohttp.ClientError as error:
             raise EngineUnavailable("TorchServe ended while it had this request: try again") from error
-
-
-def _raise_own_error(name: str, answer: Said) -> None:
-    """Raises for an error that TorchServe itself made: it has the fields code, type and message."""
-    if answer.status < 400 or not {"code", "type", "message"} <= _fields(answer).keys():
-        return
-    kind, message = str(_fields(answer)["type"]), _message(answer)
-    died = message == "Worker died."
-    if answer.status == 507 and not died:
-        raise OutOfMemory("not enough memory for this request")
-    if kind == "InternalServerException" and not died:
-        # What a worker reported: that its handler raised, or the handler's own words and status.
-        if 400 <= answer.status < 500:
-            raise BadRequest(message)
-        raise ModelFailed(f"the handler of {name!r} failed: {message}; model_log.log has its words")
-    if answer.status == 400 or kind in _UNREADABLE:
-        raise BadRequest(f"the body cannot be read: {message.rpartition('Exception: ')[2]}")
-    if answer.status == 404:
-        raise NotReached(f"{name!r} is not loaded any more: try again")
-    raise EngineUnavailable(f"the worker of {name!r} could not answer: try again")
-
-
-def _message(answer: Said) -> str:
-    lines = str(_fields(answer).get("message", "")).splitlines()
-    return lines[0][:300] if lines else f"TorchServe answered {answer.status}"
-
-
-def _fields(answer: Said) -> dict[str, Any]:
-    try:
-        body = json.loads(answer.body)
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _passed(headers: dict[str, str]) -> dict[str, str]:
