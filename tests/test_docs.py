@@ -13,8 +13,8 @@ from serve.gateway import body, connections, door, line, metrics, protocol, tran
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
-from serve.residency.scheduler import MAX_REMEMBERED
 from serve.residency.unpack import UnpackLimits
+from serve.residency.versions import MAX_REMEMBERED
 from serve.settings import MAX_PREDICT_TIMEOUT, Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"

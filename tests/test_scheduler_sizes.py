@@ -4,7 +4,7 @@ import pytest
 from scheduling import MakeWorld, World, archive
 
 from serve.errors import EngineUnavailable, ModelNotFound, OutOfMemory, QueueFull, WorkerDied
-from serve.residency import scheduler as scheduler_module
+from serve.residency import versions
 from serve.residency.places import _REFUSAL_STANDS
 from serve.residency.scheduler import Model, State
 
@@ -287,7 +287,7 @@ def test_what_runs_counts_in_nobodys_share(make_world: MakeWorld) -> None:
 def test_what_was_merely_seen_is_forgotten_beyond_a_bound(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler_module, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(versions, "MAX_REMEMBERED", 3)
     world = make_world(2)
     world.call(world.scheduler.pin, archive("pinned"), True)
     world.loaded("a", "b")

@@ -4,14 +4,14 @@ Every decision is made in `_advance`, synchronously and without I/O: it takes al
 Whatever changes the state calls it: a request that comes or goes, a load or unload that ends, news of the engine, and
 a timer where time alone allows a step.
 
-scheduler (requests, leases, versions) ──► places (loads, evictions) ──► books, policy, effects;  all know: model
+scheduler (requests, leases) ─┬─► versions (what is remembered)
+                              └─► places (loads, evictions) ──► books, policy, effects;  all know: model
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from itertools import islice
 
 from serve.errors import EngineUnavailable, ModelNotReady, PalimpsestError, QueueFull
 from serve.residency.books import Memory
@@ -20,11 +20,9 @@ from serve.residency.effects import Engine
 from serve.residency.limits import Limits
 from serve.residency.model import IN_MEMORY, Model, State, Waiter
 from serve.residency.places import Places
+from serve.residency.versions import Versions
 
 __all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
-
-# Models that are neither in memory nor asked for now and are remembered all the same, with their counts and errors.
-MAX_REMEMBERED = 2000
 
 
 class Scheduler:
@@ -42,11 +40,8 @@ class Scheduler:
         on_event: Callable[[str, Model, float], None] = lambda event, model, seconds: None,
     ) -> None:
         self._limits, self._on_event = limits, on_event
-        # By engine name, those asked for last at the end; of them what is in memory or in use, perhaps a few more; and
-        # by archive name the version that was asked for last. What happens costs as much as `_active` is long.
-        self._models: dict[str, Model] = {}
-        self._active: dict[str, Model] = {}
-        self._current: dict[str, Model] = {}
+        self._versions = Versions()
+        self._models, self._active = self._versions.all, self._versions.active
         self._places = Places(engine, memory, limits, self._active, on_event, self._advance)
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
@@ -165,46 +160,16 @@ class Scheduler:
         for future in [f for m in self._active.values() for f in m.leaving if not f.done()]:
             future.set_exception(_shutting_down())
 
-    # Versions
+    # Turns
 
     def _register(self, archive: Archive) -> Model:
         """The archive's model. The version of a name that was asked for last is the one that stays."""
-        key = archive.engine_name
-        model = self._models.pop(key, None) or Model(archive)
-        self._models[key] = self._active[key] = model
-        before = self._current.get(archive.name)
-        if before is not model:
-            self._current[archive.name] = model
-            model.stale = False
-            if before is not None:
-                before.stale, model.pinned, before.pinned = True, model.pinned or before.pinned, False
-                self._active[before.archive.engine_name] = before  # where it is forgotten, or has to leave
+        model, is_new = self._versions.register(archive)
+        if is_new:
             self._advance()
-            self._active[key] = model
-            self._forget_oldest()
+            self._active[archive.engine_name] = model  # which nothing asks for yet
+            self._versions.forget_oldest()
         return model
-
-    def _forget_oldest(self) -> None:
-        surplus = len(self._models) - len(self._active) - MAX_REMEMBERED
-        if surplus > 0:
-            absent = (m for key, m in self._models.items() if key not in self._active and not m.pinned)
-            for model in list(islice(absent, surplus)):
-                self._forget(model)
-
-    def _forget(self, model: Model) -> None:
-        del self._models[model.archive.engine_name]
-        if self._current.get(model.archive.name) is model:
-            del self._current[model.archive.name]
-
-    def _drop_inactive(self) -> None:
-        """An old version stays in the list while anything of it is in use."""
-        for key, model in list(self._active.items()):
-            if not model.active:
-                del self._active[key]
-                if model.stale:
-                    self._forget(model)
-
-    # Turns
 
     async def _wait_for_lease(self, model: Model, wait: float, client: str) -> None:
         self._check_admission(model, client)
@@ -292,7 +257,7 @@ class Scheduler:
 
     def _advance(self) -> None:
         """Takes every step that the present state allows, and sets the timer for the next one that time allows."""
-        self._drop_inactive()
+        self._versions.drop_inactive()
         if self._closed or self._paused:
             return
         active = [m for m in self._active.values() if m.waiters or m.state in IN_MEMORY]
