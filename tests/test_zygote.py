@@ -481,7 +481,9 @@ def _traces(warm: WarmStarts, folder: Path) -> tuple[list[int], int]:
     assert warm.zygote is not None
     zygote, me = psutil.Process(warm.zygote.pid), psutil.Process()
     family, files = me.children(recursive=True), list(folder.rglob("*"))
-    return [zygote.num_fds(), me.num_fds(), len(family), len(files)], sum(mapped.anonymous for mapped in zygote.memory_maps())
+    return [zygote.num_fds(), me.num_fds(), len(family), len(files)], sum(
+        mapped.anonymous for mapped in zygote.memory_maps()
+    )
 
 
 def _connections(address: Path) -> list[str]:
