@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from handlers import random_weights
+from handlers.building import random_weights
 from serve.archives import build
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""Every limit on what a request may hold, in one place. What is past them is refused before it is decoded."""
+"""Every limit on the pictures of a request, in one place. What is past them is refused before it is decoded."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,6 @@ class Limits(NamedTuple):
     max_jpeg_scans: passes over a progressive JPEG, each of which may touch every pixel (413).
     max_exif_bytes, max_icc_bytes, max_xmp_bytes, max_png_text_bytes: larger metadata (all of a PNG's text chunks,
         unpacked, together) are left out of the reply, with a warning.
-    max_text: characters of a prompt (400).
-    max_points, max_grow, max_smooth, max_feather: of the requests' arguments (400); the last three are pixels.
-    max_steps, max_variants, max_seed: of Stable Diffusion's arguments (400).
     """
 
     max_pixels: int = 64_000_000
@@ -25,14 +22,6 @@ class Limits(NamedTuple):
     max_icc_bytes: int = 4_000_000
     max_xmp_bytes: int = 1_000_000
     max_png_text_bytes: int = 4_000_000
-    max_text: int = 10_000
-    max_points: int = 128
-    max_grow: int = 255
-    max_smooth: int = 64
-    max_feather: int = 255
-    max_steps: int = 150
-    max_variants: int = 4
-    max_seed: int = 2**63 - 1
 
 
 LIMITS = Limits()

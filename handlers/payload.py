@@ -12,18 +12,19 @@ from typing import Any, TypeVar
 
 from contract.bodies import BodyError, Buffer, Slice, read_body, read_value, text_of
 from contract.buffers import whole
+from contract.description import MAX_TEXT, Choice, Flag, Integer, Number, Structure
 from contract.pictures import is_picture
 from handlers import decoding
 from handlers.base64_text import from_base64
 from handlers.errors import BadRequest
 from handlers.jobs import Job
-from handlers.limits import LIMITS
 from handlers.picture import Mask, Picture
 from handlers.reply import Reply
 
 __all__ = ["Arguments", "BadRequest", "Reply", "Request", "is_number"]
 
 _Decoded = TypeVar("_Decoded")
+_Value = TypeVar("_Value")
 _MAX_ARGUMENTS = 2**22  # characters of gen_args, which may hold a mask's logits
 
 
@@ -83,13 +84,13 @@ class Request:
     def text(self, name: str, default: str | None = None) -> str:
         """The text in field `name`; without a default it is required."""
         value = self.fields.get(name)
-        value = default if value is None else self._as_text(name, value, LIMITS.max_text)
+        value = default if value is None else self._as_text(name, value, MAX_TEXT)
         if value is None:
             raise BadRequest(f"{name} is missing: send a text", name)
         if not isinstance(value, str):
             raise BadRequest(f"{name} must be a text, not {_show(value)}", name)
-        if len(value) > LIMITS.max_text:
-            raise BadRequest(f"{name} has {len(value)} characters; the limit is {LIMITS.max_text}", name)
+        if len(value) > MAX_TEXT:
+            raise BadRequest(f"{name} has {len(value)} characters; the limit is {MAX_TEXT}", name)
         with _as_bad_request():
             return whole(value, name)
 
@@ -129,52 +130,53 @@ class Request:
 
 
 class Arguments:
-    """Typed access to `gen_args`. Names that no handler asked for end in a warning, never in silence."""
+    """Typed access to `gen_args`, argument by argument as the model describes it. What no handler asked for ends in a
+    warning, never in silence.
+    """
 
     def __init__(self, values: Mapping[str, Any], warnings: list[str]) -> None:
         self._values, self._warnings, self._known = values, warnings, set[str]()
 
-    def get(self, name: str) -> Any:
-        """The raw value, or None where it is absent or null."""
-        self._known.add(name)
-        return self._values.get(name)
+    def structure(self, argument: Structure) -> Any:
+        """The value as it came, for whoever knows its form; None where it is absent or null."""
+        return self._get(argument.name)
 
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number in [low, high]; 7.0 is one."""
-        value = self.get(name)
+    def integer(self, argument: Integer, default: int | None = None) -> int:
+        """A whole number as the argument allows it; 7.0 is one. default: for an argument that has none of its own."""
+        value = self._get(argument.name)
         if value is None:
-            return default
+            return _given(argument.default, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._refuse(name, f"a whole number from {low} to {high}", value)
+        if isinstance(value, bool) or not isinstance(value, int) or not argument.low <= value <= argument.high:
+            raise self._refuse(argument.name, f"a whole number from {argument.low} to {argument.high}", value)
         return value
 
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A finite number in [low, high]."""
-        value = self.get(name)
+    def number(self, argument: Number, default: float | None = None) -> float:
+        """A finite number as the argument allows it."""
+        value = self._get(argument.name)
         if value is None:
-            return default
-        if not is_number(value) or not low <= value <= high:
-            raise self._refuse(name, f"a number from {low:g} to {high:g}", value)
+            return _given(argument.default, default)
+        if not is_number(value) or not argument.low <= value <= argument.high:
+            raise self._refuse(argument.name, f"a number from {argument.low:g} to {argument.high:g}", value)
         return float(value)
 
-    def flag(self, name: str, default: bool) -> bool:
+    def flag(self, argument: Flag, default: bool | None = None) -> bool:
         """true or false."""
-        value = self.get(name)
+        value = self._get(argument.name)
         if value is None:
-            return default
+            return _given(argument.default, default)
         if not isinstance(value, bool):
-            raise self._refuse(name, "true or false", value)
+            raise self._refuse(argument.name, "true or false", value)
         return value
 
-    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
-        """One of `allowed`."""
-        value = self.get(name)
+    def choice(self, argument: Choice, default: str | None = None) -> str:
+        """One of the argument's words."""
+        value = self._get(argument.name)
         if value is None:
-            return default
-        if value not in allowed:
-            raise self._refuse(name, "one of " + ", ".join(allowed), value)
+            return _given(argument.default, default)
+        if value not in argument.choices:
+            raise self._refuse(argument.name, "one of " + ", ".join(argument.choices), value)
         return str(value)
 
     def finish(self) -> None:
@@ -182,8 +184,18 @@ class Arguments:
         for name in sorted(set(self._values) - self._known):
             self._warnings.append(f"gen_args.{_show(name)} is unknown and was ignored")
 
+    def _get(self, name: str) -> Any:
+        self._known.add(name)
+        return self._values.get(name)
+
     def _refuse(self, name: str, allowed: str, value: Any) -> BadRequest:
         return BadRequest(f"gen_args.{name} must be {allowed}, not {_show(value)}", f"gen_args.{name}")
+
+
+def _given(own: _Value | None, default: _Value | None) -> _Value:
+    value = default if own is None else own
+    assert value is not None, "an argument without a default of its own is read with one"
+    return value
 
 
 def is_number(value: Any) -> bool:

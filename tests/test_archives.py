@@ -1,5 +1,6 @@
 """Archives: what is in them, how they are replaced, and that a stock TorchServe serves what is exported."""
 
+import dataclasses
 import fcntl
 import hashlib
 import importlib.util
@@ -28,6 +29,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from handlers.building.checkpoint import CheckpointError
+from handlers.lama import convert as lama_convert
+from handlers.sd import convert as sd_convert
 from serve.archives import build, commands, store
 from serve.archives.commands import archives_app
 from serve.archives.export import ExportError, Format, export
@@ -46,6 +50,12 @@ def ignore(message: str) -> None:
     pass
 
 
+TINY = """
+from contract.description import Description
+DESCRIPTION = Description("Tiny", "", (), (), (), {"test": "tests.test_archives:copy_first"}, "", demo="demo")
+"""
+
+
 @pytest.fixture
 def handlers(tmp_path: Path) -> Path:
     """A handlers/ tree with the model `tiny`, whose demo weights are there, and another model."""
@@ -55,6 +65,9 @@ def handlers(tmp_path: Path) -> Path:
         "payload.py": "",
         "imaging.py": "",
         "tiny/__init__.py": "",
+        "tiny/description.py": TINY,
+        "tiny/convert.py": "",
+        "building/__init__.py": "",
         "tiny/handler.py": "from handlers.tiny.network import NAME\n\nclass TinyHandler:\n    name = NAME\n",
         "tiny/network.py": "from handlers.base import BASE\n\nNAME = BASE + ' tiny'\n",
         "tiny/__pycache__/network.cpython-311.pyc": "",
@@ -73,16 +86,15 @@ def handlers(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+def published(tmp_path: Path) -> Weights:
     """A stanza whose one file lies in tmp_path/given and is converted by copying."""
     file = File("model.pth", "model.pth", None, None, None, len(CHECKPOINT), hashlib.sha256(CHECKPOINT).hexdigest())
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "model.pth").write_bytes(CHECKPOINT)
-    monkeypatch.setitem(build.CONVERTERS, "test", copy_first)
     return Weights("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {"network.yaml": "published.yaml"})
 
 
-def copy_first(files: dict[File, Path], out: Path, progress: object) -> None:
+def copy_first(files: dict[str, Path], out: Path, progress: object) -> None:
     shutil.copy(next(iter(files.values())), out / "weights.safetensors")
 
 
@@ -112,6 +124,7 @@ def test_an_archive_holds_the_code_it_runs_and_nothing_else(handlers: Path, tmp_
         "handlers/payload.py",
         "handlers/imaging.py",
         "handlers/tiny/__init__.py",
+        "handlers/tiny/description.py",
         "handlers/tiny/handler.py",
         "handlers/tiny/network.py",
         "config.yaml",
@@ -149,6 +162,22 @@ def test_a_full_archive_holds_the_converted_checkpoint(
     assert (tmp_path / "given" / "model.pth").read_bytes() == CHECKPOINT
 
 
+@pytest.mark.parametrize(
+    ("stanza", "named"),
+    [
+        ({"convert": "onnx"}, "tiny_full: there is no converter 'onnx'; there are test"),
+        ({"handler": "huge"}, "tiny_full: there is no handler 'huge'; there are tiny"),
+    ],
+)
+def test_what_a_stanza_names_must_exist_before_anything_is_fetched(
+    handlers: Path, published: Weights, tmp_path: Path, stanza: dict[str, str], named: str
+) -> None:
+    with pytest.raises(build.BuildError, match=named):
+        build.build_full(
+            dataclasses.replace(published, **stanza), tmp_path / "store", Places(tmp_path), silent, ignore, handlers
+        )
+
+
 @pytest.mark.parametrize("name", build.demo_names())
 def test_an_archive_runs_without_this_repository(name: str, demo_store: Path, tmp_path: Path) -> None:
     program = f"""
@@ -167,14 +196,15 @@ assert len(own) > 3 and all(path.startswith(sys.path[0]) for path in own), own
 def test_a_diffusers_pipeline_must_hold_what_it_names(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "U"], "safety_checker": [null, null]}')
     (tmp_path / "unet.json").write_text("{}")
-    index = File("model_index.json", "pipeline/model_index.json", None, None, None)
-    unet = File("unet/config.json", "pipeline/unet/config.json", None, None, None)
-    found = {index: tmp_path / "model_index.json", unet: tmp_path / "unet.json"}
-    build.CONVERTERS["diffusers"](found, tmp_path / "whole", silent)
-    assert set(content(tmp_path / "whole")) == {"pipeline/model_index.json", "pipeline/unet/config.json"}
-    del found[unet]
-    with pytest.raises(build.BuildError, match="names unet"):
-        build.CONVERTERS["diffusers"](found, tmp_path / "partial", silent)
+    found = {
+        "pipeline/model_index.json": tmp_path / "model_index.json",
+        "pipeline/unet/config.json": tmp_path / "unet.json",
+    }
+    sd_convert.convert(found, tmp_path / "whole", silent)
+    assert set(content(tmp_path / "whole")) == found.keys()
+    del found["pipeline/unet/config.json"]
+    with pytest.raises(CheckpointError, match="names unet"):
+        sd_convert.convert(found, tmp_path / "partial", silent)
 
 
 @pytest.mark.parametrize("source", read_weights()["lama"].sources, ids=lambda files: files[0].path)
@@ -187,12 +217,12 @@ def test_every_published_form_of_lama_converts(source: tuple[File, ...], tmp_pat
     files = {".zip": "packed.zip", ".yaml": LAMA / "config.yaml"}
     found = {}
     for file in source:
-        found[file] = tmp_path / Path(file.path).name
-        shutil.copy(tmp_path / files.get(found[file].suffix, "saved"), found[file])
+        found[file.save_as] = tmp_path / Path(file.path).name
+        shutil.copy(tmp_path / files.get(Path(file.path).suffix, "saved"), found[file.save_as])
     (tmp_path / "out").mkdir()
-    if found[source[0]].suffix == ".pt":  # which takes the config that the stanza's `configs` put there
+    if source[0].path.endswith(".pt"):  # which takes the config that the stanza's `configs` put there
         shutil.copy(LAMA / "config.yaml", tmp_path / "out")
-    build.CONVERTERS["lama"](found, tmp_path / "out", silent)
+    lama_convert.convert(found, tmp_path / "out", silent)
     converted = load_file(tmp_path / "out" / "weights.safetensors")
     assert converted.keys() == weights.keys()
     assert (tmp_path / "out" / "config.yaml").read_bytes() == (LAMA / "config.yaml").read_bytes()
@@ -200,7 +230,7 @@ def test_every_published_form_of_lama_converts(source: tuple[File, ...], tmp_pat
 
 def test_random_demo_weights_are_drawn_where_no_trained_ones_are(handlers: Path, tmp_path: Path) -> None:
     (handlers / "tiny" / "demo" / "sub" / "weights.safetensors").unlink()
-    (handlers / "random_weights.py").write_text(
+    (handlers / "building" / "random_weights.py").write_text(
         "import pathlib, sys\n"
         "model, config, out, _, seed = sys.argv[1:]\n"
         "text = model + seed + pathlib.Path(config, 'config.yaml').read_text()\n"
@@ -262,7 +292,7 @@ from importlib import metadata
 from pathlib import Path
 from serve.archives import build
 from serve.archives.weights import Places
-from tests.test_archives import published_again
+from tests import test_archives
 
 def stuck(files, out, progress):
     (out / "weights.safetensors").write_bytes(b"half of it")
@@ -270,10 +300,10 @@ def stuck(files, out, progress):
     sys.stdin.read()
 
 root = Path(sys.argv[1])
-build.CONVERTERS["test"] = stuck
+test_archives.copy_first = stuck
 silent = lambda what, total: nullcontext(lambda done: None)
 places = Places(root / "downloads", root / "given")
-build.build_full(published_again(), root / "store", places, silent, print, root / "src" / "handlers")
+build.build_full(test_archives.published_again(), root / "store", places, silent, print, root / "src" / "handlers")
 """
 
 
@@ -313,10 +343,10 @@ def test_a_full_disk_leaves_the_old_archive(
     before = content(tmp_path / "store" / "tiny_full")
     (tmp_path / "given" / "model.pth").write_bytes(b"second")
 
-    def fill_the_disk(files: dict[File, Path], out: Path, progress: object) -> None:
+    def fill_the_disk(files: dict[str, Path], out: Path, progress: object) -> None:
         Path("/dev/full").write_bytes(b"second")
 
-    monkeypatch.setitem(build.CONVERTERS, "test", fill_the_disk)
+    monkeypatch.setattr("tests.test_archives.copy_first", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
         build.build_full(published_again(), tmp_path / "store", places, silent, ignore, handlers)
     assert content(tmp_path / "store" / "tiny_full") == before

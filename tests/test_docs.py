@@ -6,8 +6,9 @@ from typing import Any
 
 from contract import bodies, jsontext, multipart
 from handlers.limits import LIMITS, Limits
+from handlers.sd.description import SCHEDULER
 from handlers.sd.settings import SCHEDULERS
-from handlers.sd.settings import Settings as Arguments
+from serve.descriptions import descriptions
 from serve.engine.torchserve import THROUGH_JAVA
 from serve.gateway import body, connections, door, line, metrics, protocol, transfer
 from serve.gateway.busiest import OTHER
@@ -28,12 +29,20 @@ CALLS = {"/v1/segment": SegmentFields, "/v1/erase": EraseFields, "/v1/replace": 
 
 
 def render() -> str:
-    parts = [HEAD, "## Pictures and arguments\n", "| limit | value | |\n|---|---|---|"]
+    parts = [HEAD, "## Pictures\n", "| limit | value | |\n|---|---|---|"]
     parts += [f"| `{name}` | {value:,} | {text} |" for name, value, text in picture_limits()]
     for call, kind in CALLS.items():
         parts += [f"\n## {call}\n", "| field | default | allowed | |\n|---|---|---|---|"]
         properties = kind.model_json_schema()["properties"]
         parts += [f"| `{name}` | {default(p)} | {allowed(p)} | {p['description']} |" for name, p in properties.items()]
+    for name, model in descriptions().items():
+        parts += [f"\n## /predictions/{name}\n", "| field | default | allowed | |\n|---|---|---|---|"]
+        for field in model.fields:
+            kind = "a picture" if field.kind == "picture" else allowed(field.schema())
+            parts.append(f"| `{field.name}` | {'required' if field.required else ''} | {kind} | {field.help} |")
+        for argument in model.arguments:
+            own = {"default": None} | argument.schema()
+            parts.append(f"| `gen_args.{argument.name}` | {default(own)} | {allowed(own)} | {argument.help} |")
     unpack = UnpackLimits()
     transit = Settings.model_fields["transit_mib"].default
     parts += [
@@ -120,7 +129,7 @@ def default(schema: dict[str, Any]) -> str:
 
 
 def allowed(schema: dict[str, Any]) -> str:
-    kind = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
+    kind = next((part for part in reversed(schema.get("anyOf", [])) if part.get("type") != "null"), schema)
     if "enum" in kind:
         return ", ".join(f"`{choice}`" for choice in kind["enum"])
     match kind.get("type"), kind.get("format"):
@@ -134,6 +143,8 @@ def allowed(schema: dict[str, Any]) -> str:
                 if kind["minItems"] != kind["maxItems"]
                 else "4 numbers"
             )
+        case "string", _ if "maxLength" not in kind:
+            return "a text"
         case "string", _:
             return f"up to {kind['maxLength']:,} characters"
         case _:
@@ -144,20 +155,8 @@ def test_the_page_is_what_the_code_says() -> None:
     assert PAGE.read_text() == render()
 
 
-def test_the_api_and_the_handlers_have_the_same_limits_and_defaults() -> None:
-    replace = ReplaceFields.model_json_schema()["properties"]
-    for field, limit in (
-        ("steps", LIMITS.max_steps), ("variants", LIMITS.max_variants), ("seed", LIMITS.max_seed),
-        ("feather", LIMITS.max_feather), ("dilate", LIMITS.max_grow), ("erode", LIMITS.max_grow),
-        ("smooth", LIMITS.max_smooth),
-    ):  # fmt: skip
-        assert replace[field]["maximum"] == limit, field
-    assert replace["prompt"]["maxLength"] == LIMITS.max_text
-    assert replace["points"]["anyOf"][0]["maxItems"] == LIMITS.max_points
-    for name in ("steps", "strength", "variants", "feather", "negative_prompt", "embed_parameters"):
-        assert replace[name]["default"] == getattr(Arguments("a prompt"), name), name
-    assert replace["guidance"]["default"] is None  # the archive's own
-    assert set(next(p for p in replace["scheduler"]["anyOf"] if "enum" in p)["enum"]) == set(SCHEDULERS)
+def test_every_scheduler_that_is_offered_is_known() -> None:
+    assert set(SCHEDULER.choices) == set(SCHEDULERS)
 
 
 if __name__ == "__main__":

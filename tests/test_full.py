@@ -92,7 +92,7 @@ def make_lama(folder: Path) -> None:
 
 def make_sd(folder: Path) -> None:
     """The real SD-2-inpainting configuration; the demo's tokenizer, whose ids are all below the real vocabulary's."""
-    tool = [sys.executable, "-m", "handlers.random_weights", "sd", str(DATA / "sd2"), str(folder)]
+    tool = [sys.executable, "-m", "handlers.building.random_weights", "sd", str(DATA / "sd2"), str(folder)]
     subprocess.run([*tool, "--seed", "0", "--dtype", "float16"], cwd=ROOT, check=True, timeout=900)
     pipeline = folder / "pipeline"
     shutil.copytree(HANDLERS / "sd" / "demo" / "pipeline" / "tokenizer", pipeline / "tokenizer", dirs_exist_ok=True)

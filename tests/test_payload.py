@@ -13,19 +13,25 @@ from conftest import encoded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.description import MAX_TEXT, Integer, Structure
 from handlers.base64_text import array_to_text, from_base64, text_to_array, to_base64
 from handlers.decoding import decode_picture
 from handlers.errors import BadRequest, Cancelled
 from handlers.jobs import Job, attach
-from handlers.limits import LIMITS
 from handlers.payload import Request
 from handlers.picture import Metadata, Picture
 from handlers.reply import Reply, preferred_picture_type
+from handlers.sam.description import MASK_INPUT
+from handlers.sd.description import STRENGTH
 from serve.memory_file import MemoryFile
 
 WHITE = encoded(np.full((2, 3, 3), 255, np.uint8))
 MASK = encoded(np.full((2, 3), 255, np.uint8))
 TEXT = base64.b64encode(WHITE).decode()
+
+
+def whole(name: str, high: int, default: int = 0) -> Integer:
+    return Integer(name, default, 0, high, "")
 
 
 def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:
@@ -38,7 +44,7 @@ def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:
     for body in bodies:
         request = Request.parse(body)
         assert request.picture("image").size == (3, 2)
-        assert request.arguments().integer("a", 0, 0, 9) == 1
+        assert request.arguments().integer(whole("a", 9)) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_large_values_are_taken_from_the_body() -> None:
     logits = array_to_text(np.ones((1, 64, 64)))
     for arguments in ({"mask_input": logits}, json.dumps({"mask_input": logits})):
         request = Request.read("", "", json.dumps({"gen_args": arguments}).encode())
-        assert request.arguments().get("mask_input") == logits
+        assert request.arguments().structure(MASK_INPUT) == logits
 
 
 @pytest.mark.parametrize(
@@ -183,9 +189,9 @@ def test_null_is_absent_and_seven_point_nought_is_seven() -> None:
     request = Request.parse({"body": b'{"negative_prompt": null, "gen_args": {"seed": 7.0, "steps": null}}'})
     assert request.text("negative_prompt", "none") == "none"
     arguments = request.arguments()
-    assert (arguments.integer("seed", 1, 0, 9), arguments.integer("steps", 5, 0, 9)) == (7, 5)
-    assert type(arguments.integer("seed", 1, 0, 9)) is int
-    assert Request.parse({"body": b'{"gen_args": null}'}).arguments().get("x") is None
+    assert (arguments.integer(whole("seed", 9)), arguments.integer(whole("steps", 9, default=5))) == (7, 5)
+    assert type(arguments.integer(whole("seed", 9))) is int
+    assert Request.parse({"body": b'{"gen_args": null}'}).arguments().structure(Structure("x", {}, "")) is None
 
 
 def test_masks_must_fit_and_mark_something() -> None:
@@ -201,7 +207,7 @@ def test_masks_must_fit_and_mark_something() -> None:
 @pytest.mark.parametrize("value", [True, "1", 1.5, -2, 11, float("nan"), [1], {}])
 def test_integers_are_checked(value: object) -> None:
     with pytest.raises(BadRequest, match="from 0 to 10") as caught:
-        Request({"gen_args": {"steps": value}}).arguments().integer("steps", 5, 0, 10)
+        Request({"gen_args": {"steps": value}}).arguments().integer(whole("steps", 10))
     assert caught.value.field == "gen_args.steps"
 
 
@@ -209,23 +215,23 @@ def test_integers_are_checked(value: object) -> None:
 def test_numbers_are_checked(value: object) -> None:
     arguments = Request({"gen_args": {"strength": value}}).arguments()
     if value is None:
-        assert arguments.number("strength", 0.5, 0, 1) == 0.5
+        assert arguments.number(STRENGTH) == STRENGTH.default
     else:
         with pytest.raises(BadRequest, match="from 0 to 1"):
-            arguments.number("strength", 0.5, 0, 1)
+            arguments.number(STRENGTH)
 
 
 def test_unknown_arguments_end_in_a_warning() -> None:
     request = Request({"gen_args": {"steps": 3, "guidence": 7}})
     arguments = request.arguments()
-    arguments.integer("steps", 1, 0, 9)
+    arguments.integer(whole("steps", 9))
     arguments.finish()
     assert request.warnings == ["gen_args.'guidence' is unknown and was ignored"]
 
 
 def test_error_messages_never_quote_a_whole_payload() -> None:
     with pytest.raises(BadRequest) as caught:
-        Request({"gen_args": {"steps": "x" * 10_000}}).arguments().integer("steps", 1, 0, 9)
+        Request({"gen_args": {"steps": "x" * 10_000}}).arguments().integer(whole("steps", 9))
     assert len(caught.value.message) < 200
 
 
@@ -342,7 +348,7 @@ def test_a_mask_is_never_a_jpeg() -> None:
 
 def test_texts_have_a_limit() -> None:
     with pytest.raises(BadRequest, match="limit is 10000"):
-        Request({"prompt": "x" * (LIMITS.max_text + 1)}).text("prompt")
+        Request({"prompt": "x" * (MAX_TEXT + 1)}).text("prompt")
 
 
 @given(st.integers(1, 9), st.integers(1, 9))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from handlers import random_weights
+from handlers.building import random_weights
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {model: ROOT / "handlers" / model / "demo" for model in ("sam", "lama", "sd")}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from handlers.limits import LIMITS
 from handlers.payload import Request
+from handlers.sd.description import SEED, VARIANTS
 from handlers.sd.settings import Settings
 from handlers.sd.syntax import foreign_syntax
 
@@ -16,15 +16,15 @@ class Tokenizer:
 @pytest.mark.parametrize("drawn", [0, 1, -1])
 def test_a_drawn_seed_is_one_that_javascript_reads_exactly(monkeypatch: pytest.MonkeyPatch, drawn: int) -> None:
     monkeypatch.setattr("secrets.randbelow", lambda bound: range(bound)[drawn])
-    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"variants": LIMITS.max_variants}}), 7.5)
+    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"variants": VARIANTS.high}}), 7.5)
     seeds = [settings.of_variant(index).seed for index in range(settings.variants)]
     assert max(seeds) < 2**53
-    assert [int(float(seed)) for seed in seeds] == seeds == list(range(seeds[0], seeds[0] + LIMITS.max_variants))
+    assert [int(float(seed)) for seed in seeds] == seeds == list(range(seeds[0], seeds[0] + VARIANTS.high))
 
 
 def test_a_clients_own_seed_may_be_larger() -> None:
-    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"seed": LIMITS.max_seed}}), 7.5)
-    assert settings.seed == LIMITS.max_seed
+    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"seed": SEED.high}}), 7.5)
+    assert settings.seed == SEED.high
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from serve.archives.build import CONVERTERS, HANDLERS
 from serve.archives.weights import (
     File,
     NotAvailable,
@@ -26,6 +25,7 @@ from serve.archives.weights import (
     obtain,
     read_weights,
 )
+from serve.descriptions import HANDLERS, descriptions
 
 CONTENT = bytes(range(256)) * 4096  # one MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -292,8 +292,8 @@ def test_all_missing_archives_are_in_one_report(places: Places) -> None:
 @pytest.mark.parametrize("name", read_weights())
 def test_weights_toml_holds_together(name: str) -> None:
     stanza = read_weights()[name]
-    assert stanza.convert in CONVERTERS
-    assert (HANDLERS / stanza.handler).is_dir()
+    assert any(stanza.convert in model.converters for model in descriptions().values())
+    assert stanza.handler in descriptions()
     assert all((HANDLERS / stanza.handler / config).is_file() for config in stanza.configs.values())
     for source in stanza.sources:
         assert any(file.sha256 for file in source)

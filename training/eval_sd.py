@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from handlers.payload import Request
 from handlers.picture import Picture
 from handlers.sd.handler import SdHandler
 from handlers.sd.settings import Settings
@@ -63,13 +64,18 @@ class Painter:
         """uint8 RGB pictures of the cases' size, the case's own outside its hole."""
         negative = negative or [""] * len(cases)
         return [
-            self._one(case, Settings(prompt, avoid, steps=STEPS, guidance_scale=guidance, seed=case.seed))
+            self._one(case, _settings(prompt, avoid, guidance, case.seed))
             for case, prompt, avoid in zip(cases, prompts, negative, strict=True)
         ]
 
     def _one(self, case: Case, settings: Settings) -> np.ndarray:
         with torch.inference_mode():
             return self._handler.replace(Picture(case.photograph), case.hole, settings).samples
+
+
+def _settings(prompt: str, negative: str, guidance: float, seed: int) -> Settings:
+    arguments = {"num_inference_steps": STEPS, "guidance_scale": guidance, "seed": seed}
+    return Settings.parse(Request({"prompt": prompt, "negative_prompt": negative, "gen_args": arguments}))
 
 
 def dominant_colour(picture: np.ndarray, hole: np.ndarray) -> str:

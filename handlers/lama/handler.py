@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from handlers import geometry
 from handlers.base import Handler
 from handlers.edit import Edit
+from handlers.fields import FEATHER, OUTPUT_FORMAT
 from handlers.finite import first_finite, wide_copy
 from handlers.geometry import Fit
 from handlers.jobs import UNWATCHED, Report
 from handlers.lama import network
-from handlers.limits import LIMITS
 from handlers.payload import Reply, Request
 from handlers.picture import RGB, Mask, Picture
 from handlers.reply import OUTPUT_FORMATS
@@ -25,14 +25,9 @@ NATIVE_SIDE = 2048
 
 
 class LamaHandler(Handler):
-    """Fields: `image`; `mask_image`, as large as the picture, white where to erase; `gen_args` with
+    """Takes what handlers.lama.description says. `handler.native_side` in model-config.yaml replaces NATIVE_SIDE.
 
-    feather: px over which the paint fades in, inside the mask. 0 by default: a mask often ends at the object's very
-        rim, and fading would bring the rim back.
-    output_format: of the picture inside JSON: png (the default), jpeg, webp, tiff, or input for the input's own.
-
-    All but the first two are optional; anything else is ignored. `handler.native_side` in model-config.yaml replaces
-    NATIVE_SIDE.
+    No feather by default: a mask often ends at the object's very rim, and fading would bring the rim back.
 
     Reply: the picture with the masked pixels filled in; all others are those of the input.
     """
@@ -49,8 +44,8 @@ class LamaHandler(Handler):
         picture = request.picture("image")
         mask = request.mask("mask_image", picture.size)
         arguments = request.arguments()
-        feather = arguments.integer("feather", 0, 0, LIMITS.max_feather)
-        output_format = OUTPUT_FORMATS[arguments.choice("output_format", "png", tuple(OUTPUT_FORMATS))]
+        feather = arguments.integer(FEATHER)
+        output_format = OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)]
         arguments.finish()
 
         erased = self.erase(picture, mask, feather, request.job.report)

@@ -17,6 +17,7 @@ from handlers.payload import Request
 from handlers.picture import RGB, Mask
 from handlers.reply import Reply
 from handlers.sam import network
+from handlers.sam.description import MASKS, MULTIMASK, RETURN_LOGITS
 from handlers.sam.embeddings import Embeddings, key_of
 from handlers.sam.prompt import parse_prompt
 from handlers.sam.resize import Resize
@@ -24,17 +25,7 @@ from handlers.sam.shaping import Shaping
 
 
 class SamHandler(Handler):
-    """Fields: `image`; `gen_args` with
-
-    point_coords, point_labels: one [x, y] or a list of them, in pixels of the upright picture; 1 marks the object
-        (the default), 0 what is not.
-    box: [left, top, right, bottom].
-    mask_input: the `logits` text of an earlier reply, to refine that mask.
-    multimask_output: three candidates or one; by default three for a lone click and one for anything clearer,
-        as SAM was trained.
-    masks: "best" (the default) or "all".
-    return_logits: whether the reply carries `logits`.
-    smooth, fill_holes, erode, dilate, dilate_kernel_size, invert: what is done to each mask, in this order (Shaping).
+    """Takes what handlers.sam.description says; the mask is shaped in the order of Shaping.
 
     Reply: the best-scored mask with its `score`, `box` ([left, top, right, bottom] or null) and `area` (pixels); on
     request `masks` with `scores`, `boxes` and `areas`, and `logits`.
@@ -56,9 +47,9 @@ class SamHandler(Handler):
         picture = request.picture("image")
         arguments = request.arguments()
         prompt = parse_prompt(arguments, picture.size, self._logits_shape())
-        all_masks = arguments.choice("masks", "best", ("best", "all")) == "all"
-        multimask = arguments.flag("multimask_output", prompt.is_ambiguous or all_masks)
-        return_logits = arguments.flag("return_logits", False)
+        all_masks = arguments.choice(MASKS) == "all"
+        multimask = arguments.flag(MULTIMASK, prompt.is_ambiguous or all_masks)
+        return_logits = arguments.flag(RETURN_LOGITS)
         shaping = Shaping.parse(arguments)
         arguments.finish()
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from handlers.base64_text import text_to_array
 from handlers.errors import BadRequest
-from handlers.limits import LIMITS
 from handlers.payload import Arguments, is_number
+from handlers.sam.description import BOX, LABELS, MASK_INPUT, MAX_POINTS, POINTS
 
 
 class Prompt(NamedTuple):
@@ -41,9 +41,9 @@ def parse_prompt(arguments: Arguments, size: tuple[int, int], logits_shape: tupl
 
     Raises BadRequest where one is malformed or outside the picture, and where there is neither point nor box.
     """
-    points, labels = _points(arguments.get("point_coords"), arguments.get("point_labels"), size)
-    box = _box(arguments.get("box"), size)
-    mask_input = arguments.get("mask_input")
+    points, labels = _points(arguments.structure(POINTS), arguments.structure(LABELS), size)
+    box = _box(arguments.structure(BOX), size)
+    mask_input = arguments.structure(MASK_INPUT)
     if not len(points) and box is None:
         raise BadRequest(
             "gen_args must hold point_coords ([x, y] or a list of them) or box ([left, top, right, bottom])",
@@ -57,9 +57,9 @@ def _points(coords: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[np
     if coords is None and labels is None:
         return np.zeros((0, 2)), np.zeros(0, np.int64)
     points = [coords] if _is_pair(coords) else coords
-    if not isinstance(points, list) or not 1 <= len(points) <= LIMITS.max_points:
+    if not isinstance(points, list) or not 1 <= len(points) <= MAX_POINTS:
         raise BadRequest(
-            f"gen_args.point_coords must be [x, y] or a list of 1 to {LIMITS.max_points} of them",
+            f"gen_args.point_coords must be [x, y] or a list of 1 to {MAX_POINTS} of them",
             "gen_args.point_coords",
         )
     marks = [1] * len(points) if labels is None else labels if isinstance(labels, list) else [labels]

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from handlers import imaging
-from handlers.limits import LIMITS
 from handlers.payload import Arguments
 from handlers.picture import Mask
+from handlers.sam.description import DILATE, DILATE_KERNEL_SIZE, ERODE, FILL_HOLES, INVERT, SMOOTH
 
 
 class Shaping(NamedTuple):
@@ -26,12 +26,12 @@ class Shaping(NamedTuple):
     @classmethod
     def parse(cls, arguments: Arguments) -> "Shaping":
         return cls(
-            smooth=arguments.integer("smooth", 0, 0, LIMITS.max_smooth),
-            fill_holes=arguments.flag("fill_holes", False),
-            erode=arguments.integer("erode", 0, 0, LIMITS.max_grow),
-            dilate=arguments.integer("dilate", 0, 0, LIMITS.max_grow),
-            dilate_kernel_size=arguments.integer("dilate_kernel_size", 0, 0, LIMITS.max_grow),
-            invert=arguments.flag("invert", False),
+            smooth=arguments.integer(SMOOTH),
+            fill_holes=arguments.flag(FILL_HOLES),
+            erode=arguments.integer(ERODE),
+            dilate=arguments.integer(DILATE),
+            dilate_kernel_size=arguments.integer(DILATE_KERNEL_SIZE),
+            invert=arguments.flag(INVERT),
         )
 
     def applied(self, mask: Mask) -> Mask:

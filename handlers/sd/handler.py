@@ -19,12 +19,12 @@ from handlers.jobs import UNWATCHED, Report
 from handlers.payload import Reply, Request
 from handlers.picture import RGB, Mask, Picture
 from handlers.sd import network
-from handlers.sd.settings import Settings
+from handlers.sd.description import PROMPT, STEPS
+from handlers.sd.settings import DEFAULT_GUIDANCE, Settings
 
 
 class SdHandler(Handler):
-    """Fields: `image`; `mask_image`, as large as the picture, white where to paint; `prompt`; `negative_prompt`;
-    `gen_args`, see Settings. All but the first three are optional.
+    """Takes what handlers.sd.description says.
 
     One crop around the whole mask is painted at the network's own size: without any scaling where the mask takes up
     to 80 % of it.
@@ -41,14 +41,15 @@ class SdHandler(Handler):
         if threads := self.config.get("unet_threads"):
             network.limit_threads(self.pipeline.unet, int(threads))
         self.default_scheduler = self.pipeline.scheduler
-        self.default_guidance = float(self.config.get("guidance_scale", Settings("").guidance_scale))
+        self.default_guidance = float(self.config.get("guidance_scale", DEFAULT_GUIDANCE))
         self.cell = self.pipeline.vae_scale_factor
         self.native = self.pipeline.unet.config.sample_size * self.cell
 
     def warm_up(self) -> None:
         side = self.native
         # Two steps: the second meets what the first one left in the scheduler.
-        self._paint(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), Settings("", steps=2))
+        settings = Settings.parse(Request({PROMPT.name: "", "gen_args": {STEPS.name: 2}}))
+        self._paint(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), settings)
 
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")

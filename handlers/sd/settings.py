@@ -5,12 +5,23 @@ from typing import Any, NamedTuple
 
 import diffusers
 
-from handlers.limits import LIMITS
+from handlers.fields import FEATHER, OUTPUT_FORMAT
 from handlers.payload import BadRequest, Request
 from handlers.reply import OUTPUT_FORMATS
+from handlers.sd.description import (
+    EMBED_PARAMETERS,
+    GUIDANCE,
+    NEGATIVE_PROMPT,
+    PROMPT,
+    SCHEDULER,
+    SEED,
+    STEPS,
+    STRENGTH,
+    VARIANTS,
+)
 from handlers.sd.syntax import foreign_syntax
 
-# The names that other programs use -> diffusers' class and what it needs to be told.
+# The names of description.SCHEDULER -> diffusers' class and what it needs to be told.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
@@ -22,50 +33,47 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 
+DEFAULT_GUIDANCE = 7.5  # as Stable Diffusion's own; `handler.guidance_scale` in model-config.yaml replaces it
+
 # What is drawn, and the seeds of all its variants, a float holds exactly: JavaScript reads every number as one.
-_RANDOM_SEEDS = 2**53 - LIMITS.max_variants
+_RANDOM_SEEDS = 2**53 - VARIANTS.high
 
 
 class Settings(NamedTuple):
-    """What to paint and how. All but the prompts are from gen_args; limits are in handlers.limits.
+    """What to paint and how, as description.py says each. seed: drawn where the request has none.
 
-    prompt, negative_prompt: text. steps: `num_inference_steps`, from 1. strength: 0..1.
-    guidance_scale: 0..50; absent, `handler.guidance_scale` of the archive's model-config.yaml, else 7.5.
-    seed: from 0; absent or -1 is a random one. scheduler: a key of SCHEDULERS, or "" for the archive's own.
-    variants: how many pictures, from 1, with seed, seed + 1, and so on.
-    feather: px over which the paint fades in, inside the mask; 0 by default, for fading brings back what was there.
-    output_format: a value of OUTPUT_FORMATS. embed_parameters: whether a PNG's text chunk says them and the prompts.
+    scheduler: a key of SCHEDULERS, or "" for the archive's own. output_format: a value of OUTPUT_FORMATS.
     """
 
     prompt: str
-    negative_prompt: str = ""
-    steps: int = 30
-    guidance_scale: float = 7.5
-    strength: float = 1.0
-    seed: int = 0
-    scheduler: str = ""
-    variants: int = 1
-    feather: int = 0
-    output_format: str = "image/png"
-    embed_parameters: bool = False
+    negative_prompt: str
+    steps: int
+    guidance_scale: float
+    strength: float
+    seed: int
+    scheduler: str
+    variants: int
+    feather: int
+    output_format: str
+    embed_parameters: bool
 
     @classmethod
-    def parse(cls, request: Request, default_guidance: float) -> "Settings":
+    def parse(cls, request: Request, default_guidance: float = DEFAULT_GUIDANCE) -> "Settings":
         """Reads prompt, negative_prompt and gen_args; raises BadRequest. default_guidance: the archive's own."""
-        arguments, default = request.arguments(), cls("")
-        seed = arguments.integer("seed", -1, -1, LIMITS.max_seed)
+        arguments = request.arguments()
+        seed = arguments.integer(SEED)
         settings = cls(
-            prompt=request.text("prompt"),
-            negative_prompt=request.text("negative_prompt", ""),
-            steps=arguments.integer("num_inference_steps", default.steps, 1, LIMITS.max_steps),
-            guidance_scale=arguments.number("guidance_scale", default_guidance, 0, 50),
-            strength=arguments.number("strength", default.strength, 0, 1),
+            prompt=request.text(PROMPT.name),
+            negative_prompt=request.text(NEGATIVE_PROMPT.name, ""),
+            steps=arguments.integer(STEPS),
+            guidance_scale=arguments.number(GUIDANCE, default_guidance),
+            strength=arguments.number(STRENGTH),
             seed=secrets.randbelow(_RANDOM_SEEDS) if seed < 0 else seed,
-            scheduler=arguments.choice("scheduler", default.scheduler, tuple(SCHEDULERS)),
-            variants=arguments.integer("variants", default.variants, 1, LIMITS.max_variants),
-            feather=arguments.integer("feather", default.feather, 0, LIMITS.max_feather),
-            output_format=OUTPUT_FORMATS[arguments.choice("output_format", "png", tuple(OUTPUT_FORMATS))],
-            embed_parameters=arguments.flag("embed_parameters", default.embed_parameters),
+            scheduler=arguments.choice(SCHEDULER, ""),
+            variants=arguments.integer(VARIANTS),
+            feather=arguments.integer(FEATHER),
+            output_format=OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)],
+            embed_parameters=arguments.flag(EMBED_PARAMETERS),
         )
         arguments.finish()
         settings._check(request)
@@ -73,7 +81,7 @@ class Settings(NamedTuple):
 
     def of_variant(self, index: int) -> "Settings":
         """These settings with the seed of the variant; the one after the largest is 0."""
-        return self._replace(seed=(self.seed + index) % (LIMITS.max_seed + 1))
+        return self._replace(seed=(self.seed + index) % (SEED.high + 1))
 
     def parameters(self, default_scheduler: Any) -> dict[str, Any]:
         """gen_args that give this picture again; a scheduler that has no name here goes by its class."""

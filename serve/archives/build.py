@@ -11,22 +11,21 @@ import py_compile
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from py_compile import PycInvalidationMode
 from typing import Any
 
-from serve.archives import convert
-from serve.archives.download import Progress, copy
+from handlers.building.files import Progress, copy
 from serve.archives.store import Report, replace_directory, staging_folder
 from serve.archives.weights import File, Places, Weights, default_names, obtain, read_weights
+from serve.descriptions import HANDLERS, descriptions
 
-HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 CONTRACT = HANDLERS.parent / "contract"
-# Of the files directly in handlers/: it makes checkpoints, and runs in no archive.
-BUILD_TIME_CODE = {"random_weights.py"}
+# Of a model's own files: they make checkpoints, and run in no archive. handlers/building is theirs.
+BUILD_TIME_CODE = {"convert.py", "random_weights.py"}
 CHECKPOINT_SUFFIXES = {".yaml", ".json", ".txt", ".safetensors"}
 MODEL_CONFIG = "model-config.yaml"
 RECORD = "MAR-INF/palimpsest.json"
@@ -35,6 +34,9 @@ MODEL_VERSION = "1.0"
 CHECKPOINT_FORMAT = 1
 RANDOM_WEIGHTS_SEED = 0
 TOOL_TIMEOUT = 600.0  # seconds for the archiver (tiny files) or for drawing the demo weights
+
+
+Converter = Callable[[Mapping[str, Path], Path, Progress], None]
 
 
 class BuildError(Exception):
@@ -57,6 +59,7 @@ def build_full(
     weights: Weights, store: Path, places: Places, progress: Progress, report: Report, handlers: Path = HANDLERS
 ) -> bool:
     """Builds STORE/<name>; False where it is up to date. Raises BuildError and what obtain and converters raise."""
+    convert = _converter(weights, handlers)
     folder = handlers / weights.handler
     configs = {path: folder / source for path, source in weights.configs.items()}
     code = _code(weights.handler, folder / MODEL_CONFIG, handlers)
@@ -76,13 +79,13 @@ def build_full(
         _build(archive, lambda out: _link(archive.target, record["checkpoint"], out, progress), report)
     else:
         files = obtain(weights, places, progress)
-        _build(archive, lambda out: _convert(weights, files, configs, out, progress), report)
+        _build(archive, lambda out: _convert(convert, files, configs, out, progress), report)
     return True
 
 
 def build_demo(name: str, store: Path, report: Report, handlers: Path = HANDLERS) -> bool:
-    """Builds STORE/demo/<name> from handlers/<name>/demo; False where it is up to date. Raises BuildError."""
-    demo = handlers / name / "demo"
+    """Builds STORE/demo/<name> from the handler's demo folder; False where it is up to date. Raises BuildError."""
+    demo = handlers / name / (descriptions(handlers)[name].demo or "")
     config = demo / MODEL_CONFIG if (demo / MODEL_CONFIG).exists() else handlers / name / MODEL_CONFIG
     checkpoint = _demo_checkpoint(demo)
     trained = any(path.endswith(".safetensors") for path in checkpoint)
@@ -116,9 +119,10 @@ def ensure_demo(store: Path, report: Report) -> None:
         build_demo(name, store, report)
 
 
-def demo_names(handlers: Path = HANDLERS) -> list[str]:
-    """The default archives of weights.toml that have a tiny version in handlers/<name>/demo."""
-    return [name for name in default_names(read_weights()) if (handlers / name / "demo").is_dir()]
+def demo_names() -> list[str]:
+    """The default archives of weights.toml whose handler has a tiny version."""
+    known = descriptions()
+    return [name for name in default_names(read_weights()) if name in known and known[name].demo]
 
 
 def _build(archive: Archive, fill: Callable[[Path], None], report: Report) -> None:
@@ -142,8 +146,8 @@ def _build(archive: Archive, fill: Callable[[Path], None], report: Report) -> No
 def _code(handler: str, config: Path, handlers: Path) -> dict[str, Path]:
     """What the archive runs: no other model's code, no caches."""
     folder = handlers / handler
-    shared = sorted(path for path in handlers.glob("*.py") if path.name not in BUILD_TIME_CODE)
-    package = [*shared, *sorted(folder.glob("*.py"))]
+    own = (path for path in folder.glob("*.py") if path.name not in BUILD_TIME_CODE)
+    package = [*sorted(handlers.glob("*.py")), *sorted(own)]
     code = {f"handlers/{path.relative_to(handlers)}": path for path in package}
     code |= {f"contract/{path.name}": path for path in sorted(CONTRACT.glob("*.py"))}
     return code | {"handler.py": folder / "handler.py", MODEL_CONFIG: config}
@@ -224,11 +228,11 @@ def _demo_checkpoint(demo: Path) -> dict[str, Path]:
 
 
 def _random_weights_code(name: str, handlers: Path) -> list[Path]:
-    return [handlers / "random_weights.py", *sorted((handlers / name).glob("*.py"))]
+    return [*sorted((handlers / "building").glob("*.py")), *sorted((handlers / name).glob("*.py"))]
 
 
 def _draw_weights(name: str, demo: Path, out: Path, handlers: Path) -> None:
-    command = [sys.executable, "-m", f"{handlers.name}.random_weights", name, str(demo), str(out.absolute())]
+    command = [sys.executable, "-m", f"{handlers.name}.building.random_weights", name, str(demo), str(out.absolute())]
     _run([*command, "--seed", str(RANDOM_WEIGHTS_SEED)], handlers.parent, {})
 
 
@@ -248,55 +252,21 @@ def _copy_small(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def _converter(weights: Weights, handlers: Path) -> Converter:
+    """Before gigabytes are fetched. Raises BuildError where there is no such handler or converter."""
+    models = descriptions(handlers)
+    if weights.handler not in models:
+        raise BuildError(f"{weights.name}: there is no handler {weights.handler!r}; there are {', '.join(models)}")
+    known = {name: function for model in models.values() for name, function in model.converters.items()}
+    if weights.convert not in known:
+        raise BuildError(f"{weights.name}: there is no converter {weights.convert!r}; there are {', '.join(known)}")
+    function: Converter = resolve_name(known[weights.convert])
+    return function
+
+
 def _convert(
-    weights: Weights, files: Mapping[File, Path], configs: Mapping[str, Path], out: Path, progress: Progress
+    convert: Converter, files: Mapping[File, Path], configs: Mapping[str, Path], out: Path, progress: Progress
 ) -> None:
     for path, source in configs.items():
         _copy_small(source, out / path)
-    CONVERTERS[weights.convert](files, out, progress)
-
-
-def _convert_sam(files: Mapping[File, Path], out: Path, progress: Progress) -> None:
-    (checkpoint,) = files.values()
-    with _fractions(progress, checkpoint) as update:
-        convert.convert_sam(checkpoint, out, update)
-
-
-def _convert_lama(files: Mapping[File, Path], out: Path, progress: Progress) -> None:
-    """The zip brings its own config; an unpacked checkpoint has it as second file; TorchScript takes the one in out."""
-    (source, *rest) = files.values()
-    config = rest[0] if rest else None if source.suffix == ".zip" else out / convert.CONFIG
-    with _fractions(progress, source) as update:
-        convert.convert_lama(source, config, out, update)
-
-
-def _copy_diffusers(files: Mapping[File, Path], out: Path, progress: Progress) -> None:
-    """Copies a pipeline as it is and checks that every component it names is there."""
-    for file, source in files.items():
-        copy(source, out / file.save_as, progress)
-    (index,) = out.glob("*/model_index.json")
-    for component, value in json.loads(index.read_text()).items():
-        if isinstance(value, list) and value[0] is not None and not (index.parent / component).is_dir():
-            raise BuildError(f"model_index.json names {component}, but no file of it was found")
-
-
-@contextmanager
-def _fractions(progress: Progress, source: Path) -> Iterator[Callable[[float], None]]:
-    """Progress from 0 to 1, as the converters tell it, shown in bytes."""
-    total, done = source.stat().st_size, 0
-    with progress(f"convert {source.name}", total) as advance:
-
-        def update(fraction: float) -> None:
-            nonlocal done
-            reached = round(fraction * total)
-            advance(reached - done)
-            done = reached
-
-        yield update
-
-
-CONVERTERS: dict[str, Callable[[Mapping[File, Path], Path, Progress], None]] = {
-    "sam": _convert_sam,
-    "lama": _convert_lama,
-    "diffusers": _copy_diffusers,
-}
+    convert({file.save_as: path for file, path in files.items()}, out, progress)

@@ -11,9 +11,9 @@ import typer
 from rich import progress as bars
 from rich.console import Console
 
+from handlers.building.checkpoint import CheckpointError
 from serve.archives import export as exporting
 from serve.archives.build import BuildError, build_demo, build_full, demo_names
-from serve.archives.checkpoint import CheckpointError
 from serve.archives.weights import NotAvailable, Places, WeightsError, default_names, missing_report, read_weights
 
 SMALL = 16 << 20  # bytes; less than this needs no bar

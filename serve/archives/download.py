@@ -5,22 +5,16 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import httpx
+
+from handlers.building.files import CHUNK, Progress
 
 CONNECT_TIMEOUT = 10.0  # seconds
 STALL_TIMEOUT = 30.0  # seconds without a byte; a slow line may take as long as it needs
 RETRIES = 5  # in a row that bring no new byte
-CHUNK = 4 << 20  # bytes
-
-
-class Progress(Protocol):
-    """Shows a long step: `with progress("verify x.pth", total) as advance: advance(done)`, both in bytes."""
-
-    def __call__(self, what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
 class DownloadFailed(Exception):
@@ -56,19 +50,6 @@ def sha256_of(path: Path, progress: Progress) -> str:
             digest.update(chunk)
             advance(len(chunk))
     return digest.hexdigest()
-
-
-def copy(source: Path, target: Path, progress: Progress) -> None:
-    """Copies a file's bytes, making the folders above target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(source, "rb") as reader,
-        open(target, "wb") as writer,
-        progress(f"copy {target.name}", source.stat().st_size) as advance,
-    ):
-        while chunk := reader.read(CHUNK):
-            writer.write(chunk)
-            advance(len(chunk))
 
 
 def _lock(file: BinaryIO) -> None:

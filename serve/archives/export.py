@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
-from serve.archives.download import CHUNK, Progress
+from handlers.building.files import CHUNK, Progress
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 REQUIREMENTS = "requirements.txt"

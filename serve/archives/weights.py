@@ -15,7 +15,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
-from serve.archives.download import DownloadFailed, Progress, download, sha256_of
+from handlers.building.files import Progress
+from serve.archives.download import DownloadFailed, download, sha256_of
 
 WEIGHTS_TOML = Path(__file__).with_name("weights.toml")
 MAX_TEXT = 8 << 20  # bytes; the largest file without a hash, SD's vocabulary, has about one million

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from serve.descriptions import descriptions
 from serve.engine import launcher, processes, zygote
 
 logger = logging.getLogger(__name__)
@@ -28,16 +29,18 @@ REST = 600.0
 class WarmStarts:
     """The zygote of the running TorchServe. slow_starts, zygote_restarts: since the server started.
 
-    patience, ready_within: seconds that a launcher waits for its fork, and that a zygote may import.
+    libraries: what the zygote imports; by default all that any model's worker does. patience, ready_within: seconds
+    that a launcher waits for its fork, and that a zygote may import.
     """
 
     def __init__(
         self,
-        libraries: Sequence[str] = zygote.LIBRARIES,
+        libraries: Sequence[str] | None = None,
         patience: float = PATIENCE,
         ready_within: float = READY_WITHIN,
     ) -> None:
-        self._libraries, self._patience, self._ready_within = libraries, patience, ready_within
+        self._libraries = all_libraries() if libraries is None else libraries
+        self._patience, self._ready_within = patience, ready_within
         self._reports: socket.socket | None = None
         self._runner: asyncio.Task[None] | None = None
         self.zygote: asyncio.subprocess.Process | None = None
@@ -152,3 +155,9 @@ class WarmStarts:
             # One that still imports may yet become ready; one that was ready and is silent hangs.
             if self.ready.is_set() and report.decode(errors="replace").endswith(launcher.NO_ANSWER) and self.zygote:
                 self.zygote.kill()
+
+
+def all_libraries() -> list[str]:
+    """What any model's worker imports, each once."""
+    models = descriptions().values()
+    return list(dict.fromkeys([*zygote.LIBRARIES, *(name for model in models for name in model.imports)]))

@@ -44,19 +44,12 @@ from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 
+# What every model's worker imports; each model's own are in handlers/<name>/description.py.
 LIBRARIES = (
     "numpy.typing", "torch", "cv2", "PIL.ImageCms", "PIL.ImageOps",
     # Image.open imports these five when it is called first.
     "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.PpmImagePlugin",
-    "isal.isal_zlib", "yaml", "omegaconf._impl", "safetensors.torch", "segment_anything",
-    "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "diffusers.guiders",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint",
-    # A scheduler asks for all those that it could be exchanged for.
-    "diffusers.schedulers.scheduling_ddpm", "diffusers.schedulers.scheduling_deis_multistep",
-    "diffusers.schedulers.scheduling_dpmsolver_singlestep", "diffusers.schedulers.scheduling_edm_euler",
-    "diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete", "diffusers.schedulers.scheduling_k_dpm_2_discrete",
-    "diffusers.schedulers.scheduling_unipc_multistep",
-    "ts.model_service_worker",
+    "isal.isal_zlib", "yaml", "safetensors.torch", "ts.model_service_worker",
 )  # fmt: skip
 FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1"}
 READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")

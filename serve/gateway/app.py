@@ -17,6 +17,7 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp
 
 from serve.budget import Unread
+from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
 from serve.gateway import container, docs, inference, metrics, models, predictions, sagemaker
 from serve.gateway.body import Bodies
@@ -36,8 +37,8 @@ from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = """Segment Anything (click → mask), LaMa (mask → erased) and Stable Diffusion inpainting
-(mask + prompt → replaced) on one GPU. Models are loaded when a request names them."""
+_MODELS = ", ".join(f"{model.title} ({model.summary})" for model in descriptions().values())
+DESCRIPTION = f"{_MODELS} on one GPU. Models are loaded when a request names them."
 
 # For jobs that nobody waits for any more to end: requests had PALIMPSEST_STOP_TIMEOUT before (serve/gateway/server.py).
 LAST_STEP_SECONDS = 2.0

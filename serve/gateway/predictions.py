@@ -2,12 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 
+from contract.description import Argument, Field
 from contract.ticket import File
+from serve.descriptions import descriptions
 from serve.engine.answer import Answer
 from serve.engine.question import Question, Sent
 from serve.errors import BadRequest, ModelNotFound, NotReached
@@ -22,26 +24,43 @@ router = APIRouter(tags=["predictions"])
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
-_FIELDS: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "image": {"type": "string", "description": "The picture: base64 in JSON, a file in multipart."},
-        "mask_image": {
-            "type": "string",
-            "description": "lama, sd: the mask, as large as the picture; 128 or more of 255 marks what to change.",
-        },
-        "prompt": {"type": "string", "description": "sd: what to paint."},
-        "negative_prompt": {"type": "string", "description": "sd: what to avoid."},
-        "gen_args": {
-            "description": "A JSON object, or the text of one. sam: point_coords, point_labels, box, mask_input, "
-            "multimask_output, masks (best|all), return_logits, dilate_kernel_size. sd: num_inference_steps, "
-            "guidance_scale, strength, seed, scheduler.",
-            "anyOf": [{"type": "object"}, {"type": "string"}],
-        },
-    },
-    "required": ["image"],
-}
-_FILES: dict[str, Any] = {name: _FIELDS["properties"][name] | {"format": "binary"} for name in ("image", "mask_image")}
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def _request(*, multipart: bool) -> dict[str, Any]:
+    """JSON Schema of what any of the models takes, as they describe themselves."""
+    models = descriptions()
+    fields = _merged({name: model.fields for name, model in models.items()})
+    if multipart:
+        pictures = {field.name for model in models.values() for field in model.fields if field.kind == "picture"}
+        fields = {name: schema | (_BINARY if name in pictures else {}) for name, schema in fields.items()}
+    fields["gen_args"] = {
+        "description": "A JSON object, or the text of one.",
+        "anyOf": [
+            {"type": "object", "properties": _merged({name: model.arguments for name, model in models.items()})},
+            {"type": "string"},
+        ],
+    }
+    required = [{field.name for field in model.fields if field.required} for model in models.values()]
+    return {"type": "object", "properties": fields, "required": sorted(set.intersection(*required))}
+
+
+def _merged(parts: Mapping[str, Sequence[Field | Argument]]) -> dict[str, Any]:
+    """parts: by model. By their own names: whose they are, unless everybody's, and each form that one can have."""
+    owners: dict[str, list[tuple[str, Field | Argument]]] = {}
+    for model, own in parts.items():
+        for part in own:
+            owners.setdefault(part.name, []).append((model, part))
+    merged = {}
+    for name, users in owners.items():
+        forms = [part.schema() for _, part in users]
+        distinct = [form for index, form in enumerate(forms) if form not in forms[:index]]
+        helps = {part.help: [model for model, other in users if other.help == part.help] for _, part in users}
+        told = " ".join(text if len(of) == len(parts) else f"{', '.join(of)}: {text}" for text, of in helps.items())
+        merged[name] = (distinct[0] if len(distinct) == 1 else {"anyOf": distinct}) | {"description": told}
+    return merged
+
+
 _CLICK = {
     "image": "<base64>",
     "gen_args": '{"point_coords": [750, 500], "point_labels": 1, "dilate_kernel_size": 15}',
@@ -63,7 +82,7 @@ _ERROR: dict[str, Any] = {
         }
     }
 }
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_PICTURE = {"schema": _BINARY}
 # Readers of the document are to ignore it; generated clients that don't can read JSON only, whatever else there is.
 ACCEPT: dict[str, Any] = {
     "name": "Accept",
@@ -76,8 +95,8 @@ _OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _FIELDS, "example": _CLICK},
-            "multipart/form-data": {"schema": _FIELDS | {"properties": _FIELDS["properties"] | _FILES}},
+            "application/json": {"schema": _request(multipart=False), "example": _CLICK},
+            "multipart/form-data": {"schema": _request(multipart=True)},
         },
     },
     "responses": {

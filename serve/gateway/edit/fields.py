@@ -1,6 +1,6 @@
 """What the editing API takes: typed, bounded, described. Unknown fields and wrong types are refused by name."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,11 @@ from pydantic import (
 )
 
 from contract.bodies import Slice
+from contract.description import MAX_TEXT, Choice, Flag, Integer
+from contract.description import Number as Fraction
+from handlers.fields import FEATHER, OUTPUT_FORMAT
+from handlers.sam import description as sam
+from handlers.sd import description as sd
 
 _PICTURE: dict[str, Any] = {"type": "string", "format": "binary"}
 
@@ -28,16 +33,27 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
 Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)]
 Token = Annotated[str, StringConstraints(strict=True, max_length=1_000_000)]
-Text = Annotated[str, StringConstraints(strict=True, max_length=10_000)]
+Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_TEXT)]
 # A stretch of the body: a file, or a long text; or text: base64, a data URI, or the id of an upload.
 Picture = Annotated[InstanceOf[Slice] | str, Field(union_mode="left_to_right"), WithJsonSchema(_PICTURE)]
 
-Format = Literal["input", "png", "jpeg", "webp", "tiff"]
-Scheduler = Literal["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "unipc"]
+# The handlers' own words; a type checker can't know them.
+if TYPE_CHECKING:
+    Format: TypeAlias = str
+    Scheduler: TypeAlias = str
+    Masks: TypeAlias = str
+else:
+    Format, Scheduler, Masks = (Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sam.MASKS))
 
 PICTURES = ("image", "mask")
 LISTS = ("points", "box")
 """What several parts of one name make up."""
+
+
+def _like(argument: Integer | Fraction | Flag | Choice, example: Any) -> Any:
+    """A field with the default, the range and the help of the handler's argument."""
+    low, high = (argument.low, argument.high) if isinstance(argument, (Integer, Fraction)) else (None, None)
+    return Field(argument.default, ge=low, le=high, description=argument.help, examples=[example])
 
 
 class Fields(BaseModel):
@@ -57,7 +73,7 @@ class Selection(Fields):
     points: list[Point] | None = Field(
         None,
         min_length=1,
-        max_length=128,
+        max_length=sam.MAX_POINTS,
         description="[x, y] on the object, or [x, y, 0] on what does not belong to it; [x, y, 1] is [x, y].",
         examples=[[[750, 500], [400, 620, 0]]],
     )
@@ -68,11 +84,11 @@ class Selection(Fields):
         description="[left, top, right, bottom] around the object.",
         examples=[[548, 208, 958, 885]],
     )
-    dilate: Whole = Field(0, ge=0, le=255, description="Grows the mask by so many pixels.", examples=[8])
-    erode: Whole = Field(0, ge=0, le=255, description="Shrinks the mask by so many pixels, first.", examples=[2])
-    fill_holes: StrictBool = Field(False, description="Adds what the mask encloses.", examples=[True])
-    invert: StrictBool = Field(False, description="Selects everything else instead.", examples=[False])
-    smooth: Whole = Field(0, ge=0, le=64, description="Rounds the edge over so many pixels.", examples=[4])
+    dilate: Whole = _like(sam.DILATE, 8)
+    erode: Whole = _like(sam.ERODE, 2)
+    fill_holes: StrictBool = _like(sam.FILL_HOLES, True)
+    invert: StrictBool = _like(sam.INVERT, False)
+    smooth: Whole = _like(sam.SMOOTH, 4)
 
     @property
     def selects(self) -> bool:
@@ -91,13 +107,11 @@ class Selection(Fields):
 
 
 class SegmentFields(Selection):
-    masks: Literal["best", "all"] = Field(
-        "best", description="The best-scored mask, or all three candidates.", examples=["all"]
-    )
+    masks: Masks = _like(sam.MASKS, "all")
     logits: Token | None = Field(
         None, description="The token of an earlier reply: refines that mask.", examples=["k05VTVBZAQB2AHsn..."]
     )
-    return_logits: StrictBool = Field(False, description="Whether the reply carries the token.", examples=[True])
+    return_logits: StrictBool = _like(sam.RETURN_LOGITS, True)
     model: Model = Field("sam", description="The archive to ask.", examples=["sam"])
 
     def segmentation(self) -> dict[str, Any]:
@@ -118,9 +132,7 @@ class Painted(Selection):
     segment_model: Model = Field(
         "sam", description="The archive that turns points and box into a mask.", examples=["sam"]
     )
-    feather: Whole = Field(
-        0, ge=0, le=255, description="Fades the paint in over so many pixels, inside the mask.", examples=[6]
-    )
+    feather: Whole = _like(FEATHER, 6)
     format: Format | None = Field(
         None, description="Of the picture; what Accept asks for if absent, else the input's own.", examples=["png"]
     )
@@ -139,29 +151,15 @@ class EraseFields(Painted):
 
 
 class ReplaceFields(Painted):
-    prompt: Text = Field(description="What to paint.", examples=["a hamster on a bench"])
-    negative_prompt: Text = Field("", description="What to avoid.", examples=["blurry"])
-    steps: Whole = Field(30, ge=1, le=150, description="More are slower and finer.", examples=[30])
-    guidance: Number | None = Field(
-        None,
-        ge=0,
-        le=50,
-        description="How closely to follow the prompt; 1 or less: without. If absent the archive's own: 7.5, demo 3.",
-        examples=[7.5],
-    )
-    strength: Number = Field(
-        1.0, ge=0, le=1, description="How much of what is there to forget; 1: all of it.", examples=[0.8]
-    )
-    seed: Whole = Field(
-        -1, ge=-1, le=2**63 - 1, description="The same seed gives the same picture; -1: a random one.", examples=[7]
-    )
-    scheduler: Scheduler | None = Field(None, description="The archive's own if absent.", examples=["dpmpp_2m_karras"])
-    variants: Whole = Field(
-        1, ge=1, le=4, description="Pictures with seeds seed, seed + 1, ...; more than one need JSON.", examples=[2]
-    )
-    embed_parameters: StrictBool = Field(
-        False, description="Writes prompts and parameters into a PNG's text chunk.", examples=[True]
-    )
+    prompt: Text = Field(description=sd.PROMPT.help, examples=["a hamster on a bench"])
+    negative_prompt: Text = Field("", description=sd.NEGATIVE_PROMPT.help, examples=["blurry"])
+    steps: Whole = _like(sd.STEPS, 30)
+    guidance: Number | None = _like(sd.GUIDANCE, 7.5)
+    strength: Number = _like(sd.STRENGTH, 0.8)
+    seed: Whole = _like(sd.SEED, 7)
+    scheduler: Scheduler | None = _like(sd.SCHEDULER, "dpmpp_2m_karras")
+    variants: Whole = _like(sd.VARIANTS, 2)
+    embed_parameters: StrictBool = _like(sd.EMBED_PARAMETERS, True)
     model: Model = Field("sd", description="The archive to ask.", examples=["sd"])
 
     def painting(self) -> dict[str, Any]:

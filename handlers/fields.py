@@ -1,0 +1,13 @@
+"""What requests to more than one model hold."""
+
+from contract.description import Choice, Field, Integer
+
+IMAGE = Field("image", "picture", "The picture.")
+MASK = Field("mask_image", "picture", "As large as the picture; 128 or more of 255 marks what to change.")
+FEATHER = Integer("feather", 0, 0, 255, "Fades the paint in over so many pixels, inside the mask.")
+OUTPUT_FORMAT = Choice(
+    "output_format",
+    "png",
+    ("png", "jpeg", "webp", "tiff", "input"),
+    "Of the picture inside JSON; input: the picture's own.",
+)
