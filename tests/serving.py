@@ -71,15 +71,27 @@ def environment(port: int, folder: Path, store: Path, models: str = "demo") -> d
     }
 
 
+def palimpsest(tree: Path = ROOT) -> list[str]:
+    """The command of a source tree: the installed one runs this repository's."""
+    return [str(PALIMPSEST)] if tree == ROOT else [sys.executable, "-c", "from serve.cli import run; run()"]
+
+
+def own_path(tree: Path) -> dict[str, str]:
+    return {} if tree == ROOT else {"PYTHONPATH": str(tree)}
+
+
 @contextmanager
-def serving(folder: Path, store: Path, models: str = "demo", cpu_only: bool = False) -> Iterator[Server]:
-    """cpu_only: even where there is a GPU, for models that take main memory whatever there is."""
+def serving(
+    folder: Path, store: Path, models: str = "demo", cpu_only: bool = False, tree: Path = ROOT
+) -> Iterator[Server]:
+    """cpu_only: even where there is a GPU, for models that take main memory whatever there is. tree: whose code."""
     if models == "full":
         name_full_set(store)
     port = free_port()
     log = (folder / "serve.log").open("w+")
     environ = environment(port, folder, store, models) | ({"CUDA_VISIBLE_DEVICES": ""} if cpu_only else {})
-    process = subprocess.Popen([PALIMPSEST, "serve"], cwd=ROOT, env=environ, stdout=log, stderr=log, text=True)
+    command = [*palimpsest(tree), "serve"]
+    process = subprocess.Popen(command, cwd=tree, env=environ | own_path(tree), stdout=log, stderr=log, text=True)
     server = Server(process, port, folder)
     try:
         wait_until_ready(server)
