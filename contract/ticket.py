@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-COMMAND = "answer"
-"""The command (see handlers/base.py) whose body is a ticket: it needs the key, or anybody could have files opened."""
-
 
 class File(NamedTuple):
     """A memory file of the gateway. name: its own, so that a number that was given to another file is noticed."""
@@ -39,7 +36,7 @@ class Part(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """One request. reply: to be written. job: twelve bytes to be shared, see handlers/jobs.py.
+    """One request. reply: to be written. job: see contract/progress.py.
 
     body, content_type, content_encoding: the request as the client sent it. Else fields, and parts: the large ones.
     """

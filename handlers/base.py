@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contract.ticket import COMMAND as ANSWER
+from contract import commands
+from contract.errors import error_object
 from handlers import tickets
 from handlers.errors import RequestError
 from handlers.mapped_file import FileChanged
@@ -26,8 +27,6 @@ from handlers.payload import Reply, Request
 from handlers.weights import DtypeOf, Weights, open_weights
 
 logger = logging.getLogger(__name__)
-
-COMMAND_HEADER, KEY_HEADER = "x-palimpsest-command", "x-palimpsest-key"
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -43,11 +42,9 @@ class Refused(RequestError):
 class Handler:
     """One model in one worker. A model's handler overrides load, predict and warm_up.
 
-    Besides requests it takes commands, as the header x-palimpsest-command, from whoever knows the key that the
-    environment variable PALIMPSEST_COMMAND_KEY holds: "park" gives the weights' memory back and keeps the worker,
-    "wake" undoes that, "status" changes nothing. Each answers
-    {"state": "ready"|"parked", "phases": {...}, "device_bytes": n, "host_bytes": n}. "answer" is a request whose bytes
-    lie in the gateway's memory: its body is a ticket (contract/ticket.py), its answer what was written there.
+    Besides requests it takes commands (contract/commands.py). PARK, WAKE and STATUS answer
+    {"state": "ready"|"parked", "phases": {...}, "device_bytes": n, "host_bytes": n}; ANSWER takes a ticket, and answers
+    what was written into the gateway's memory.
 
     device: where the weights live; from TorchServe's gpu_id, the CPU where it names none.
     dtype: of the weights and activations; `handler.dtype` in model-config.yaml, where "auto" is float16 on CUDA
@@ -105,7 +102,7 @@ class Handler:
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Called by TorchServe for each request (batchSize is 1); errors leave as status and JSON, never as text."""
-        command = _header(context, COMMAND_HEADER)
+        command = _header(context, commands.COMMAND)
         try:
             with torch.inference_mode():
                 if command:
@@ -140,15 +137,16 @@ class Handler:
             return opened.write(reply).to_json()
 
     def _obey(self, command: str, data: Mapping[str, Any], context: Any) -> bytes:
-        key, expected = _header(context, KEY_HEADER), os.environ.get("PALIMPSEST_COMMAND_KEY", "")
+        key, expected = _header(context, commands.KEY), os.environ.get(commands.KEY_VARIABLE, "")
         if not expected or not hmac.compare_digest(key.encode(), expected.encode()):
             raise Refused(403, "forbidden", "commands are the gateway's alone")
-        if command == ANSWER:
+        if command == commands.ANSWER:
             return self._answer_ticket(data.get("body"), context)
-        commands = {"park": self._park, "wake": self._wake, "status": lambda: None}
-        if command not in commands:
-            raise Refused(400, "bad_request", f"{COMMAND_HEADER} must be one of {ANSWER}, {', '.join(commands)}")
-        commands[command]()
+        ways = {commands.PARK: self._park, commands.WAKE: self._wake, commands.STATUS: lambda: None}
+        if command not in ways:
+            known = ", ".join((commands.ANSWER, *ways))
+            raise Refused(400, "bad_request", f"{commands.COMMAND} must be one of {known}")
+        ways[command]()
         status = {
             "state": "parked" if self._parked else "ready",
             "phases": {name: round(seconds, 6) for name, seconds in self.phases.items()},
@@ -192,17 +190,17 @@ class Handler:
 
     def _error(self, error: Exception) -> tuple[int, bytes]:
         if isinstance(error, RequestError):
-            return error.status, error_body(error.code, error.message, error.field)
+            return error.status, _error_body(error.code, error.message, error.field)
         # The frames, not the message: an exception's text may quote what the client sent.
         logger.error("%s in predict\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            return 507, error_body("out_of_memory", "not enough memory for this request: send a smaller picture")
+            return 507, _error_body("out_of_memory", "not enough memory for this request: send a smaller picture")
         if isinstance(error, torch.AcceleratorError):
             # Such an error sticks to the CUDA context: every later request would fail. TorchServe starts a new worker.
             os._exit(1)
-        return 500, error_body("internal", "the model failed on this request; the server's log says where")
+        return 500, _error_body("internal", "the model failed on this request; the server's log says where")
 
 
 def device_of(gpu_id: int | str | None) -> torch.device:
@@ -221,10 +219,8 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def error_body(code: str, message: str, field: str | None = None) -> bytes:
-    """The one shape of every error: {"error": {"code", "message", "field"?}}."""
-    error = {"code": code, "message": message} | ({"field": field} if field else {})
-    return json.dumps({"error": error}).encode()
+def _error_body(code: str, message: str, field: str | None = None) -> bytes:
+    return json.dumps(error_object(code, message, field)).encode()
 
 
 def _header(context: Any, name: str) -> str:

@@ -15,13 +15,12 @@ from handlers.png import write_png
 from handlers.texts import named
 from handlers.tiff import write_tiff
 
-WRITABLE = ("image/png", "image/jpeg", "image/webp", "image/tiff")
 _MAX_WEBP_SIDE = 16_383
 _MAX_JPEG_XMP = jpeg.MAX_SEGMENT - len(jpeg.XMP)
 
 
 def encode_picture(picture: Picture, content_type: str) -> bytes:
-    """A picture with its metadata in one of WRITABLE.
+    """A picture with its metadata in one of contract.accept.PICTURES.
 
     PNG, WebP and TIFF are lossless. JPEG uses the input's own quantization and subsampling where it was a JPEG, else
     quality 95 without subsampling. What `losses` names is left out.

@@ -1,4 +1,4 @@
-"""What a handler may answer instead of a reply; base.py turns each into its status and {"error": {...}}.
+"""What a handler may answer instead of a reply; base.py turns each into its status and contract.errors' shape.
 
 RequestError
 ├── BadRequest    400, or 413 where a limit is passed: the client's fault, names the field

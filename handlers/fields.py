@@ -1,5 +1,6 @@
 """What requests to more than one model hold."""
 
+from contract.accept import PICTURES
 from contract.description import Choice, Field, Integer
 
 IMAGE = Field("image", "picture", "The picture.")
@@ -8,6 +9,6 @@ FEATHER = Integer("feather", 0, 0, 255, "Fades the paint in over so many pixels,
 OUTPUT_FORMAT = Choice(
     "output_format",
     "png",
-    ("png", "jpeg", "webp", "tiff", "input"),
+    (*(kind.removeprefix("image/") for kind in PICTURES), "input"),
     "Of the picture inside JSON; input: the picture's own.",
 )

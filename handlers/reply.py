@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from contract.accept import JSON, OWN, PICTURES, preferred
+from contract.commands import PREFIX
 from handlers import encoding
 from handlers.base64_text import to_base64
 from handlers.picture import Mask, Picture
 
-INPUTS_OWN = "image/*"
-OUTPUT_FORMATS = {"input": INPUTS_OWN} | {kind.removeprefix("image/"): kind for kind in encoding.WRITABLE}
+OUTPUT_FORMATS = {"input": OWN} | {kind.removeprefix("image/"): kind for kind in PICTURES}
 """gen_args.output_format -> content type."""
 
 _MAX_HEADER = 2000  # characters of a value
@@ -25,7 +26,7 @@ class Reply:
     fields: further JSON fields; those with a short value also leave as X-Palimpsest-* headers of a binary reply. Bytes,
         and lists of bytes, leave as base64 and in JSON only.
     warnings: a field of their own.
-    output_format: the content type of the pictures inside JSON; INPUTS_OWN for that of the request.
+    output_format: the content type of the pictures inside JSON; OWN for that of the request.
     """
 
     picture: Picture | Mask
@@ -45,17 +46,17 @@ class Reply:
         JSON by default, with the picture in `generated_image` (and the variants, it first, in `variants`); the picture
         itself for a picture type, in the request's own format for image/*.
         """
-        wanted = preferred_picture_type(accept)
-        kind = self._writable(wanted or self.output_format)
+        wanted = preferred(accept, (JSON, OWN, *PICTURES), default=JSON)
+        kind = self._writable(self.output_format if wanted == JSON else wanted)
         picture = self._file(self.picture, kind)
-        if wanted is not None:
+        if wanted != JSON:
             if self.variants:
                 self.warnings.append("this reply holds the first variant only: accept application/json for all")
             return Encoded(kind, _headers(self.fields, self.warnings), picture)
         fields: dict[str, Any] = {"generated_image": picture, "content_type": kind}
         if self.variants:
             fields["variants"] = [picture, *(self._file(variant, kind) for variant in self.variants)]
-        return Encoded("application/json", {}, picture, fields | self.fields | {"warnings": self.warnings})
+        return Encoded(JSON, {}, picture, fields | self.fields | {"warnings": self.warnings})
 
     def _file(self, picture: Picture | Mask, kind: str) -> bytes:
         if not isinstance(picture, Picture):
@@ -66,7 +67,7 @@ class Reply:
         """The format to use, with warnings of what it can't hold."""
         if not isinstance(self.picture, Picture):
             return "image/png"  # a JPEG's edge would come back as 93 grey levels
-        kind = self.picture.metadata.content_type if wanted == INPUTS_OWN else wanted
+        kind = self.picture.metadata.content_type if wanted == OWN else wanted
         if not encoding.can_write(self.picture, kind):
             self.warnings.append(f"{kind} cannot hold this picture: it was sent as image/png")
             kind = "image/png"
@@ -100,31 +101,11 @@ def _plain(value: Any) -> Any:
     return to_base64(value) if isinstance(value, bytes) else [to_base64(each) for each in value]
 
 
-def preferred_picture_type(accept: str) -> str | None:
-    """The picture type (or image/*) that an Accept header prefers over JSON, or None for JSON."""
-    kinds = (*encoding.WRITABLE, INPUTS_OWN)
-    ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(accept.lower().split(",")):
-        media, *parameters = (part.strip() for part in item.split(";"))
-        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
-        if quality > 0 and media in (*kinds, "application/json", "*/*"):
-            ranked.append((-quality, position, media))
-    best = min(ranked)[2] if ranked else "application/json"
-    return best if best in kinds else None
-
-
-def _quality(parameter: str) -> float:
-    try:
-        return float(parameter[2:])
-    except ValueError:
-        return 0.0
-
-
 def _headers(fields: Mapping[str, Any], warnings: list[str]) -> dict[str, str]:
     """Short values as headers; JSON-quoted ASCII, so that no value can break out of its header."""
     fields = dict(fields) | {"warnings": _shortened(warnings)}
     return {
-        "X-Palimpsest-" + name.replace("_", "-").title(): text
+        PREFIX.title() + name.replace("_", "-").title(): text
         for name, value in fields.items()
         if isinstance(value, (bool, int, float, list, dict))
         and not is_large(value)

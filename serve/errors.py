@@ -20,13 +20,13 @@ PalimpsestError            500
 
 from typing import Any
 
-from contract.errors import BodyError
+from contract.errors import BodyError, error_object
 
 UNEXPECTED = "an unexpected error; the server's log says where"
 
 
 class PalimpsestError(Exception):
-    """Becomes {"error": {"code", "message", "field"?}} with `status`; the message says what to do.
+    """Becomes contract.errors.error_object with `status`; the message says what to do.
 
     retry_after: seconds after which the same request may succeed; None where it has to change first.
     """
@@ -40,8 +40,7 @@ class PalimpsestError(Exception):
         self.message, self.field = message, field
 
     def body(self) -> dict[str, Any]:
-        error = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
-        return {"error": error}
+        return error_object(self.code, self.message, self.field)
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from handlers.building.checkpoint import CheckpointError, UnsafeCheckpoint, read_tensors
-from handlers.building.files import Progress
+from handlers.building.files import ProgressBar
 from handlers.lama import convert as lama_convert
 from handlers.lama import network as lama
 from handlers.sam import convert as sam_convert
@@ -39,7 +39,7 @@ def convert_sam(checkpoint: Path, out: Path) -> None:
     sam_convert.convert({checkpoint.name: checkpoint}, out, silent)
 
 
-def convert_lama(source: Path, config: Path | None, out: Path, progress: Progress = silent) -> None:
+def convert_lama(source: Path, config: Path | None, out: Path, progress: ProgressBar = silent) -> None:
     files = {source.name: source} | ({"config.yaml": config} if config else {})
     lama_convert.convert(files, out, progress)
 

@@ -13,6 +13,7 @@ from conftest import encoded
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.accept import JSON, OWN, PICTURES, preferred
 from contract.description import MAX_TEXT, Integer, Structure
 from handlers.base64_text import array_to_text, from_base64, text_to_array, to_base64
 from handlers.decoding import decode_picture
@@ -20,7 +21,7 @@ from handlers.errors import BadRequest, Cancelled
 from handlers.jobs import Job, attach
 from handlers.payload import Request
 from handlers.picture import Metadata, Picture
-from handlers.reply import Reply, preferred_picture_type
+from handlers.reply import Reply
 from handlers.sam.description import MASK_INPUT
 from handlers.sd.description import STRENGTH
 from serve.memory_file import MemoryFile
@@ -251,7 +252,7 @@ def test_error_messages_never_quote_a_whole_payload() -> None:
     ],
 )
 def test_accept_decides_the_form_of_the_reply(accept: str, expected: str | None) -> None:
-    assert preferred_picture_type(accept) == expected
+    assert preferred(accept, (JSON, OWN, *PICTURES), JSON) == (expected or JSON)
 
 
 def test_replies_as_json_and_as_bytes() -> None:

@@ -1,5 +1,5 @@
 """What makes a model's checkpoint: run where archives are built, in none of them. Imports no torch but to draw weights.
 
 A converter, handlers/<name>/convert.py, is called with the published files (path in the archive -> where it lies now),
-the folder to fill, and a Progress. It raises CheckpointError for files that can't be used.
+the folder to fill, and a ProgressBar. It raises CheckpointError for files that can't be used.
 """

@@ -15,13 +15,13 @@ from handlers.building.checkpoint import Array, CheckpointError
 CHUNK = 4 << 20  # bytes
 
 
-class Progress(Protocol):
+class ProgressBar(Protocol):
     """Shows a long step: `with progress("verify x.pth", total) as advance: advance(done)`, both in bytes."""
 
     def __call__(self, what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
-def copy(source: Path, target: Path, progress: Progress) -> None:
+def copy(source: Path, target: Path, progress: ProgressBar) -> None:
     """Copies a file's bytes, making the folders above target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -39,7 +39,7 @@ def write_weights(
     dtype_of: Callable[[str], type[np.floating[Any]]],
     path: Path,
     source: Path,
-    progress: Progress,
+    progress: ProgressBar,
 ) -> None:
     """Casts the floating-point tensors and writes a safetensors file; what keeps its dtype is never copied.
 

@@ -10,13 +10,13 @@ import numpy as np
 import yaml
 
 from handlers.building.checkpoint import Array, CheckpointError, damage_reported, open_zip, read_tensors
-from handlers.building.files import Progress, staging, write_weights
+from handlers.building.files import ProgressBar, staging, write_weights
 
 CONFIG = "config.yaml"
 MAX_NESTED_BYTES = 4 << 30
 
 
-def convert(files: Mapping[str, Path], out: Path, progress: Progress) -> None:
+def convert(files: Mapping[str, Path], out: Path, progress: ProgressBar) -> None:
     """Writes `out`/weights.safetensors, the generator alone in float32, and `out`/config.yaml.
 
     The first of `files` is big-lama.zip, its best.ckpt, or the TorchScript file big-lama.pt. Its config.yaml is the

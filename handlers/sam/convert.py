@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from handlers.building.checkpoint import CheckpointError, read_tensors
-from handlers.building.files import Progress, staging, write_weights
+from handlers.building.files import ProgressBar, staging, write_weights
 
 
-def convert(files: Mapping[str, Path], out: Path, progress: Progress) -> None:
+def convert(files: Mapping[str, Path], out: Path, progress: ProgressBar) -> None:
     """Writes `out`/weights.safetensors from a `.pth`: image_encoder.* in float16, everything else in float32.
 
     Raises CheckpointError; files that were in `out` are then as they were.

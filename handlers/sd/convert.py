@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from handlers.building.checkpoint import CheckpointError
-from handlers.building.files import Progress, copy
+from handlers.building.files import ProgressBar, copy
 
 
-def convert(files: Mapping[str, Path], out: Path, progress: Progress) -> None:
+def convert(files: Mapping[str, Path], out: Path, progress: ProgressBar) -> None:
     """Copies them; raises CheckpointError where a component that the pipeline names is missing."""
     for path, source in files.items():
         copy(source, out / path, progress)

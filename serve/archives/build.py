@@ -18,7 +18,7 @@ from pkgutil import resolve_name
 from py_compile import PycInvalidationMode
 from typing import Any
 
-from handlers.building.files import Progress, copy
+from handlers.building.files import ProgressBar, copy
 from serve.archives.store import Report, replace_directory, staging_folder
 from serve.archives.weights import File, Places, Weights, default_names, obtain, read_weights
 from serve.descriptions import HANDLERS, descriptions
@@ -36,7 +36,7 @@ RANDOM_WEIGHTS_SEED = 0
 TOOL_TIMEOUT = 600.0  # seconds for the archiver (tiny files) or for drawing the demo weights
 
 
-Converter = Callable[[Mapping[str, Path], Path, Progress], None]
+Converter = Callable[[Mapping[str, Path], Path, ProgressBar], None]
 
 
 class BuildError(Exception):
@@ -56,7 +56,7 @@ class Archive:
 
 
 def build_full(
-    weights: Weights, store: Path, places: Places, progress: Progress, report: Report, handlers: Path = HANDLERS
+    weights: Weights, store: Path, places: Places, progress: ProgressBar, report: Report, handlers: Path = HANDLERS
 ) -> bool:
     """Builds STORE/<name>; False where it is up to date. Raises BuildError and what obtain and converters raise."""
     convert = _converter(weights, handlers)
@@ -212,7 +212,7 @@ def _move_in(checkpoint: Path, built: Path) -> dict[str, int]:
     return sizes
 
 
-def _link(old: Path, checkpoint: Iterable[str], out: Path, progress: Progress) -> None:
+def _link(old: Path, checkpoint: Iterable[str], out: Path, progress: ProgressBar) -> None:
     """The checkpoint files of an archive once more, without a second copy on disk where hard links exist."""
     for path in checkpoint:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def _converter(weights: Weights, handlers: Path) -> Converter:
 
 
 def _convert(
-    convert: Converter, files: Mapping[File, Path], configs: Mapping[str, Path], out: Path, progress: Progress
+    convert: Converter, files: Mapping[File, Path], configs: Mapping[str, Path], out: Path, progress: ProgressBar
 ) -> None:
     for path, source in configs.items():
         _copy_small(source, out / path)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import httpx
 
-from handlers.building.files import CHUNK, Progress
+from handlers.building.files import CHUNK, ProgressBar
 
 CONNECT_TIMEOUT = 10.0  # seconds
 STALL_TIMEOUT = 30.0  # seconds without a byte; a slow line may take as long as it needs
@@ -25,7 +25,7 @@ class DownloadFailed(Exception):
         self.status = status
 
 
-def download(url: str, target: Path, size: int | None, limit: int | None, progress: Progress) -> None:
+def download(url: str, target: Path, size: int | None, limit: int | None, progress: ProgressBar) -> None:
     """Brings url to target; what an earlier try left in `<target>.part` is kept and continued.
 
     size: of the whole file in bytes, None where unknown. limit: bytes after which it can't be the right file.
@@ -42,7 +42,7 @@ def download(url: str, target: Path, size: int | None, limit: int | None, progre
         os.replace(part, target)
 
 
-def sha256_of(path: Path, progress: Progress) -> str:
+def sha256_of(path: Path, progress: ProgressBar) -> str:
     """The file's sha256 as lower-case hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file, progress(f"verify {path.name}", path.stat().st_size) as advance:

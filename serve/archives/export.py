@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 
-from handlers.building.files import CHUNK, Progress
+from handlers.building.files import CHUNK, ProgressBar
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 REQUIREMENTS = "requirements.txt"
@@ -46,7 +46,7 @@ class ExportError(Exception):
     """There is no such archive, or it can't be written as one file."""
 
 
-def export(archive: Path, file_format: Format, out: Path, progress: Progress) -> None:
+def export(archive: Path, file_format: Format, out: Path, progress: ProgressBar) -> None:
     """Writes the no-archive directory `archive` to the file `out`, in one step. Raises ExportError and OSError."""
     if not is_archive(archive):
         raise ExportError(f"{archive} is not an archive: it has no {MANIFEST}")

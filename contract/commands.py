@@ -1,0 +1,21 @@
+"""What the gateway tells a worker beside clients' requests, and the headers of both.
+
+A command is a request with the header COMMAND. It needs the key, which the gateway gives its TorchServe in the
+environment: anybody could have models parked and files opened otherwise.
+"""
+
+PREFIX = "x-palimpsest-"
+"""Of the headers that are ours: none of a client's reaches a worker, all of a worker's reach the client."""
+
+COMMAND = PREFIX + "command"
+KEY = PREFIX + "key"
+KEY_VARIABLE = "PALIMPSEST_COMMAND_KEY"
+
+ANSWER = "answer"
+"""Answers a client's request, which a ticket names (contract/ticket.py)."""
+PARK = "park"
+"""Gives the weights' memory back and keeps the worker."""
+WAKE = "wake"
+"""Undoes PARK."""
+STATUS = "status"
+"""Changes nothing."""
