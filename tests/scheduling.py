@@ -14,7 +14,8 @@ from virtual_time import VirtualTimeLoop
 
 from serve.errors import OutOfMemory
 from serve.residency.catalog import Archive
-from serve.residency.model import Taken
+from serve.residency.events import Event, What
+from serve.residency.model import STARTING, Reason, Taken
 from serve.residency.scheduler import Limits, Model, Scheduler, State
 
 MakeWorld = Callable[..., "World"]
@@ -154,7 +155,7 @@ class Engine:
             del self.running[key]
 
     def _check_load(self, archive: Archive) -> None:
-        if sum(m.state is State.LOADING for m in self.world.scheduler.models()) > self.world.limits.concurrent_loads:
+        if sum(m.state in STARTING for m in self.world.scheduler.models()) > self.world.limits.concurrent_loads:
             self.world.violations.append("too many loads at once")
         if archive.engine_name in self.world.device.held:
             self.world.violations.append(f"{archive.engine_name} is loaded twice")
@@ -221,14 +222,14 @@ class World:
         self.limits = Limits(**limits)
         self.device = Device(budget, budget if capacity is None else capacity, host_budget)
         self.engine = Engine(self)
-        self.events: Counter[str] = Counter()
+        self.events: Counter[What | Reason] = Counter()
         self.requests: list[Request] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count)
         self._watch_the_books()
 
-    def _count(self, event: str, model: Model, seconds: float) -> None:
-        self.events[event] += 1
+    def _count(self, event: Event) -> None:
+        self.events[event.reason or event.what] += 1
 
     def _watch_the_books(self) -> None:
         """When a load is decided, not a moment later, when another may have turned out larger than predicted."""

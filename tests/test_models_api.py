@@ -354,8 +354,8 @@ def test_the_table_follows_the_pages(fake: FakeTorchServe, tmp_path: Path) -> No
 def test_a_model_that_wakes_is_where_its_weights_are(client: TestClient) -> None:
     do(client, "sam", "load")
     model = scheduler(client).models()[0]
-    model.state, model.parking = State.LOADING, Taken(0, 1)
+    model.state, model.parking = State.WAKING, Taken(0, 1)
     assert status(client, "sam")["place"] == "parked"
-    model.parking = None
+    model.state = State.LOADING
     assert status(client, "sam")["place"] == "disk"
     model.state = State.READY

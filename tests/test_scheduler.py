@@ -6,6 +6,8 @@ import pytest
 from scheduling import MakeWorld, Request, World, archive
 
 from serve.errors import EngineUnavailable, ModelLoadFailed, ModelNotReady, OutOfMemory, PalimpsestError, QueueFull
+from serve.residency.events import What
+from serve.residency.model import Reason
 from serve.residency.scheduler import Model, State
 
 
@@ -110,7 +112,7 @@ def test_the_model_unused_longest_makes_room(world: World) -> None:
     world.end("b")
     assert world.engine.log == ["unload b", "load c"]
     assert world.state("a") is State.READY
-    assert world.events["evicted: memory"] == 1
+    assert world.events[Reason.MEMORY] == 1
 
 
 def test_an_idle_model_goes_before_a_busy_one_however_old(world: World) -> None:
@@ -234,7 +236,7 @@ def test_an_idle_model_goes_when_its_keep_alive_has_passed(make_world: MakeWorld
         assert world.state("a") is State.READY
         world.pass_time(0.2)
     assert world.running() == ["unload a"]
-    assert world.events["evicted: keep-alive"] == 1
+    assert world.events[Reason.KEEP_ALIVE] == 1
 
 
 def test_without_keep_alive_an_idle_model_stays_and_no_timer_runs(world: World) -> None:
@@ -294,7 +296,7 @@ def test_two_hot_models_do_not_chase_each_other_out(make_world: MakeWorld) -> No
     for name in "ab":
         clients(world, name, 4, 100, waits[name])
     world.pass_time(150)
-    assert world.events["loaded"] <= 100 / 2 + 2
+    assert world.events[What.LOADED] <= 100 / 2 + 2
     assert sum(len(w) for w in waits.values()) > 100 / 0.3 * 0.8
 
 
@@ -577,7 +579,7 @@ def test_a_replaced_archive_serves_new_requests_and_the_old_one_finishes(make_wo
     assert world.running() == ["unload a"]
     world.end("a")
     assert [m.archive.path.name for m in world.scheduler.models()] == ["2"]
-    assert world.events["evicted: stale"] == 1
+    assert world.events[Reason.STALE] == 1
 
 
 def test_an_old_version_goes_even_if_the_queue_has_no_room_for_the_new_one(make_world: MakeWorld) -> None:

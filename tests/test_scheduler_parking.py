@@ -4,7 +4,8 @@ import pytest
 from scheduling import MakeWorld, Request, World, archive
 
 from serve.errors import EngineUnavailable, OutOfMemory
-from serve.residency.model import Taken
+from serve.residency.events import What
+from serve.residency.model import Reason, Taken
 from serve.residency.scheduler import State
 
 
@@ -33,8 +34,8 @@ def test_who_has_to_leave_is_parked_and_comes_back_by_waking(parking: World) -> 
     assert again.holding
     model = parking.model("a")
     assert (model.state, model.loads, model.wakes, model.host) == (State.READY, 1, 1, 0)
-    assert parking.events["parked"] == 2
-    assert parking.events["woken"] == 1
+    assert parking.events[What.PARKED] == 2
+    assert parking.events[What.WOKEN] == 1
 
 
 def test_a_full_host_sends_the_one_parked_longest_to_disk(parking: World) -> None:
@@ -54,7 +55,7 @@ def test_a_full_host_sends_the_one_parked_longest_to_disk(parking: World) -> Non
     assert [parking.state(name) for name in "abcde"] == [
         State.ABSENT, State.PARKED, State.PARKED, State.READY, State.READY,
     ]  # fmt: skip
-    assert parking.events["evicted: host memory"] == 1
+    assert parking.events[Reason.HOST_MEMORY] == 1
 
 
 def test_without_host_budget_nothing_is_parked(make_world: MakeWorld) -> None:

@@ -29,8 +29,8 @@ from serve.gateway.edit.jobs import Jobs
 from serve.gateway.metrics import Metrics
 from serve.residency import workers
 from serve.residency.catalog import Catalog
+from serve.residency.events import Event, What
 from serve.residency.memory import Memory
-from serve.residency.model import Model
 from serve.residency.prefetch import Prefetch, Usage
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
@@ -157,10 +157,10 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     crew = Workers(host, memory, settings.predict_timeout)
     numbers = Metrics()
 
-    def on_event(event: str, model: Model, seconds: float) -> None:
-        numbers.on_event(event, model, seconds)
-        if event == "queue_wait":
-            prefetch.on_use(model.archive)
+    def on_event(event: Event) -> None:
+        numbers.on_event(event)
+        if event.what is What.QUEUE_WAIT:
+            prefetch.on_use(event.model.archive)
 
     scheduler = Scheduler(crew, memory, _limits(settings), on_event)
     prefetch = Prefetch(

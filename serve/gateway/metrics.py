@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
@@ -23,7 +23,8 @@ from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
 from serve.gateway.torchserve_metrics import relabel
 from serve.residency.catalog import Archive
-from serve.residency.model import Model, State
+from serve.residency.events import Event, What
+from serve.residency.model import Model, Reason, State
 
 if TYPE_CHECKING:
     from serve.gateway.app import Services
@@ -42,7 +43,7 @@ _PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
 MAX_BYTES = 200_000  # of an answer; with more, fewer models have a series of their own
 _MOST_VERSIONS = 2000  # whose counters TorchServe's are told apart by
 
-_LOADED = {State.READY, State.PARKED, State.DRAINING}
+_LOADED = {State.READY, State.DRAINING, State.PARKING, State.PARKED}
 
 
 class Metrics:
@@ -95,33 +96,36 @@ class Metrics:
         self._worker_deaths = count("worker_deaths", "Workers that ended by themselves.", "model")
         self._restarts = count("torchserve_restarts", "Times that TorchServe had to be started again.")
 
-    def on_event(self, event: str, model: Model, seconds: float) -> None:
+    def on_event(self, event: Event) -> None:
         """The scheduler's news."""
-        what, _, reason = event.partition(": ")
-        if what == "queue_wait":
-            self._queue_wait.observe(seconds)
+        if event.what is What.QUEUE_WAIT:
+            self._queue_wait.observe(event.seconds)
             return
+        model = event.model
         name = self._busiest.label(model.archive.name)
-        match what, reason:
-            case "loaded", _:
+        match event.what:
+            case What.LOADED:
                 # TorchServe, too, remembers every version that it ever had.
                 if len(self._names) < _MOST_VERSIONS:
                     self._names[model.archive.engine_name] = name
-                self._loading.observe(seconds, name, "total")
-            case "parked", _:
-                self._parking.observe(seconds, name)
-            case "woken", _:
-                self._waking.observe(seconds, name)
-            case "load failed", _:
+                self._loading.observe(event.seconds, name, "total")
+            case What.PARKED:
+                self._parking.observe(event.seconds, name)
+            case What.WOKEN:
+                self._waking.observe(event.seconds, name)
+            case What.LOAD_FAILED:
                 self._load_failures.labels(name, model.error.code if model.error else "unknown").inc()
-            case "load out of memory", _:
+            case What.LOAD_OUT_OF_MEMORY:
                 self._load_retries.labels(name).inc()
-            case "evicted", "worker lost":
+            case What.EVICTED if event.reason is Reason.WORKER_LOST:
                 self._worker_deaths.labels(name).inc()
-            case "evicted", _:
-                self._evictions.labels(name, reason.replace(" ", "_")).inc()
-            case "unloaded", _:
-                self._unloading.observe(seconds, name)
+            case What.EVICTED:
+                assert event.reason is not None
+                self._evictions.labels(name, event.reason.value).inc()
+            case What.UNLOADED:
+                self._unloading.observe(event.seconds, name)
+            case _:
+                assert_never(event.what)
 
     def on_unpacked(self, archive: Archive, seconds: float) -> None:
         self._downloading.observe(seconds, self._busiest.label(archive.name))

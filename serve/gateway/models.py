@@ -274,9 +274,9 @@ def _status(services: "Services", model: Model) -> ModelStatus:
 
 
 def _place(services: "Services", model: Model) -> Literal["gpu", "memory", "parked", "disk"]:
-    if model.state is State.PARKED or (model.state is State.LOADING and model.parking is not None):
-        return "parked"  # or waking: its weights are in host memory until it is ready
-    if model.state in {State.READY, State.DRAINING, State.UNLOADING}:
+    if model.state in (State.PARKED, State.WAKING):
+        return "parked"  # until it is ready
+    if model.state in {State.READY, State.DRAINING, State.PARKING, State.UNLOADING}:
         return "memory" if services.memory.device.gpu is None else "gpu"
     return "disk"
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from serve.errors import OutOfMemory
 from serve.residency.catalog import Archive
-from serve.residency.model import LEAVING, Model, State, Taken
+from serve.residency.model import LEAVING, STARTING, Model, State, Taken
 from serve.residency.policy import Resident
 
 
@@ -40,7 +40,7 @@ class Books:
     def room(self) -> int:
         """Bytes that nobody holds by the books, or on the device where that has less; may be negative."""
         reserved = sum(m.reserved for m in self._models.values())
-        loading = sum(m.reserved for m in self._models.values() if m.state is State.LOADING)
+        loading = sum(m.reserved for m in self._models.values() if m.state in STARTING)
         return min(self._memory.budget - reserved, self._memory.free() - loading)
 
     def coming(self) -> int:

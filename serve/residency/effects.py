@@ -55,12 +55,12 @@ class Effects:
         self._start(model, self._run(model, State.LOADING, "loaded", self._engine.load, self._ends.on_loaded))
 
     def park(self, model: Model) -> None:
-        """The model is DRAINING until it is parked."""
-        self._start(model, self._run(model, State.DRAINING, "parked", self._engine.park, self._ends.on_parked))
+        model.to(State.PARKING)
+        self._start(model, self._run(model, State.PARKING, "parked", self._engine.park, self._ends.on_parked))
 
     def wake(self, model: Model) -> None:
-        model.to(State.LOADING)
-        self._start(model, self._run(model, State.LOADING, "woken", self._engine.wake, self._ends.on_woken))
+        model.to(State.WAKING)
+        self._start(model, self._run(model, State.WAKING, "woken", self._engine.wake, self._ends.on_woken))
 
     def unload(self, model: Model) -> None:
         model.to(State.UNLOADING)

@@ -1,13 +1,17 @@
 """One model's state and its queue.
 
     ABSENT ──► LOADING ──► READY ──► DRAINING ──► UNLOADING ──► ABSENT
-       ▲        │   ▲        │          │             ▲
-       │        │   └────────┼─ PARKED ◄┘             │
-       │        ▼            │     └──────────────────┤
-       └───── FAILED         └────── worker lost ─────┘
+       ▲          │         ▲  │         │             ▲
+       │          │         │  │         ▼             │
+       │          ▼         │  │      PARKING ─────────┤
+       └─────── FAILED      │  │         ▼             │
+                            │  │       PARKED ─────────┤
+                            │  │         ▼             │
+                            └──┼────── WAKING ─────────┤
+                               └── worker lost ────────┘
 
-FAILED ──► LOADING: the next request after a pause. PARKED ──► LOADING: waking; back to PARKED where the device has no
-room, to UNLOADING where it fails. From everywhere in memory to ABSENT: the engine was lost, and all workers with it.
+FAILED ──► LOADING: the next request after a pause. PARKING, WAKING ──► UNLOADING: they failed. WAKING ──► PARKED: the
+device has no room. From everywhere in memory to ABSENT: the engine was lost, and all workers with it.
 """
 
 import asyncio
@@ -23,23 +27,41 @@ class State(Enum):
     ABSENT = "absent"
     LOADING = "loading"
     READY = "ready"
-    PARKED = "parked"  # worker alive, weights in host memory
     DRAINING = "draining"  # serves what runs, admits nothing new
+    PARKING = "parking"
+    PARKED = "parked"  # worker alive, weights in host memory
+    WAKING = "waking"
     UNLOADING = "unloading"
     FAILED = "failed"
 
 
+class Reason(Enum):
+    """Why a model leaves memory, or its place on the device."""
+
+    ASKED_FOR = "asked_for"
+    STALE = "stale"
+    KEEP_ALIVE = "keep-alive"
+    MEMORY = "memory"
+    HOST_MEMORY = "host_memory"
+    OUT_OF_MEMORY = "out_of_memory"
+    TOO_LARGE = "larger_than_the_budget"
+    WORKER_LOST = "worker_lost"
+
+
 # Tuples: to find an Enum member in a set takes several times as long.
 _OUT = (State.ABSENT, State.FAILED, State.PARKED)
-LEAVING = (State.DRAINING, State.UNLOADING)
-IN_MEMORY = (State.LOADING, State.READY, State.PARKED, *LEAVING)
+STARTING = (State.LOADING, State.WAKING)
+LEAVING = (State.DRAINING, State.PARKING, State.UNLOADING)
+IN_MEMORY = (*STARTING, State.READY, State.PARKED, *LEAVING)
 
 _TRANSITIONS = {
     State.ABSENT: {State.LOADING},
-    State.LOADING: {State.READY, State.FAILED, State.ABSENT, State.PARKED, State.UNLOADING},
+    State.LOADING: {State.READY, State.FAILED, State.ABSENT},
     State.READY: {State.DRAINING, State.UNLOADING, State.ABSENT},
-    State.PARKED: {State.LOADING, State.UNLOADING, State.ABSENT},
-    State.DRAINING: {State.PARKED, State.UNLOADING, State.ABSENT},
+    State.DRAINING: {State.PARKING, State.UNLOADING, State.ABSENT},
+    State.PARKING: {State.PARKED, State.UNLOADING, State.ABSENT},
+    State.PARKED: {State.WAKING, State.UNLOADING, State.ABSENT},
+    State.WAKING: {State.READY, State.PARKED, State.UNLOADING, State.ABSENT},
     State.UNLOADING: {State.ABSENT},
     State.FAILED: {State.LOADING, State.ABSENT},
 }
@@ -94,7 +116,7 @@ class Model:
     parking: Taken | None = None
     pinned: bool = False
     stale: bool = False
-    unwanted: str = ""
+    unwanted: Reason | None = None
     squeezed: bool = False
     effect: asyncio.Task[None] | None = None
     leaving: list[asyncio.Future[None]] = field(default_factory=list)
@@ -156,7 +178,7 @@ class Model:
         self.to(state)
         self.hold(0)
         self.host, self.parking = 0, None
-        self.unwanted, self.squeezed = "", False
+        self.unwanted, self.squeezed = None, False
         for future in self.leaving:
             if not future.done():
                 future.set_result(None)

@@ -18,8 +18,9 @@ from serve.errors import (
 )
 from serve.residency.books import Books, Memory
 from serve.residency.effects import Effects, Engine
+from serve.residency.events import Event, What
 from serve.residency.limits import Limits
-from serve.residency.model import IN_MEMORY, Model, State, Taken
+from serve.residency.model import IN_MEMORY, STARTING, Model, Reason, State, Taken
 from serve.residency.policy import Resident, choose_victims
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Places:
         memory: Memory,
         limits: Limits,
         models: Mapping[str, Model],
-        on_event: Callable[[str, Model, float], None],
+        on_event: Callable[[Event], None],
         on_change: Callable[[], None],
     ) -> None:
         self._memory, self._limits, self._models, self._on_event = memory, limits, models, on_event
@@ -69,7 +70,7 @@ class Places:
         for model in sorted(line, key=lambda m: m.in_line_since):
             if slots <= 0 or not self._serve_first(model):
                 break
-            slots -= model.state is State.LOADING
+            slots -= model.state in STARTING
         # Only now: a pinned model that has just begun to load leaves less for the others.
         for model in active:
             if model.waits_for_place and (error := self.refusal(model)):
@@ -95,9 +96,7 @@ class Places:
         missing = self._memory.predict_peak(model.archive) - model.reserved - self._books.room()
         if missing <= 0:
             return True
-        missing, idle = missing - self._books.coming(), self._books.idle()
-        if missing > 0 and idle:
-            self._evict(choose_victims(min(missing, sum(r.size for r in idle)), idle, _now(), 0), "memory", park=True)
+        self._evict_idle(missing - self._books.coming())
         return not self._books.coming() and not self._books.at_work()
 
     def begin_work(self, model: Model) -> None:
@@ -126,10 +125,10 @@ class Places:
 
     def lose_worker(self, model: Model) -> None:
         """The model's worker is gone: what is left of it is cleared away, though leases may not have ended yet."""
-        if model.state is State.LOADING or (model.state is State.DRAINING and model.effect):
-            model.unwanted = "worker lost"  # what runs hears of it, too, or ended in this very moment
+        if model.state in (State.PARKING, *STARTING):
+            model.unwanted = Reason.WORKER_LOST  # what runs hears of it, too
         elif model.state in (State.READY, State.PARKED, State.DRAINING):
-            self._on_event("evicted: worker lost", model, 0.0)
+            self._on_event(Event(What.EVICTED, model, reason=Reason.WORKER_LOST))
             self._effects.unload(model)
 
     def lose_all(self) -> None:
@@ -145,18 +144,18 @@ class Places:
 
     # Room
 
-    def _reason_to_leave(self, model: Model) -> str:
+    def _reason_to_leave(self, model: Model) -> Reason | None:
         if model.unwanted:
             return model.unwanted
         if model.in_use or model.pinned:
-            return ""
+            return None
         if model.stale:
-            return "stale"
+            return Reason.STALE
         keep_alive = self._limits.keep_alive
-        return "keep-alive" if keep_alive is not None and _now() >= model.last_used + keep_alive else ""
+        return Reason.KEEP_ALIVE if keep_alive is not None and _now() >= model.last_used + keep_alive else None
 
     def _free_slots(self, active: Sequence[Model]) -> int:
-        return self._limits.concurrent_loads - sum(m.state is State.LOADING for m in active)
+        return self._limits.concurrent_loads - sum(m.state in STARTING for m in active)
 
     def _is_open(self, model: Model) -> bool:
         """Whether the model's size is still to be seen: never measured, or larger than all there is, and long ago."""
@@ -190,25 +189,29 @@ class Places:
             others = [r for r in self._books.evictable(park) if r.key != model.archive.engine_name]
             victims = choose_victims(need, others, _now(), self._limits.minimum_stay)
             if victims is not None:
-                self._evict(victims, "memory", park)
+                self._evict(victims, Reason.MEMORY, park)
                 return
 
     def _shrink_to_budget(self) -> None:
         """A model may turn out larger than predicted; idle ones then make up for it."""
-        excess = self._books.excess()
-        if excess > 0:
-            idle = self._books.idle()
-            self._evict(choose_victims(min(excess, sum(r.size for r in idle)), idle, _now(), 0), "memory", park=True)
+        self._evict_idle(self._books.excess())
 
-    def _evict(self, victims: list[Resident] | None, reason: str, park: bool) -> None:
+    def _evict_idle(self, need: int) -> None:
+        """For `need` bytes, or as many of them as idle models hold."""
+        if need > 0:
+            idle = self._books.idle()
+            victims = choose_victims(min(need, sum(r.size for r in idle)), idle, _now(), 0)
+            self._evict(victims, Reason.MEMORY, park=True)
+
+    def _evict(self, victims: list[Resident] | None, reason: Reason, park: bool) -> None:
         for victim in victims or []:
             model = self._models[victim.key]
             self._drain(model, reason, self._books.parked(model) if park else None)
 
-    def _drain(self, model: Model, reason: str, parking: Taken | None) -> None:
+    def _drain(self, model: Model, reason: Reason, parking: Taken | None) -> None:
         """Admits nothing new; what runs finishes first."""
         model.evicted_at = _now()
-        self._on_event(f"evicted: {reason}", model, 0.0)
+        self._on_event(Event(What.EVICTED, model, reason=reason))
         if model.state is State.PARKED:
             self._effects.unload(model)
             return
@@ -235,7 +238,7 @@ class Places:
         missing = self._books.host_missing(need)
         if missing > 0:
             victims = choose_victims(missing - self._books.host_coming(), self._books.idle_parked(), _now(), 0)
-            self._evict(victims, "host memory", park=False)
+            self._evict(victims, Reason.HOST_MEMORY, park=False)
         return missing <= 0
 
     # Ends of effects
@@ -248,9 +251,9 @@ class Places:
         else:
             model.loads += 1
             model.error = None
-            self._on_ready(model, "loaded", Taken(outcome, 0), seconds)
+            self._on_ready(model, What.LOADED, Taken(outcome, 0), seconds)
             if self._memory.is_measured(model.archive) and outcome > self._books.largest(model):
-                model.refused_at, model.unwanted = _now(), "larger than the budget"
+                model.refused_at, model.unwanted = _now(), Reason.TOO_LARGE
                 model.fail_waiters(self._books.refusal(model))
 
     def on_parked(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
@@ -261,7 +264,7 @@ class Places:
             model.to(State.PARKED)
             model.hold(outcome.device)
             model.parking, model.host = outcome, outcome.host
-            self._on_event("parked", model, seconds)
+            self._on_event(Event(What.PARKED, model, seconds))
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
         if isinstance(outcome, OutOfMemory):
@@ -271,19 +274,19 @@ class Places:
             self._effects.unload(model)
         else:
             model.wakes += 1
-            self._on_ready(model, "woken", outcome, seconds)
+            self._on_ready(model, What.WOKEN, outcome, seconds)
 
-    def _on_ready(self, model: Model, event: str, taken: Taken, seconds: float) -> None:
+    def _on_ready(self, model: Model, what: What, taken: Taken, seconds: float) -> None:
         model.to(State.READY)
         model.hold(taken.device)
         model.parking, model.host = None, taken.host
         model.ready_since = model.last_used = _now()
-        self._on_event(event, model, seconds)
+        self._on_event(Event(what, model, seconds))
 
     def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:
         model.error, model.failed_at = error, _now()
         model.failures += 1
-        self._on_event("load failed", model, 0.0)
+        self._on_event(Event(What.LOAD_FAILED, model))
         if isinstance(error, EngineUnavailable) and not isinstance(error, WorkerDied):
             # Nothing is wrong with the model, and no worker has seen what waits for it.
             model.leave_memory()
@@ -296,10 +299,10 @@ class Places:
 
     def _on_out_of_memory(self, model: Model) -> None:
         """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
-        self._on_event("load out of memory", model, 0.0)
+        self._on_event(Event(What.LOAD_OUT_OF_MEMORY, model))
         idle = self._books.idle()
         hopeless = not idle and not self._books.coming()
-        if model.parking:
+        if model.state is State.WAKING and model.parking:
             model.to(State.PARKED)
             model.hold(model.parking.device)
         elif not hopeless:
@@ -308,7 +311,7 @@ class Places:
             self._on_hopeless(model)
         elif model.waiters:
             model.squeezed = True
-            self._evict(choose_victims(1, idle, _now(), 0), "out of memory", park=True)
+            self._evict(choose_victims(1, idle, _now(), 0), Reason.OUT_OF_MEMORY, park=True)
 
     def _on_hopeless(self, model: Model) -> None:
         error = OutOfMemory(
@@ -321,7 +324,7 @@ class Places:
 
     def on_unloaded(self, model: Model, seconds: float) -> None:
         model.leave_memory()
-        self._on_event("unloaded", model, seconds)
+        self._on_event(Event(What.UNLOADED, model, seconds))
 
 
 def _now() -> float:

@@ -17,8 +17,9 @@ from serve.errors import EngineUnavailable, ModelNotReady, PalimpsestError, Queu
 from serve.residency.books import Memory
 from serve.residency.catalog import Archive
 from serve.residency.effects import Engine
+from serve.residency.events import Event, What
 from serve.residency.limits import Limits
-from serve.residency.model import IN_MEMORY, Model, State, Waiter
+from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter
 from serve.residency.places import Places
 from serve.residency.versions import Versions
 
@@ -28,8 +29,7 @@ __all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
 class Scheduler:
     """Grants leases. A leased model is never unloaded unless its worker is already gone.
 
-    on_event: told of everything worth counting, as (name of the event, model, seconds that it took); it must
-    neither raise nor call the scheduler.
+    on_event: told of everything worth counting; it must neither raise nor call the scheduler.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Scheduler:
         engine: Engine,
         memory: Memory,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        on_event: Callable[[str, Model, float], None] = lambda event, model, seconds: None,
+        on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._limits, self._on_event = limits, on_event
         self._versions = Versions()
@@ -64,7 +64,7 @@ class Scheduler:
         began = _now()
         await self._wait_for_lease(model, self._limits.wait if wait is None else wait, client)
         try:
-            self._on_event("queue_wait", model, _now() - began)
+            self._on_event(Event(What.QUEUE_WAIT, model, _now() - began))
             yield model
         finally:
             self._release(model)
@@ -87,7 +87,7 @@ class Scheduler:
             raise KeyError(name)
         gone = [asyncio.get_running_loop().create_future() for _ in models]
         for model, future in zip(models, gone, strict=True):
-            model.pinned, model.unwanted = False, "asked for"
+            model.pinned, model.unwanted = False, Reason.ASKED_FOR
             model.leaving.append(future)
         self._advance()
         await asyncio.gather(*gone)

@@ -16,7 +16,7 @@ from contract.ticket import File
 from serve.engine.answer import Answer
 from serve.errors import PalimpsestError
 from serve.memory_file import MemoryFile
-from serve.residency.model import Model, State
+from serve.residency.model import STARTING, Model
 
 
 class Cancelled(PalimpsestError):
@@ -95,7 +95,7 @@ class Job:
         if self._running:
             done = progress.Progress.read(self._shared.read(0, progress.SIZE))
             return JobProgress("running", self._model, done.step, done.steps)
-        loading = any(m.state is State.LOADING and m.archive.name == self._model for m in models)
+        loading = any(m.state in STARTING and m.archive.name == self._model for m in models)
         return JobProgress("loading" if loading else "queued", self._model)
 
     def _ended(self, task: asyncio.Task[Answer]) -> None:
