@@ -10,7 +10,7 @@ from handlers.sd.description import SCHEDULER
 from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
 from serve.engine.torchserve import THROUGH_JAVA
-from serve.gateway import body, connections, door, line, metrics, protocol, transfer
+from serve.gateway import body, connections, door, health, line, protocol, transfer
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
@@ -80,7 +80,7 @@ def render() -> str:
         f"| `PALIMPSEST_PREDICT_TIMEOUT` | {MAX_PREDICT_TIMEOUT - 60:,} s at most | 504, and the worker is ended. An"
         " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
         "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",
-        f"| `GET /metrics` | {metrics.MAX_BYTES:,} bytes | the busiest models by name, the rest as `{OTHER}` |",
+        f"| `GET /metrics` | {health.MAX_BYTES:,} bytes | the busiest models by name, the rest as `{OTHER}` |",
         f"| models remembered that are not in memory | {MAX_REMEMBERED:,} | older ones lose their counts |",
     ]
     return "\n".join(parts) + "\n"

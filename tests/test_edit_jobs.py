@@ -6,7 +6,6 @@ import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -146,7 +145,7 @@ async def test_a_client_that_leaves_stops_its_job_which_keeps_its_lease_until_th
         return answer
 
     world.work = work
-    request = asyncio.create_task(routes.replace(request_of_a_client_that_leaves(world, began)))
+    request = asyncio.create_task(routes.replace(request_of_a_client_that_leaves(began), world.services))
     await began.wait()
     model = next(m for m in world.services.scheduler.models() if m.archive.name == "sd")
     for _ in range(20):
@@ -159,7 +158,7 @@ async def test_a_client_that_leaves_stops_its_job_which_keeps_its_lease_until_th
     assert model.leases == 0
 
 
-def request_of_a_client_that_leaves(world: World, when: asyncio.Event) -> Request:
+def request_of_a_client_that_leaves(when: asyncio.Event) -> Request:
     messages = [{"type": "http.request", "body": json.dumps(FIELDS).encode(), "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -168,9 +167,8 @@ def request_of_a_client_that_leaves(world: World, when: asyncio.Event) -> Reques
         await when.wait()
         return {"type": "http.disconnect"}
 
-    app = SimpleNamespace(state=SimpleNamespace(services=world.services))
     headers = [(b"content-type", b"application/json")]
-    return Request({"type": "http", "method": "POST", "headers": headers, "app": app}, receive)
+    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
 async def test_a_job_that_waits_is_stopped_at_once(world: World) -> None:

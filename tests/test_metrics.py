@@ -13,7 +13,7 @@ from fakes import OWN_ERROR, FakeDevice, FakeTorchServe, gateway, make_store, re
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.gateway import metrics
+from serve.gateway import health, metrics
 from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
 
@@ -45,7 +45,7 @@ def scrape(client: TestClient) -> Samples:
     """The value of every sample, by its name and the values of its labels by their names; each must be there once."""
     answer = client.get("/metrics")
     assert answer.status_code == 200
-    assert answer.headers["content-type"] == metrics.CONTENT_TYPE
+    assert answer.headers["content-type"] == health.CONTENT_TYPE
     found = [s for family in text_string_to_metric_families(answer.text) for s in family.samples]
     samples = {
         (s.name.removeprefix("palimpsest_"), tuple(value for _, value in sorted(s.labels.items()))): s.value
@@ -284,7 +284,7 @@ def test_our_histogram_says_what_prometheus_own_says() -> None:
 def test_with_many_models_the_busiest_are_named_and_no_series_ever_falls(
     fake: FakeTorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "MAX_BYTES", 60_000)
+    monkeypatch.setattr(health, "MAX_BYTES", 60_000)
     names = [f"model{number:02}" for number in range(40)]
     store = make_store(tmp_path, *names, memory_mib=1)
     before: dict[tuple[str, tuple[str, ...]], float] = {}

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,15 +18,16 @@ from starlette.types import ASGIApp
 from contract.errors import error_object
 from serve.budget import Unread
 from serve.descriptions import descriptions
-from serve.errors import UNEXPECTED, BadRequest, EngineUnavailable, PalimpsestError
-from serve.gateway import container, docs, inference, metrics, models, predictions, sagemaker
+from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
+from serve.gateway import container, docs, health, inference, models, predictions, sagemaker
 from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
+from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
-from serve.residency import workers
+from serve.gateway.services import EngineHost, Services
 from serve.residency.catalog import Catalog
 from serve.residency.events import Event, What
 from serve.residency.memory import Memory
@@ -46,42 +46,6 @@ LAST_STEP_SECONDS = 2.0
 
 # In the order of the page /docs: what most people look for comes first.
 TAGS = ("editing", "predictions", "models", "server", "SageMaker runtime", "SageMaker container")
-
-
-class EngineHost(workers.EngineHost, Protocol):
-    """Starts and ends the engine: the supervisor, or a stand-in in tests."""
-
-    @property
-    def warm(self) -> "WarmStarts": ...
-
-    async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None: ...
-
-    async def stop(self) -> None: ...
-
-
-class WarmStarts(Protocol):
-    """How often workers could not start from the zygote, and how often it was started again."""
-
-    slow_starts: int
-    zygote_restarts: int
-
-
-@dataclass(frozen=True)
-class Services:
-    """What the routes work with; `app.state.services` while the application runs."""
-
-    settings: Settings
-    catalog: Catalog
-    scheduler: Scheduler
-    workers: Workers
-    memory: Memory
-    host: EngineHost
-    metrics: Metrics
-    prefetch: Prefetch
-    images: Images
-    jobs: Jobs
-    bodies: Bodies
-    unread: Unread
 
 
 class Gateway(FastAPI):
@@ -145,16 +109,15 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    for each in (container, predictions, sagemaker, routes, models, inference, metrics):
+    for each in (container, predictions, sagemaker, routes, models, inference, health):
         app.include_router(each.router)
     docs.add(app)
-    app.get("/ping", summary="Whether requests can be served", tags=["server"])(_ping)
     return app
 
 
 def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> Services:
     """All of them, each told whom to tell what."""
-    crew = Workers(host, memory, settings.predict_timeout)
+    workers = Workers(host, memory, settings.predict_timeout)
     numbers = Metrics()
 
     def on_event(event: Event) -> None:
@@ -162,21 +125,25 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
         if event.what is What.QUEUE_WAIT:
             prefetch.on_use(event.model.archive)
 
-    scheduler = Scheduler(crew, memory, _limits(settings), on_event)
+    scheduler = Scheduler(workers, memory, _limits(settings), on_event)
     prefetch = Prefetch(
         catalog,
         Usage(settings.state / "usage.json"),
         room=lambda: memory.host_budget - sum(m.host for m in scheduler.active()),
         idle=lambda: not any(m.in_use for m in scheduler.active()),
     )
-    crew.on_lost, crew.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
-    crew.on_phases = numbers.on_phases
+    workers.on_lost, workers.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
+    workers.on_phases = numbers.on_phases
     catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
-    images = Images(settings.images_mib << 20, settings.images_seconds)
     transit, wait = settings.transit_mib << 20, settings.queue_timeout
-    bodies = Bodies(transit, settings.max_request_mib, wait)
-    unread = Unread(transit, wait)
-    return Services(settings, catalog, scheduler, crew, memory, host, numbers, prefetch, images, Jobs(), bodies, unread)
+    return Services(
+        settings, catalog, scheduler, workers, memory, host, numbers, prefetch,
+        images=Images(settings.images_mib << 20, settings.images_seconds),
+        jobs=Jobs(),
+        bodies=Bodies(transit, settings.max_request_mib, wait),
+        unread=Unread(transit, wait),
+        given_names=GivenNames(),
+    )  # fmt: skip
 
 
 @asynccontextmanager
@@ -229,13 +196,6 @@ def _limits(settings: Settings) -> Limits:
         minimum_stay=settings.minimum_stay,
         keep_alive=settings.keep_alive,
     )
-
-
-async def _ping(request: Request) -> dict[str, str]:
-    services: Services = request.app.state.services
-    if not await services.host.engine.alive():
-        raise EngineUnavailable("TorchServe does not answer; logs are in the state folder")
-    return {"status": "ready"}
 
 
 async def _on_palimpsest_error(request: Request, error: Exception) -> Response:

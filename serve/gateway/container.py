@@ -5,22 +5,21 @@ loaded is known by its archive's name; one that `POST /models` loaded, by the na
 """
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.bodies import BodyError, read_body
 from serve.errors import BadRequest, ModelNotFound, PalimpsestError
+from serve.gateway.given_names import LoadedModel
 from serve.gateway.predictions import headers_of, invoke_as_sent
+from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
 from serve.residency.catalog import Archive
 from serve.residency.model import State
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Services
 
 router = APIRouter(tags=["SageMaker container"])
 
@@ -60,14 +59,8 @@ class Done(BaseModel):
     status: str
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    name: str
-    url: str
-    archive: Archive
-
-    def entry(self) -> Entry:
-        return Entry(modelName=self.name, modelUrl=self.url)
+def _entry(model: LoadedModel) -> Entry:
+    return Entry(modelName=model.name, modelUrl=model.url)
 
 
 def _describe(text: str) -> dict[str, Any]:
@@ -96,46 +89,44 @@ _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
         "requestBody": {"required": True, "content": {"application/json": {"schema": LoadRequest.model_json_schema()}}}
     },
 )
-async def load(request: Request) -> Done:
-    services: Services = request.app.state.services
+async def load(request: Request, services: Injected) -> Done:
     model = await _load_request(request)
     archive = _archive_at(services, model.url)
-    if _loaded_model(request, model.model_name) is not None:
+    if _loaded_model(services, model.model_name) is not None:
         raise AlreadyLoaded(f"{model.model_name!r} is loaded: DELETE /models/{model.model_name} first", "model_name")
     await services.scheduler.load(await services.catalog.prepare(archive), services.settings.load_timeout)
-    _given_names(request)[model.model_name] = LoadedModel(model.model_name, model.url, archive)
+    services.given_names.give(LoadedModel(model.model_name, model.url, archive))
     return Done(status=f"{model.model_name} is loaded")
 
 
 @router.get("/models", summary="Loaded models", response_model_exclude_none=True)
 async def models(
-    request: Request,
+    services: Injected,
     next_page_token: Annotated[str, Query(description="The token of the page before.")] = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Page:
     # The token is the last name shown: models that come and go between two pages shift nothing.
-    rest = sorted((m for m in _loaded(request) if m.name > next_page_token), key=lambda m: m.name)
+    rest = sorted((m for m in _loaded(services) if m.name > next_page_token), key=lambda m: m.name)
     page = rest[:limit]
     token = page[-1].name if len(rest) > limit else None
-    return Page(models=[m.entry() for m in page], nextPageToken=token)
+    return Page(models=[_entry(m) for m in page], nextPageToken=token)
 
 
 @router.get("/models/{name:path}", summary="Whether a model is loaded", responses=_NOT_LOADED)
-async def model(name: str, request: Request) -> Entry:
-    return _require(request, name).entry()
+async def model(name: str, services: Injected) -> Entry:
+    return _entry(_require(services, name))
 
 
 @router.delete(
     "/models/{name:path}", summary="Unload a model; its memory is back with the answer", responses=_NOT_LOADED
 )
-async def unload(name: str, request: Request) -> Done:
-    services: Services = request.app.state.services
-    loaded = _require(request, name)
+async def unload(name: str, services: Injected) -> Done:
+    loaded = _require(services, name)
     try:
         await services.scheduler.unload(loaded.archive.name)
     except KeyError:
         raise _not_loaded(name) from None
-    _given_names(request).pop(loaded.name, None)
+    services.given_names.take_back(loaded.name)
     return Done(status=f"{name} is unloaded")
 
 
@@ -145,9 +136,8 @@ async def unload(name: str, request: Request) -> Done:
     responses={**_NOT_LOADED, 200: _describe("What /predictions/{model} answers.") | {"content": _BINARY}},
     openapi_extra={"requestBody": {"description": "What /predictions/{model} takes.", "content": _BINARY}},
 )
-async def invoke_loaded(name: str, request: Request) -> Response:
-    services: Services = request.app.state.services
-    archive = _require(request, name).archive
+async def invoke_loaded(name: str, request: Request, services: Injected) -> Response:
+    archive = _require(services, name).archive
     return Transfer.of(await invoke_as_sent(services, archive, headers_of(request), request))
 
 
@@ -167,7 +157,7 @@ async def _load_request(request: Request) -> LoadRequest:
         raise BadRequest(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; {wanted}", field) from None
 
 
-def _archive_at(services: "Services", url: str) -> Archive:
+def _archive_at(services: Services, url: str) -> Archive:
     """Raises BadRequest, also where the store holds no such archive; the catalog refuses ".." in any form."""
     path, store = PurePath(url), services.settings.store
     if path.is_absolute() and not path.is_relative_to(store):
@@ -183,8 +173,8 @@ def _archive_at(services: "Services", url: str) -> Archive:
     return archive
 
 
-def _require(request: Request, name: str) -> LoadedModel:
-    loaded = _loaded_model(request, name)
+def _require(services: Services, name: str) -> LoadedModel:
+    loaded = _loaded_model(services, name)
     if loaded is None:
         raise _not_loaded(name)
     return loaded
@@ -194,26 +184,23 @@ def _not_loaded(name: str) -> ModelNotFound:
     return ModelNotFound(f"{name[:80]!r} is not loaded: POST /models loads it, GET /models lists what is", "model")
 
 
-def _loaded_model(request: Request, name: str) -> LoadedModel | None:
+def _loaded_model(services: Services, name: str) -> LoadedModel | None:
     """By the name under which it is listed, or by any spelling of its archive's name."""
-    loaded = _loaded(request)
+    loaded = _loaded(services)
     by_name = next((m for m in loaded if m.name == name), None)
     if by_name is not None:
         return by_name
-    services: Services = request.app.state.services
     with suppress(BadRequest):
         archive = services.catalog.find(name)
         return next((m for m in loaded if m.archive.name == archive.name), None)
     return None
 
 
-def _loaded(request: Request) -> list[LoadedModel]:
+def _loaded(services: Services) -> list[LoadedModel]:
     """What is ready to serve: under the names that the platform gave, else under the archive's own."""
-    services: Services = request.app.state.services
     ready = {m.archive.name: m.archive for m in services.scheduler.active() if m.state in _LOADED}
-    names = _given_names(request).values()
     # The version that is loaded, which may not be the one that lies in the store by now.
-    given = [replace(m, archive=ready[m.archive.name]) for m in names if m.archive.name in ready]
+    given = [replace(m, archive=ready[m.archive.name]) for m in services.given_names if m.archive.name in ready]
     hidden = {m.archive.name for m in given} | {m.name for m in given}
     own = [
         LoadedModel(name, str(archive.file or archive.path), archive)
@@ -221,12 +208,3 @@ def _loaded(request: Request) -> list[LoadedModel]:
         if name not in hidden
     ]
     return given + own
-
-
-def _given_names(request: Request) -> dict[str, LoadedModel]:
-    """Names that POST /models gave to archives, for as long as the application lives."""
-    state = request.app.state
-    if not hasattr(state, "given_names"):
-        state.given_names = {}
-    names: dict[str, LoadedModel] = state.given_names
-    return names

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve.errors import PalimpsestError
+from serve.gateway.services import Injected
 
 router = APIRouter(include_in_schema=False)
 
@@ -19,9 +20,9 @@ async def description(request: Request) -> Response:
 
 
 @router.options("/predictions/{model:path}")
-async def options(model: str, request: Request) -> Response:
+async def options(model: str, request: Request, services: Injected) -> Response:
     """What TorchServe's clients ask before they send; raises ModelNotFound as they expect it."""
-    request.app.state.services.catalog.find(model)
+    services.catalog.find(model)
     return JSONResponse(request.app.openapi(), headers={"Allow": ", ".join(request.app.methods(request.scope["path"]))})
 
 

@@ -4,18 +4,15 @@ A model's name becomes a label only once the store was seen to hold its archive:
 trace here. Where there are too many, the busiest have theirs and the rest is counted as one.
 """
 
-import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
-from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from serve.errors import PalimpsestError
@@ -24,14 +21,7 @@ from serve.gateway.histogram import Histogram
 from serve.gateway.torchserve_metrics import relabel
 from serve.residency.catalog import Archive
 from serve.residency.events import Event, What
-from serve.residency.model import Model, Reason, State
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Services
-
-router = APIRouter(tags=["server"])
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from serve.residency.model import Model, Reason
 
 # Bounds in seconds: of what a request goes through, and of what a model does.
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 5, 10, 30, 120)
@@ -40,10 +30,7 @@ _RESIDENCY = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 # Of handlers/base.py; from others nothing becomes a label.
 _PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
 
-MAX_BYTES = 200_000  # of an answer; with more, fewer models have a series of their own
 _MOST_VERSIONS = 2000  # whose counters TorchServe's are told apart by
-
-_LOADED = {State.READY, State.DRAINING, State.PARKING, State.PARKED}
 
 
 class Metrics:
@@ -213,74 +200,6 @@ class Invocation:
             yield
         finally:
             self.engine_seconds += time.perf_counter() - began
-
-
-@router.get(
-    "/metrics",
-    summary="Metrics for Prometheus",
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-async def metrics(request: Request) -> Response:
-    services: Services = request.app.state.services
-    torchserve = await _torchserves_own(services)
-    state = list(_state(services))
-    # Some thousand lines with many models: other requests need not wait for them.
-    body = await asyncio.to_thread(services.metrics.render, state, torchserve)
-    while len(body) > MAX_BYTES and services.metrics.shrink():
-        body = await asyncio.to_thread(services.metrics.render, list(_state(services)), torchserve)
-    return Response(body, media_type=CONTENT_TYPE)
-
-
-async def _torchserves_own(services: "Services") -> str:
-    try:
-        return await services.host.engine.metrics()
-    except PalimpsestError:
-        return ""  # it is being started again: ours matter all the more
-
-
-def _state(services: "Services") -> Iterator[Metric]:
-    models, memory, warm = services.scheduler.active(), services.memory, services.host.warm
-    label = services.metrics.label
-    loaded = [m for m in models if m.state in _LOADED]
-    yield _gauge("loaded_models", "Models that are loaded.", len(loaded))
-    yield _gauge("memory_budget_bytes", "Memory that models may take together.", memory.budget)
-    yield _gauge("memory_used_bytes", "Memory of the loaded models.", sum(m.reserved for m in loaded))
-    yield _gauge("memory_reserved_bytes", "The same with those that load or unload.", sum(m.reserved for m in models))
-    yield _gauge("host_budget_bytes", "Main memory that parked models may take together.", memory.host_budget)
-    yield _gauge("host_reserved_bytes", "Main memory held for parked models.", sum(m.host for m in models))
-    yield _gauge("parked_models", "Models that are parked.", sum(m.state is State.PARKED for m in models))
-    yield CounterMetricFamily(
-        "palimpsest_prefetched_bytes", "Bytes of archives read ahead.", services.prefetch.bytes_read
-    )
-    yield CounterMetricFamily(
-        "palimpsest_worker_slow_starts", "Workers that had to start without the zygote.", warm.slow_starts
-    )
-    yield CounterMetricFamily(
-        "palimpsest_zygote_restarts", "Times that the zygote had to be started again.", warm.zygote_restarts
-    )
-    yield _gauge("device_free_bytes", "Memory that the device reports as free.", memory.free())
-    yield _gauge_per_model(
-        "model_memory_bytes", "Memory held for a model.", ((label(m), m.reserved) for m in models if m.reserved)
-    )
-    yield _gauge_per_model(
-        "waiting_requests", "Requests that wait for a model.", ((label(m), len(m.waiters)) for m in models)
-    )
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"palimpsest_{name}", text, value)
-
-
-def _gauge_per_model(name: str, text: str, values: Iterable[tuple[str, int]]) -> Metric:
-    """values: by label, which versions of one archive share."""
-    totals: Counter[str] = Counter()
-    for label, value in values:
-        totals[label] += value
-    family = GaugeMetricFamily(f"palimpsest_{name}", text, labels=["model"])
-    for model_name, total in sorted(totals.items()):
-        family.add_metric([model_name], total)
-    return family
 
 
 class _Families(Collector):

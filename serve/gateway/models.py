@@ -6,17 +6,15 @@ from bisect import bisect_right
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ModelNotFound, OutOfMemory
+from serve.gateway.services import Injected, Services
 from serve.residency.catalog import Archive, Catalog
 from serve.residency.model import IN_MEMORY, Model, State
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Services
 
 
 class Footprint(BaseModel):
@@ -111,11 +109,10 @@ router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(_
 
 @router.get("", summary="All models", responses=_BAD, response_model=ModelList)
 async def models(
-    request: Request,
+    services: Injected,
     next_page_token: Annotated[str, Query(description="The token of the page before.")] = "",
     limit: Annotated[int, Query(ge=1, le=1000, description="Names on a page.")] = 100,
 ) -> Response:
-    services: Services = request.app.state.services
     active = services.scheduler.active()
     left = {m.archive.name for m in active}
     # The token is the last name shown: archives that come and go between two pages shift nothing.
@@ -134,8 +131,7 @@ async def models(
 
 
 @router.get("/{name:path}", summary="One model", responses=_UNKNOWN)
-async def model(name: str, request: Request) -> ModelStatus:
-    services: Services = request.app.state.services
+async def model(name: str, services: Injected) -> ModelStatus:
     return _status_of(services, await _archive(services, name))
 
 
@@ -150,8 +146,7 @@ async def model(name: str, request: Request) -> ModelStatus:
         _507="Not enough memory.",
     ),
 )
-async def load(name: str, request: Request) -> ModelStatus:
-    services: Services = request.app.state.services
+async def load(name: str, services: Injected) -> ModelStatus:
     archive = await _prepared(services, name)
     await services.scheduler.load(archive, services.settings.load_timeout)
     return _status_of(services, archive)
@@ -164,8 +159,7 @@ async def load(name: str, request: Request) -> ModelStatus:
     "model that is not in memory.",
     responses=_UNKNOWN | _errors(_429="The server is stopping."),
 )
-async def unload(name: str, request: Request) -> ModelStatus:
-    services: Services = request.app.state.services
+async def unload(name: str, services: Injected) -> ModelStatus:
     archive = await _archive(services, name)
     with suppress(KeyError):
         await services.scheduler.unload(archive.name)
@@ -178,8 +172,8 @@ async def unload(name: str, request: Request) -> ModelStatus:
     description="From its next load on, or from now if it is loaded, it stays until unpin, unload or the server's end.",
     responses=_UNPACKING,
 )
-async def pin(name: str, request: Request) -> ModelStatus:
-    return await _set_pin(request, name, pinned=True)
+async def pin(name: str, services: Injected) -> ModelStatus:
+    return await _set_pin(services, name, pinned=True)
 
 
 @router.post(
@@ -188,8 +182,7 @@ async def pin(name: str, request: Request) -> ModelStatus:
     description="Its next load then does not wait for the disk. Answers once it is read.",
     responses=_UNPACKING | _errors(_507="It is larger than what is left of PALIMPSEST_HOST_BUDGET."),
 )
-async def warm(name: str, request: Request) -> Warmed:
-    services: Services = request.app.state.services
+async def warm(name: str, services: Injected) -> Warmed:
     archive = await _prepared(services, name)
     size, room = await asyncio.to_thread(archive.size), services.prefetch.room()
     if size > room:
@@ -202,12 +195,11 @@ async def warm(name: str, request: Request) -> Warmed:
 
 
 @router.post("/{name:path}/unpin", summary="Unpin a model", responses=_UNPACKING)
-async def unpin(name: str, request: Request) -> ModelStatus:
-    return await _set_pin(request, name, pinned=False)
+async def unpin(name: str, services: Injected) -> ModelStatus:
+    return await _set_pin(services, name, pinned=False)
 
 
-async def _set_pin(request: Request, name: str, pinned: bool) -> ModelStatus:
-    services: Services = request.app.state.services
+async def _set_pin(services: Services, name: str, pinned: bool) -> ModelStatus:
     archive = await _prepared(services, name)
     services.scheduler.pin(archive, pinned)
     return _status_of(services, archive)
@@ -229,7 +221,7 @@ def _page(catalog: Catalog, also: set[str], after: str, limit: int) -> tuple[lis
     return found, names[limit - 1] if len(names) > limit else None
 
 
-async def _archive(services: "Services", name: str) -> Archive:
+async def _archive(services: Services, name: str) -> Archive:
     """The archive that a request of that name would get; else one that is in memory but left the store."""
     try:
         return await asyncio.to_thread(services.catalog.find, name)
@@ -240,15 +232,15 @@ async def _archive(services: "Services", name: str) -> Archive:
         return left[0]
 
 
-async def _prepared(services: "Services", name: str) -> Archive:
+async def _prepared(services: Services, name: str) -> Archive:
     return await services.catalog.prepare(await _archive(services, name))
 
 
-def _status_of(services: "Services", archive: Archive) -> ModelStatus:
+def _status_of(services: Services, archive: Archive) -> ModelStatus:
     return _status(services, services.scheduler.get(archive) or Model(archive))
 
 
-def _status(services: "Services", model: Model) -> ModelStatus:
+def _status(services: Services, model: Model) -> ModelStatus:
     footprint = services.memory.footprint(model.archive)
     idle = asyncio.get_running_loop().time() - model.last_used if model.last_used else None
     return ModelStatus(
@@ -273,7 +265,7 @@ def _status(services: "Services", model: Model) -> ModelStatus:
     )
 
 
-def _place(services: "Services", model: Model) -> Literal["gpu", "memory", "parked", "disk"]:
+def _place(services: Services, model: Model) -> Literal["gpu", "memory", "parked", "disk"]:
     if model.state in (State.PARKED, State.WAKING):
         return "parked"  # until it is ready
     if model.state in {State.READY, State.DRAINING, State.PARKING, State.UNLOADING}:
@@ -281,7 +273,7 @@ def _place(services: "Services", model: Model) -> Literal["gpu", "memory", "park
     return "disk"
 
 
-def _memory_status(services: "Services", models: Collection[Model]) -> MemoryStatus:
+def _memory_status(services: Services, models: Collection[Model]) -> MemoryStatus:
     return MemoryStatus(
         device=services.memory.device.name,
         budget_bytes=services.memory.budget,

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,11 +14,9 @@ from serve.engine.answer import Answer
 from serve.engine.question import Question, Sent
 from serve.errors import BadRequest, ModelNotFound, NotReached
 from serve.gateway.metrics import Invocation
+from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
 from serve.residency.catalog import Archive, Catalog
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Services
 
 router = APIRouter(tags=["predictions"])
 
@@ -132,8 +130,7 @@ _OPENAPI: dict[str, Any] = {
 # PUT is what `curl -T` sends, of which TorchServe's own examples are made.
 @router.put("/predictions/{model:path}", include_in_schema=False)
 @router.post("/predictions/{model:path}", summary="Ask a model", openapi_extra=_OPENAPI)
-async def predict(model: str, request: Request) -> Response:
-    services: Services = request.app.state.services
+async def predict(model: str, request: Request, services: Injected) -> Response:
     archive = await _archive(services.catalog, model)
     return Transfer.of(await invoke_as_sent(services, archive, headers_of(request), request))
 
@@ -175,16 +172,14 @@ class Job(Protocol):
     def begin(self) -> None: ...
 
 
-async def invoke_as_sent(
-    services: "Services", archive: Archive, headers: Mapping[str, str], request: Request
-) -> Answer:
+async def invoke_as_sent(services: Services, archive: Archive, headers: Mapping[str, str], request: Request) -> Answer:
     """Asks the model what the client asks; as `invoke`. headers: those that the model may see."""
     with await services.bodies.receive(request) as body:
         return await invoke(services, archive, Sent(headers, body), address(request))
 
 
 async def invoke(
-    services: "Services", archive: Archive, question: Question, client: str, job: Job | None = None
+    services: Services, archive: Archive, question: Question, client: str, job: Job | None = None
 ) -> Answer:
     """Asks the model, which is loaded first where need be; once more where the request never reached its worker.
 
@@ -200,7 +195,7 @@ async def invoke(
 
 
 async def _invoke_once(
-    services: "Services", archive: Archive, question: Question, client: str, job: Job | None, invocation: Invocation
+    services: Services, archive: Archive, question: Question, client: str, job: Job | None, invocation: Invocation
 ) -> Answer:
     archive = await services.catalog.prepare(archive)
     while True:

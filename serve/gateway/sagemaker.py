@@ -6,7 +6,7 @@ exception class by `x-amzn-ErrorType`.
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 from uuid import uuid4
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -30,10 +30,8 @@ from serve.errors import (
 )
 from serve.gateway import eventstream
 from serve.gateway.predictions import invoke_as_sent
+from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer, paced
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Services
 
 logger = logging.getLogger(__name__)
 
@@ -208,9 +206,9 @@ router = APIRouter(tags=["SageMaker runtime"], route_class=RuntimeRoute)
 
 @router.post("/endpoints/{name}/invocations", summary="InvokeEndpoint", openapi_extra=_OPENAPI)
 async def invoke_endpoint(
-    name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request
+    name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request, services: Injected
 ) -> Response:
-    answer = await _ask(headers, request)
+    answer = await _ask(headers, request, services)
     return Transfer.of(answer, headers.reply())
 
 
@@ -220,9 +218,9 @@ async def invoke_endpoint(
     openapi_extra=_STREAM_OPENAPI,
 )
 async def invoke_endpoint_with_response_stream(
-    name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request
+    name: EndpointName, headers: Annotated[InvocationHeaders, Header()], request: Request, services: Injected
 ) -> Response:
-    answer = await _ask(headers, request)
+    answer = await _ask(headers, request, services)
     own = {
         "content-type": eventstream.MEDIA_TYPE,
         "X-Amzn-SageMaker-Content-Type": answer.headers["content-type"],
@@ -239,8 +237,7 @@ async def invoke_endpoint_async(name: EndpointName) -> Response:
     )
 
 
-async def _ask(headers: InvocationHeaders, request: Request) -> Answer:
-    services: Services = request.app.state.services
+async def _ask(headers: InvocationHeaders, request: Request, services: Services) -> Answer:
     archive = services.catalog.find(headers.model())
     answer = await invoke_as_sent(services, archive, _model_headers(request), request)
     if answer.status >= 400:

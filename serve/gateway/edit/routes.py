@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
@@ -21,10 +21,8 @@ from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
+from serve.gateway.services import Injected, Services
 from serve.memory_file import MemoryFile, Part, whole
-
-if TYPE_CHECKING:
-    from serve.gateway.app import Services
 
 router = APIRouter(prefix="/v1", tags=["editing"])
 
@@ -47,8 +45,7 @@ class Upload(BaseModel):
     openapi_extra=openapi.IMAGES,
     responses=openapi.errors((400, 408, 413, 415)),
 )
-async def upload(request: Request) -> Upload:
-    services: Services = request.app.state.services
+async def upload(request: Request, services: Injected) -> Upload:
     with await services.bodies.receive(request) as body:
         image = await _uploaded(request, body)
         if not is_picture(body.read(image.start, min(image.start + 8, image.stop))):
@@ -65,8 +62,7 @@ async def upload(request: Request) -> Upload:
     openapi_extra=openapi.of(SegmentFields),
     responses=openapi.REPLIES,
 )
-async def segment(request: Request) -> Response:
-    services: Services = request.app.state.services
+async def segment(request: Request, services: Injected) -> Response:
     with ExitStack() as files:
         body = files.enter_context(await services.bodies.receive(request))
         fields = await read_fields(request, SegmentFields, body)
@@ -92,8 +88,7 @@ async def segment(request: Request) -> Response:
     openapi_extra=openapi.of(EraseFields),
     responses=openapi.REPLIES,
 )
-async def erase(request: Request) -> Response:
-    services: Services = request.app.state.services
+async def erase(request: Request, services: Injected) -> Response:
     with ExitStack() as files:
         body = files.enter_context(await services.bodies.receive(request))
         return await _paint(request, services, files, body, await read_fields(request, EraseFields, body))
@@ -102,8 +97,7 @@ async def erase(request: Request) -> Response:
 @router.post(
     "/replace", summary="Paint something else there", openapi_extra=openapi.of(ReplaceFields), responses=openapi.REPLIES
 )
-async def replace(request: Request) -> Response:
-    services: Services = request.app.state.services
+async def replace(request: Request, services: Injected) -> Response:
     with ExitStack() as files:
         body = files.enter_context(await services.bodies.receive(request))
         fields = await read_fields(request, ReplaceFields, body)
@@ -116,8 +110,7 @@ async def replace(request: Request) -> Response:
 
 
 @router.delete("/jobs/{job}", status_code=202, summary="Stop a job within a step", responses=openapi.errors((404,)))
-async def cancel(job: str, request: Request) -> dict[str, str]:
-    services: Services = request.app.state.services
+async def cancel(job: str, services: Injected) -> dict[str, str]:
     services.jobs.get(job).cancel()
     return {"job": job, "status": "stopping"}
 
@@ -139,7 +132,7 @@ async def _uploaded(request: Request, body: MemoryFile) -> Part:
 
 async def _paint(
     request: Request,
-    services: "Services",
+    services: Services,
     files: ExitStack,
     body: MemoryFile,
     fields: EraseFields | ReplaceFields,
@@ -171,7 +164,7 @@ async def _paint(
 
 
 async def _ask(
-    services: "Services",
+    services: Services,
     client: str,
     job: Job,
     model: str,
@@ -190,7 +183,7 @@ async def _ask(
 
 
 async def _picture(
-    services: "Services", files: ExitStack, body: MemoryFile, value: Slice | str, field: str
+    services: Services, files: ExitStack, body: MemoryFile, value: Slice | str, field: str
 ) -> Part | str:
     """What the client sent; of an id, what it stands for. files: takes what is made for it."""
     if isinstance(value, str) and value.startswith(PREFIX):
