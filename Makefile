@@ -15,7 +15,7 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test test-full test-sdk check format bench eval-demo archives lock clean
+.PHONY: help serve stop test test-fast test-full test-sdk check format bench eval-demo archives lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,9 @@ stop: ## stop the server that `make serve` started on PORT
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full"
+
+test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes on two cores
+	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" -n logical
 
 test-sdk: $(VENV)/.dev .venv-sagemaker/.ready ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
 	$(BIN)/python -m pytest tests/test_sdks.py

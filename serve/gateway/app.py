@@ -16,6 +16,7 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp
 
 from contract.errors import error_object
+from serve import __version__
 from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
@@ -95,7 +96,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
         Hosts(settings.hosts.split(",")),
         title="Palimpsest",
         description=DESCRIPTION,
-        version="0.1.0",
+        version=__version__,
         openapi_tags=[{"name": tag} for tag in TAGS],
         docs_url=None,
         redoc_url=None,
