@@ -332,7 +332,8 @@ def _interpreted(layout: _Layout, samples: NDArray[Any]) -> Decoded:
     if layout.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         grey = plain[..., 0]
         white_is_zero = layout.photometric == _WHITE_IS_ZERO
-        return Decoded(np.ascontiguousarray(~grey if white_is_zero else grey), alpha)
+        one = 255 // (2**layout.bits - 1) if layout.bits < 8 else 1
+        return Decoded(np.ascontiguousarray(~grey if white_is_zero else grey), alpha, one=one)
     if layout.photometric == _RGB:
         return Decoded(np.ascontiguousarray(plain), alpha)
     if layout.bits != 8:
@@ -382,7 +383,7 @@ def _indexed(layout: _Layout, samples: NDArray[Any]) -> Decoded:
         raise unsupported("a palette TIFF with such alpha")
     indices = np.ascontiguousarray(samples[..., 0])
     if layout.bits == 16:
-        return Decoded(colours[indices])
+        return Decoded(colours[indices], palette=Palette(indices, colours))
     padded = np.zeros((256, 3), np.uint8)
     padded[:entries] = colours
     return Decoded(padded[indices], alpha, Palette(indices, padded))

@@ -47,7 +47,7 @@ class LamaHandler(Handler):
 
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
-        mask = request.mask("mask_image", picture.size)
+        mask = request.mask("mask_image", picture)
         arguments = request.arguments()
         feather = arguments.integer("feather", 0, 0, LIMITS.max_feather)
         output_format = OUTPUT_FORMATS[arguments.choice("output_format", "png", tuple(OUTPUT_FORMATS))]
