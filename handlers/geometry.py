@@ -198,8 +198,11 @@ def _piece(mask: Mask, group: Cells, cell: int) -> Piece:
 
 
 def _is_thin(mask: Mask, blob: Cells, cell: int) -> bool:
+    height, width = mask.shape
     top, left, bottom, right = _extent(blob)
-    distance = imaging.distance_inside(mask[top * cell : bottom * cell, left * cell : right * cell])
+    # With a pixel of what is around, or a wire that fills its cells would have no edge.
+    box = Box(left * cell, top * cell, right * cell, bottom * cell).expanded(1, (width, height))
+    distance = imaging.distance_inside(box.of(mask))
     return float(distance.max()) * 2 <= _THIN_CELLS * cell
 
 
