@@ -126,7 +126,7 @@ def context_box(mask: Mask, native: int) -> Box:
     height, width = mask.shape
     inner = bounding_box(mask)
     longest = max(inner.width, inner.height)
-    side = native if longest * 1.25 <= native else max(native, round(longest * 1.5))
+    side = native if longest * 1.25 <= native else round(longest * 1.5)
     left, right = _span(inner.left, inner.right, side, width)
     top, bottom = _span(inner.top, inner.bottom, side, height)
     return Box(left, top, right, bottom)
