@@ -36,29 +36,45 @@ def decode_picture(data: bytes) -> Picture:
     return _guarded(_decode_picture, data)
 
 
-def decode_mask(data: bytes) -> Mask:
-    """HxW bool: what the picture marks, by the rules of handlers.masks. Raises: as decode_picture."""
-    return _guarded(_decode_mask, data)
+def decode_mask(data: bytes, picture: Picture) -> Mask:
+    """HxW bool: what the file marks of `picture`, by the rules of handlers.masks.
+
+    Raises: as decode_picture; and NotAPicture where it is not as large as the picture.
+    """
+    return _guarded(lambda data: _decode_mask(data, picture), data)
 
 
 def _decode_picture(data: bytes) -> Picture:
     decoded = _decoded(data)
-    said, stored, left_out = metadata.read(data)
-    orientation = 1 if decoded.upright else stored
+    said, orientation, left_out = metadata.read(data)
+    upright = _upright(decoded, orientation)
     if decoded.recoloured:
         said = said._replace(icc=None)
-    return Picture(
-        metadata.turned(decoded.samples, orientation),
-        None if decoded.alpha is None else metadata.turned(decoded.alpha, orientation),
-        said,
-        decoded.notes + left_out,
-    )
+    return Picture(upright.samples, upright.alpha, said, decoded.notes + left_out)
 
 
-def _decode_mask(data: bytes) -> Mask:
+def _decode_mask(data: bytes, picture: Picture) -> Mask:
     decoded = _decoded(data)
-    _, stored, _ = metadata.read(data)
-    return metadata.turned(mask_of(decoded), 1 if decoded.upright else stored)
+    _, orientation, _ = metadata.read(data)
+    upright = _upright(decoded, orientation)
+    height, width = upright.samples.shape[:2]
+    if (width, height) != picture.size:
+        raise NotAPicture(
+            f"is {width}x{height} but the picture is {picture.size[0]}x{picture.size[1]}: send a mask of the same size"
+        )
+    return mask_of(upright, picture)
+
+
+def _upright(decoded: Decoded, orientation: int) -> Decoded:
+    if decoded.upright:
+        return decoded
+    alpha, palette = decoded.alpha, decoded.palette
+    return decoded._replace(
+        samples=metadata.turned(decoded.samples, orientation),
+        alpha=None if alpha is None else metadata.turned(alpha, orientation),
+        palette=palette and palette._replace(indices=metadata.turned(palette.indices, orientation)),
+        upright=True,
+    )
 
 
 def _decoded(data: bytes) -> Decoded:

@@ -126,7 +126,7 @@ def context_box(mask: Mask, native: int) -> Box:
     height, width = mask.shape
     inner = bounding_box(mask)
     longest = max(inner.width, inner.height)
-    side = native if longest * 1.25 <= native else max(native, round(longest * 1.5))
+    side = native if longest * 1.25 <= native else round(longest * 1.5)
     left, right = _span(inner.left, inner.right, side, width)
     top, bottom = _span(inner.top, inner.bottom, side, height)
     return Box(left, top, right, bottom)
@@ -198,8 +198,11 @@ def _piece(mask: Mask, group: Cells, cell: int) -> Piece:
 
 
 def _is_thin(mask: Mask, blob: Cells, cell: int) -> bool:
+    height, width = mask.shape
     top, left, bottom, right = _extent(blob)
-    distance = imaging.distance_inside(mask[top * cell : bottom * cell, left * cell : right * cell])
+    # With a pixel of what is around, or a wire that fills its cells would have no edge.
+    box = Box(left * cell, top * cell, right * cell, bottom * cell).expanded(1, (width, height))
+    distance = imaging.distance_inside(box.of(mask))
     return float(distance.max()) * 2 <= _THIN_CELLS * cell
 
 

@@ -18,6 +18,7 @@ from handlers import decoding
 from handlers.base64_text import from_base64
 from handlers.errors import BadRequest
 from handlers.jobs import Job
+from handlers.masks import WHAT_A_MASK_IS
 from handlers.picture import Mask, Picture
 from handlers.reply import Reply
 
@@ -67,16 +68,11 @@ class Request:
         self.warnings += [f"{name} {note}" for note in picture.notes]
         return picture
 
-    def mask(self, name: str, size: tuple[int, int]) -> Mask:
-        """The mask in field `name`, which must be of `size` (width, height) and mark at least one pixel."""
-        mask = _decoded(decoding.decode_mask, self._bytes(name), name)
-        height, width = mask.shape
-        if (width, height) != size:
-            raise BadRequest(
-                f"{name} is {width}x{height} but the picture is {size[0]}x{size[1]}: send a mask of the same size", name
-            )
+    def mask(self, name: str, picture: Picture) -> Mask:
+        """The mask in field `name`, which must be as large as the picture and mark at least one pixel of it."""
+        mask = _decoded(lambda data: decoding.decode_mask(data, picture), self._bytes(name), name)
         if not mask.any():
-            raise BadRequest(f"{name}: the mask is empty; white (128 or more of 255) marks what to change", name)
+            raise BadRequest(f"{name}: the mask is empty: {WHAT_A_MASK_IS}", name)
         if mask.all():
             self.warnings.append(f"{name} covers the whole picture, so nothing of it can serve as context")
         return mask

@@ -19,9 +19,9 @@ class TooLarge(NotAPicture):
 
 
 class Palette(NamedTuple):
-    """indices: HxW uint8. colours: 256x3, black past the end of the file's own."""
+    """indices: HxW uint8 or uint16. colours: Nx3, one for each index that there may be."""
 
-    indices: NDArray[np.uint8]
+    indices: NDArray[Any]
     colours: RGB
 
 
@@ -29,6 +29,7 @@ class Decoded(NamedTuple):
     """samples, alpha: as in Picture, as they lie in the file unless `upright`. palette: where the file has one.
 
     notes: for the client. recoloured: whether the file's colour profile no longer describes the samples.
+    one: what the file's 1 is among the samples; more than that where fewer than 8 bits were spread over 0..255.
     """
 
     samples: Samples
@@ -37,6 +38,7 @@ class Decoded(NamedTuple):
     notes: tuple[str, ...] = ()
     recoloured: bool = False
     upright: bool = False
+    one: int = 1
 
 
 def damaged(why: str) -> NotAPicture:

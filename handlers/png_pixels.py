@@ -43,7 +43,7 @@ def decode(data: bytes) -> Decoded:
         return from_indices(_by_pillow(parts, "P"), parts.palette, parts.transparency)._replace(notes=notes)
     if parts.depth < 8:
         grey = _by_pillow(parts, "L")
-        return Decoded(grey, _keyed(grey[..., None], parts), notes=notes)
+        return Decoded(grey, _keyed(grey[..., None], parts), notes=notes, one=255 // (2**parts.depth - 1))
     if parts.colour == _GREY:
         return Decoded(pixels, _keyed(pixels[..., None], parts), notes=notes)
     if parts.colour == _RGB:

@@ -48,7 +48,8 @@ def _interpreted(layout: Layout, samples: NDArray[Any]) -> Decoded:
     if layout.photometric in (tags.WHITE_IS_ZERO, tags.BLACK_IS_ZERO):
         grey = plain[..., 0]
         white_is_zero = layout.photometric == tags.WHITE_IS_ZERO
-        return Decoded(np.ascontiguousarray(~grey if white_is_zero else grey), alpha)
+        one = 255 // (2**layout.bits - 1) if layout.bits < 8 else 1
+        return Decoded(np.ascontiguousarray(~grey if white_is_zero else grey), alpha, one=one)
     if layout.photometric == tags.RGB:
         return Decoded(np.ascontiguousarray(plain), alpha)
     if layout.bits != 8:
@@ -98,7 +99,7 @@ def _indexed(layout: Layout, samples: NDArray[Any]) -> Decoded:
         raise unsupported("a palette TIFF with such alpha")
     indices = np.ascontiguousarray(samples[..., 0])
     if layout.bits == 16:
-        return Decoded(colours[indices])
+        return Decoded(colours[indices], palette=Palette(indices, colours))
     padded = np.zeros((256, 3), np.uint8)
     padded[:entries] = colours
     return Decoded(padded[indices], alpha, Palette(indices, padded))

@@ -229,7 +229,7 @@ class TestMasks:
         mask[10:37, 13:50] = 255
         jpeg = encoded(mask, "JPEG", quality=75)
         assert len(np.unique(pixels(jpeg))) > 2
-        assert np.array_equal(decoding.decode_mask(jpeg), mask > 0)
+        assert np.array_equal(decoding.decode_mask(jpeg, Picture(image)), mask > 0)
         result = erase(open_handler, encoded(image), jpeg).picture
         assert np.array_equal(result[mask == 0], image[mask == 0])
 

@@ -48,7 +48,7 @@ def scanlines(values: np.ndarray, depth: int) -> bytes:
 
 
 def png(values: np.ndarray, depth: int, colour: int, interlaced: bool, extra: list[tuple[bytes, bytes]]) -> bytes:
-    head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, colour, 0, 0, interlaced)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour, 0, 0, interlaced)
     passes = [values[y::dy, x::dx] for y, x, dy, dx in ADAM7] if interlaced else [values]
     data = zlib.compress(b"".join(scanlines(part, depth) for part in passes))
     parts = [(b"IHDR", head), *extra, (b"IDAT", data[: len(data) // 2]), (b"IDAT", data[len(data) // 2 :])]

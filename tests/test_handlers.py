@@ -185,6 +185,24 @@ def test_lama_takes_the_mask_as_jpeg(open_handler: Open, dog: bytes, dog_mask: b
     assert np.array_equal(result[outside], pixels(dog)[outside])
 
 
+@pytest.mark.parametrize("name", ["lama", "sd"])
+def test_the_picture_with_a_hole_is_its_own_mask(open_handler: Open, name: str) -> None:
+    picture = np.full((40, 60, 3), 200, np.uint8)
+    picture[10:20, 20:40] = (250, 30, 30)
+    hole = np.zeros((40, 60), bool)
+    hole[8:22, 18:42] = True
+    request = {"image": encoded(picture), "prompt": "x", "gen_args": QUICK}
+    holed = encoded(np.dstack([picture, np.where(hole, 0, 255).astype(np.uint8)]))
+    result = open_handler(name).json(mask_image=holed, **request).picture
+    assert np.array_equal(result[~hole], picture[~hole])
+    assert (result[10:20, 20:40] != picture[10:20, 20:40]).any()
+    other = np.random.default_rng(0).integers(0, 256, picture.shape, np.uint8)
+    other = encoded(np.dstack([other, np.where(hole, 0, 255).astype(np.uint8)]))
+    reply = open_handler(name).json(mask_image=other, **request)
+    assert (reply.status, reply.error["field"]) == (400, "mask_image")
+    assert "a mask is white" in reply.error["message"]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 5), (40, 40), (283, 530)])
 @pytest.mark.parametrize("name", ["lama", "sd"])
 def test_every_size_goes_in_and_comes_out(open_handler: Open, name: str, size: tuple[int, int]) -> None:

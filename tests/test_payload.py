@@ -196,13 +196,13 @@ def test_null_is_absent_and_seven_point_nought_is_seven() -> None:
 
 
 def test_masks_must_fit_and_mark_something() -> None:
-    request = Request({"mask_image": MASK})
-    assert request.mask("mask_image", (3, 2)).all()
+    request = Request({"image": WHITE, "mask_image": MASK})
+    assert request.mask("mask_image", request.picture("image")).all()
     assert "context" in request.warnings[0]
     with pytest.raises(BadRequest, match="3x2 but the picture is 4x4"):
-        request.mask("mask_image", (4, 4))
+        request.mask("mask_image", Picture(np.zeros((4, 4), np.uint8)))
     with pytest.raises(BadRequest, match="the mask is empty"):
-        Request({"mask_image": encoded(np.zeros((2, 3), np.uint8))}).mask("mask_image", (3, 2))
+        Request({"mask_image": encoded(np.zeros((2, 3), np.uint8))}).mask("mask_image", request.picture("image"))
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, -2, 11, float("nan"), [1], {}])

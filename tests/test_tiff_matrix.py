@@ -58,12 +58,12 @@ def test_grey(bits: int) -> None:
 
 def packed(values: np.ndarray, bits: int, **options: Any) -> bytes:
     """Below 8 bits tifffile writes one bit only: the rest goes through rows of bytes and a directory of our own."""
-    rows = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(HEIGHT, -1)
+    rows = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(len(values), -1)
     bytes_ = np.packbits(rows, axis=1)
     data = bytearray(written(bytes_, **options))
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
         tags = file.pages[0].tags
-        for name, value in (("ImageWidth", WIDTH), ("BitsPerSample", bits)):
+        for name, value in (("ImageWidth", values.shape[1]), ("BitsPerSample", bits)):
             tag = tags[name]
             size = {3: 2, 4: 4}[int(tag.dtype)]
             at = tag.valueoffset

@@ -42,7 +42,7 @@ class LamaHandler(Handler):
 
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
-        mask = request.mask("mask_image", picture.size)
+        mask = request.mask("mask_image", picture)
         arguments = request.arguments()
         feather = arguments.integer(FEATHER)
         output_format = OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)]

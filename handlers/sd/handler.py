@@ -53,7 +53,7 @@ class SdHandler(Handler):
 
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
-        mask = request.mask("mask_image", picture.size)
+        mask = request.mask("mask_image", picture)
         settings = Settings.parse(request, self.default_guidance)
         settings.warn_of_syntax(request, self.pipeline.tokenizer)
         settings.warn_of_cut(request, self.pipeline.tokenizer)
