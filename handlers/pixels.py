@@ -73,27 +73,26 @@ def check_decoded(pixels: NDArray[Any] | None, height: int, width: int, depth: i
 
 
 def from_indices(indices: NDArray[np.uint8], colours: bytes, alphas: bytes = b"") -> Decoded:
-    """A palette picture. colours: RGB by index; alphas: by index, those missing are opaque."""
+    """A palette picture; grey where all its colours are.
+
+    colours: RGB by index, black where there are none. alphas: by index, opaque where there are none.
+    """
     table = np.zeros((256, 3), np.uint8)
     given = np.frombuffer(colours[:768], np.uint8)
-    table[: len(given) // 3] = given[: len(given) // 3 * 3].reshape(-1, 3)
+    own = given[: len(given) // 3 * 3].reshape(-1, 3)
+    table[: len(own)] = own
     alpha = None
     if alphas:
         opacity = np.full(256, 255, np.uint8)
         opacity[: len(alphas)] = np.frombuffer(alphas[:256], np.uint8)
         alpha = opacity[indices]
-    return Decoded(table[indices], alpha, Palette(indices, table))
+    is_grey = bool((own == own[:, :1]).all())
+    return Decoded((table[:, 0] if is_grey else table)[indices], alpha, Palette(indices, table))
 
 
 def from_pillow(image: Image.Image) -> Decoded:
-    """A picture of a mode of 8 bits that Pillow reads rightly; a palette's transparency becomes alpha."""
+    """A picture of a mode of 8 bits that Pillow reads rightly."""
     image.load()
-    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGB":
-        transparent = image.info.get("transparency")
-        alphas = transparent if isinstance(transparent, bytes) else b""
-        if isinstance(transparent, int):
-            alphas = bytes([255] * transparent + [0])
-        return from_indices(np.array(image), bytes(image.palette.palette), alphas)
     if "transparency" in image.info or image.mode in ("P", "PA", "RGBa", "La"):
         image = image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA")
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):

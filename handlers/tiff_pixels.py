@@ -20,7 +20,7 @@ from PIL import Image
 
 from handlers.exif import Directory, TiffData
 from handlers.jpeg_pixels import from_cmyk
-from handlers.pixels import Decoded, Palette, check_size, damaged, unsupported
+from handlers.pixels import Decoded, check_size, damaged, from_indices, unsupported
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_AT, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
@@ -104,6 +104,8 @@ def _layout(tiff: TiffData, page: Directory) -> _Layout:
     check_size(width, height, len(tiff.data))
     compression, photometric = number(_COMPRESSION, 1), number(_PHOTOMETRIC, -1)
     channels = number(_SAMPLES, 1)
+    if not 1 <= channels <= _MOST_CHANNELS:
+        raise unsupported(f"a TIFF of {channels} samples a pixel")
     formats = set(_numbers(tiff, page, _FORMAT)) & set(_FORMATS)
     bits = set(_numbers(tiff, page, _BITS)[:channels]) or {1}
     if formats:
@@ -114,7 +116,7 @@ def _layout(tiff: TiffData, page: Directory) -> _Layout:
         raise unsupported(f"a TIFF compressed with {_NAMES.get(compression, f'method {compression}')}")
     if photometric not in _COLOURS:
         raise unsupported(f"a TIFF of photometric interpretation {photometric}")
-    if not _COLOURS[photometric] <= channels <= _MOST_CHANNELS:
+    if channels < _COLOURS[photometric]:
         raise unsupported(f"a TIFF of {channels} samples a pixel")
     predictor = number(_PREDICTOR, 1) if compression in (5, 8, 32946) else 1
     if predictor not in (1, 2) or (predictor == 2 and bits <= {1, 2, 4}):
@@ -383,9 +385,7 @@ def _indexed(layout: _Layout, samples: NDArray[Any]) -> Decoded:
     indices = np.ascontiguousarray(samples[..., 0])
     if layout.bits == 16:
         return Decoded(colours[indices])
-    padded = np.zeros((256, 3), np.uint8)
-    padded[:entries] = colours
-    return Decoded(padded[indices], alpha, Palette(indices, padded))
+    return from_indices(indices, colours.tobytes())._replace(alpha=alpha)
 
 
 def _from_ycbcr(layout: _Layout, plain: NDArray[np.uint8], alpha: NDArray[Any] | None) -> Decoded:
