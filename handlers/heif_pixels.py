@@ -1,6 +1,7 @@
 """HEIC and AVIF -> samples. Which of the two a file is, its pictures say, not its major brand: `mif1` is either."""
 
 import io
+import struct
 from typing import Any, NamedTuple
 
 import cv2
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handlers.containers import bmff_boxes, bmff_brands
+from handlers.heif import primary_properties
 from handlers.pixels import Decoded, check_decoded, check_size, damaged, from_pillow, unsupported
 
 _HEIC = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
@@ -33,7 +35,7 @@ def decode(data: bytes) -> Decoded:
     10 and 12 bits are spread over 0..65535, so that white stays white. Raises NotAPicture or TooLarge.
     """
     kind = _kind(data)
-    return _decode_avif(data, kind.bits) if kind.avif else _decode_heic(data)._replace(upright=True)
+    return _cropped(_decode_avif(data, kind.bits), data) if kind.avif else _decode_heic(data)._replace(upright=True)
 
 
 def _kind(data: bytes) -> _Kind:
@@ -65,6 +67,29 @@ def _decode_avif(data: bytes, bits: int) -> Decoded:
         alpha = np.ascontiguousarray(deep[..., 3])
         return Decoded(np.asarray(cv2.cvtColor(deep, cv2.COLOR_BGRA2RGB)), alpha, notes=notes)
     return Decoded(np.asarray(cv2.cvtColor(deep, cv2.COLOR_BGR2RGB)), notes=notes)
+
+
+def _cropped(decoded: Decoded, data: bytes) -> Decoded:
+    """To the part that the container says is to be shown, if it does; libheif does that itself."""
+    aperture = next((value for kind, value in primary_properties(data) if kind == b"clap"), None)
+    if aperture is None:
+        return decoded
+    # Sides, and how far the middle lies from the picture's: each a numerator and a denominator.
+    width, of_width, height, of_height, right, of_right, down, of_down = struct.unpack(">IIIIiIiI", aperture[:32])
+    spans = (
+        _span(decoded.samples.shape[0], height, of_height, down, of_down),
+        _span(decoded.samples.shape[1], width, of_width, right, of_right),
+    )
+    alpha = None if decoded.alpha is None else np.ascontiguousarray(decoded.alpha[spans])
+    return decoded._replace(samples=np.ascontiguousarray(decoded.samples[spans]), alpha=alpha)
+
+
+def _span(whole: int, side: int, of_side: int, moved: int, of_moved: int) -> slice:
+    part, odd = divmod(side, of_side)
+    start, half = divmod((whole - part) * of_moved + 2 * moved, 2 * of_moved)
+    if odd or half or part == 0 or start < 0 or start + part > whole:
+        raise damaged("its clean aperture lies outside the picture, or between pixels")
+    return slice(start, start + part)
 
 
 def _decode_heic(data: bytes) -> Decoded:
