@@ -25,7 +25,7 @@ _BITS = {
 _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
 _END_OF_ROW, _END, _SKIP = 0, 1, 2
 _NAMES = {4: "JPEG", 5: "PNG"}
-_MOST_RLE = 16_000_000  # pixels; each may have a code of its own
+_MOST_CODES = 1_000_000  # of a run-length coded picture: each is read by itself
 
 
 class _Layout(NamedTuple):
@@ -46,8 +46,7 @@ def decode(data: bytes) -> Decoded:
     """
     layout = _layout(data)
     if layout.compression in (_RLE8, _RLE4):
-        rows = _unrolled(data[layout.start :], layout.width, layout.height, layout.compression == _RLE4)
-        return from_indices(np.ascontiguousarray(rows[::-1]), _palette(data, layout))
+        return from_indices(np.ascontiguousarray(_unrolled(data, layout)[::-1]), _palette(data, layout))
     stored = _rows(data, layout)
     rows = stored if layout.top_down else stored[::-1]
     if layout.bits <= 8:
@@ -81,8 +80,6 @@ def _layout(data: bytes) -> _Layout:
         raise unsupported(f"a BMP of {bits} bits a pixel with method {compression}")
     if compression in (_RLE8, _RLE4) and height < 0:
         raise damaged("what is run-length coded goes upwards")
-    if compression in (_RLE8, _RLE4) and width * height > _MOST_RLE:
-        raise unsupported(f"a run-length coded BMP of more than {_MOST_RLE // 1_000_000} megapixels")
     if start < 14 + header:
         raise damaged("its pixels begin inside its header")
     return _Layout(header, width, abs(height), height < 0, bits, compression, colours, start)
@@ -146,33 +143,40 @@ def _channel(values: NDArray[Any], mask: int) -> NDArray[np.uint8]:
     return spread.astype(np.uint8)[(values & mask) // low]
 
 
-def _unrolled(codes: bytes, width: int, height: int, halves: bool) -> NDArray[np.uint8]:
+def _unrolled(data: bytes, layout: _Layout) -> NDArray[np.uint8]:
     """HxW, in the file's order: what run-length codes say, of whole bytes or of halves. What they skip is 0."""
+    width, height, halves = layout.width, layout.height, layout.compression == _RLE4
     indices = bytearray(width * height)
-    at = x = y = 0
-    while y < height:
-        if at + 2 > len(codes):
+    at, x, y = layout.start, 0, 0
+    for _ in range(_MOST_CODES):
+        if y >= height:
+            break
+        if at + 2 > len(data):
             if y == height - 1 and x >= width:
                 break  # only the end's own code is missing
             raise damaged("it ends too early")
-        count, value = codes[at], codes[at + 1]
+        count, value = data[at], data[at + 1]
         at += 2
         if count == 0 and value == _END:
             break
         if count == 0 and value == _END_OF_ROW:
             x, y = 0, y + 1
         elif count == 0 and value == _SKIP:
-            right, up = codes[at : at + 2].ljust(2, b"\0")
+            right, up = data[at : at + 2].ljust(2, b"\0")
             at, x, y = at + 2, x + right, y + up
         else:
             if count:
-                run = (bytes((value >> 4, value & 15)) * 128 if halves else bytes((value,)) * 255)[:count]
+                run = (bytes((value >> 4, value & 15)) * (count // 2 + 1) if halves else bytes((value,)) * count)[
+                    :count
+                ]
             else:
                 size = -(-value // 2) if halves else value
-                run = codes[at : at + size]
+                run = data[at : at + size]
                 run = bytes(half for byte in run for half in (byte >> 4, byte & 15))[:value] if halves else run
                 at += size + size % 2
             run = run[: max(0, width - x)]
             indices[y * width + x : y * width + x + len(run)] = run
             x += len(run)
+    else:
+        raise unsupported(f"a BMP of more than {_MOST_CODES:,} run-length codes")
     return np.frombuffer(indices, np.uint8).reshape(height, width)

@@ -118,4 +118,5 @@ def _spread(samples: NDArray[Any], bits: int) -> NDArray[Any]:
     most = 2**bits - 1
     if int(samples.max(initial=0)) > most:
         raise damaged(f"its samples have more than {bits} bits")
-    return ((samples.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
+    table = (np.arange(most + 1, dtype=np.uint32) * 65535 + most // 2) // most
+    return table.astype(np.uint16)[samples]

@@ -20,7 +20,8 @@ from PIL import Image
 
 from handlers.exif import Directory, TiffData
 from handlers.jpeg_pixels import from_cmyk
-from handlers.pixels import Decoded, check_size, damaged, from_indices, unsupported
+from handlers.limits import LIMITS
+from handlers.pixels import Decoded, TooLarge, check_size, damaged, from_indices, unsupported
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_AT, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
@@ -41,6 +42,7 @@ _NAMES = {
 _FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _MOST_PAGES, _MOST_PIECES = 100, 200_000
 _MOST_CHANNELS = 16
+_MOST_BITS = 64  # of a pixel, in a picture of as many pixels as there may be
 
 
 class _Layout(NamedTuple):
@@ -118,6 +120,8 @@ def _layout(tiff: TiffData, page: Directory) -> _Layout:
         raise unsupported(f"a TIFF of photometric interpretation {photometric}")
     if channels < _COLOURS[photometric]:
         raise unsupported(f"a TIFF of {channels} samples a pixel")
+    if width * height * channels * max(bits) > LIMITS.max_pixels * _MOST_BITS:
+        raise TooLarge(f"has {channels} samples of {max(bits)} bits in each of {width}x{height} pixels")
     predictor = number(_PREDICTOR, 1) if compression in (5, 8, 32946) else 1
     if predictor not in (1, 2) or (predictor == 2 and bits <= {1, 2, 4}):
         raise unsupported(f"a TIFF with predictor {predictor}")
