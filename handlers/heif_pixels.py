@@ -11,7 +11,7 @@ from PIL import Image
 
 from handlers.containers import bmff_boxes, bmff_brands
 from handlers.heif import primary_properties
-from handlers.pixels import Decoded, check_decoded, check_size, damaged, from_pillow, unsupported
+from handlers.pixels import Decoded, check_decoded, check_size, damaged, from_pillow, unmultiplied, unsupported
 
 _HEIC = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
 _AVIF = {b"avif", b"avis"}
@@ -108,8 +108,9 @@ def _decode_heic(data: bytes) -> Decoded:
     if pixels.dtype == np.uint16:
         pixels = _spread(pixels >> (16 - bits), bits)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))
+        colours, alpha = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3], pixels[..., -1]
+        colours = unmultiplied(colours, alpha) if mode.startswith("RGBa") else colours
+        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(alpha))
     return Decoded(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 

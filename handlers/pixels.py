@@ -90,15 +90,20 @@ def from_indices(indices: NDArray[np.uint8], colours: bytes, alphas: bytes = b""
     return Decoded((table[:, 0] if is_grey else table)[indices], alpha, Palette(indices, table))
 
 
+def unmultiplied(plain: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """Colours (HxWxC) that were multiplied by alpha (HxW), divided by it; as they are where nothing shows."""
+    most = np.iinfo(plain.dtype).max
+    wide = alpha[..., None].astype(np.uint32)
+    divided = (plain.astype(np.uint32) * most + wide // 2) // np.maximum(wide, 1)
+    return np.where(wide > 0, np.minimum(divided, most), plain).astype(plain.dtype)
+
+
 def from_pillow(image: Image.Image) -> Decoded:
-    """A picture of a mode of 8 bits that Pillow reads rightly."""
-    image.load()
-    if "transparency" in image.info or image.mode in ("P", "PA", "RGBa", "La"):
-        image = image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
+    """A picture in one of the modes that Pillow reads WebP and AVIF in: grey or RGB of 8 bits, alpha or none."""
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise unsupported(f"a picture of the mode {image.mode}")
     pixels = np.array(image)
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))
-    return Decoded(pixels)
+    if image.mode in ("L", "RGB"):
+        return Decoded(pixels)
+    colours = pixels[..., 0] if image.mode == "LA" else pixels[..., :3]
+    return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))

@@ -21,7 +21,7 @@ from PIL import Image
 from handlers.exif import Directory, TiffData
 from handlers.jpeg_pixels import from_cmyk
 from handlers.limits import LIMITS
-from handlers.pixels import Decoded, TooLarge, check_size, damaged, from_indices, unsupported
+from handlers.pixels import Decoded, TooLarge, check_size, damaged, from_indices, unmultiplied, unsupported
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_AT, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
@@ -334,7 +334,7 @@ def _interpreted(layout: _Layout, samples: NDArray[Any]) -> Decoded:
     alpha, premultiplied = _alpha(layout, full, colours)
     plain = full[..., :colours]
     if premultiplied and alpha is not None:
-        plain = _unmultiplied(plain, alpha)
+        plain = unmultiplied(plain, alpha)
     if layout.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         grey = plain[..., 0]
         white_is_zero = layout.photometric == _WHITE_IS_ZERO
@@ -365,14 +365,6 @@ def _alpha(layout: _Layout, full: NDArray[Any], colours: int) -> tuple[NDArray[A
         if kind in (1, 2):
             return np.ascontiguousarray(full[..., colours + index]), kind == 1
     return None, False
-
-
-def _unmultiplied(plain: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Colours that were multiplied by alpha, divided by it; rounded, and as they are where nothing shows."""
-    most = np.iinfo(plain.dtype).max
-    wide = alpha[..., None].astype(np.uint32)
-    divided = (plain.astype(np.uint32) * most + wide // 2) // np.maximum(wide, 1)
-    return np.where(wide > 0, np.minimum(divided, most), plain).astype(plain.dtype)
 
 
 def _indexed(layout: _Layout, samples: NDArray[Any]) -> Decoded:

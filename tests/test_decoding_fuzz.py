@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handlers import decoding, encoding
+from handlers import decoding, encoding, metadata
 from handlers.containers import png_chunks
 from handlers.limits import LIMITS
+from handlers.picture import Picture
 from handlers.png import write_png
 
 HEIGHT, WIDTH = 16, 1100  # rows of more than a kilobyte: of less the allocator keeps pieces as they are
@@ -205,14 +206,15 @@ def memory(name: str) -> int:
 
 
 class Outcome(NamedTuple):
-    """What a file is decoded to: pictures as bytes, or refusals as sentences."""
+    """What a file is decoded to: pictures as bytes, or refusals as sentences. said: what lies beside its pixels."""
 
     picture: Any
     mask: Any
+    said: Any
 
 
 def outcome(data: bytes) -> Outcome:
-    return Outcome(decoded(data), decoded_mask(data))
+    return Outcome(decoded(data), decoded_mask(data), beside(data))
 
 
 def decoded(data: bytes) -> Any:
@@ -239,6 +241,17 @@ def decoded_mask(data: bytes) -> Any:
         return refusal(error)
     assert mask.dtype == bool
     return mask.shape, mask.tobytes()
+
+
+def beside(data: bytes) -> Any:
+    """Which is read and can be written, whatever the pixels are."""
+    said, orientation, notes = metadata.read(data)
+    assert orientation in range(1, 9)
+    assert len(" ".join(notes)) < 1000
+    for kind in encoding.WRITABLE:
+        body = encoding.encode_picture(Picture(PHOTO[:4, :4], metadata=said), kind)
+        assert metadata.read(body)[1:] == (1, ())
+    return said, orientation, notes
 
 
 def refusal(error: decoding.NotAPicture) -> tuple[type, str]:

@@ -192,3 +192,16 @@ def test_alpha_is_cropped_and_turned_with_its_picture() -> None:
 def test_a_clean_aperture_that_is_none_is_refused(value: bytes) -> None:
     with pytest.raises(decoding.NotAPicture, match="damaged"):
         decoding.decode_picture(with_properties(file("AVIF"), [(b"clap", value)]))
+
+
+def test_colours_that_were_multiplied_by_alpha_are_divided_by_it() -> None:
+    colours, alpha = PHOTO // 2, np.full((HEIGHT, WIDTH), 128, np.uint8)
+    for mode, most in (("RGBa", 255), ("RGBa;16", 65535)):
+        buffer, scale = io.BytesIO(), most // 255
+        stored = np.dstack([colours, alpha]).astype(np.uint8 if most == 255 else np.uint16) * scale
+        pillow_heif.from_bytes(mode, (WIDTH, HEIGHT), stored.tobytes()).save(buffer, quality=-1, chroma=444)
+        assert b"prem" in buffer.getvalue()
+        picture = decoding.decode_picture(buffer.getvalue())
+        assert np.abs(picture.samples - PHOTO.astype(float) * scale).max() <= 9 * scale
+        assert picture.alpha is not None
+        assert np.abs(picture.alpha - 128.0 * scale).max() <= 2 * scale
