@@ -3,11 +3,10 @@
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 
 from handlers import exif_tags as tags
 from handlers import jpeg, resolution
-from handlers.containers import jpeg_segments, png_chunks, riff_chunks
+from handlers.containers import GIF_CONTROL, GIF_FRAME, gif_blocks, jpeg_segments, png_chunks, riff_chunks
 from handlers.exif import TiffData
 from handlers.heif import HeifMetadata
 from handlers.limits import LIMITS
@@ -25,7 +24,6 @@ _PNG_COLOUR = {
     b"cLLI": (8,),
     b"sBIT": range(1, 5),
 }
-_MAX_GIF_EXTENSIONS, _MAX_GIF_BLOCKS = 1_000, 1_000_000
 # The picture itself, and further frames, of which the decoder tells.
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
 _WEBP_PIXELS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
@@ -208,35 +206,16 @@ def _bmp(data: bytes, found: Found) -> None:
         # Pixels per metre, as in PNG.
         across, down = struct.unpack_from("<ii", data, 38)
         found.resolution = resolution.from_png(across, down, 1)
+    if int.from_bytes(data[14:18], "little") >= 124 and data[70:74] == b"DEBM":  # "MBED": a profile in the file
+        begin, size = struct.unpack_from("<II", data, 126)
+        found.icc = data[14 + begin : 14 + begin + size] or None
 
 
 def _gif(data: bytes, found: Found) -> None:
-    """Comments and extensions lie in between the frames, of which each is a chain of short blocks."""
-    for name in islice(_gif_extensions(data), _MAX_GIF_EXTENSIONS):
-        found.left_out.append({0xFE: "a GIF comment", 0x01: "GIF text"}.get(name, "a GIF extension"))
-
-
-def _gif_extensions(data: bytes) -> Iterator[int]:
-    """Their labels, but for those that tell how frames are shown."""
-
-    def behind_table(flags: int, at: int) -> int:
-        return at + (3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0)
-
-    at, blocks = behind_table(data[10], 13), 0
-    while data[at] in (0x21, 0x2C):
-        if data[at] == 0x21:
-            label = data[at + 1]
-            if label != 0xF9 and not (label == 0xFF and data[at + 3 : at + 14] == b"NETSCAPE2.0"):
-                yield label
-            at += 2
-        else:
-            at = behind_table(data[at + 9], at + 10) + 1
-        while data[at]:
-            at += 1 + data[at]
-            blocks += 1
-            if blocks > _MAX_GIF_BLOCKS:
-                raise ValueError("too long to look through")
-        at += 1
+    """Comments and extensions lie in between the frames; those that tell how frames are shown go without a word."""
+    for label, _, body in gif_blocks(data):
+        if label not in (GIF_FRAME, GIF_CONTROL) and not (label == 0xFF and bytes(body[1:12]) == b"NETSCAPE2.0"):
+            found.left_out.append({0xFE: "a GIF comment", 0x01: "GIF text"}.get(label, "a GIF extension"))
 
 
 def _heif(data: bytes) -> Found:

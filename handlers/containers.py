@@ -1,5 +1,5 @@
-"""What picture files are made of, read without decoding a pixel: PNG's chunks, JPEG's segments, RIFF's chunks (WebP)
-and ISO boxes (HEIC, AVIF). TIFF's directories, which EXIF has too, are in handlers.exif.
+"""What picture files are made of, read without decoding a pixel: PNG's chunks, JPEG's segments, RIFF's chunks (WebP),
+ISO boxes (HEIC, AVIF) and GIF's blocks. TIFF's directories, which EXIF has too, are in handlers.exif.
 
 Every function takes any bytes-like object and gives memoryviews of it, never copies. None raises for what a file holds:
 a walk ends where the file stops making sense (or after as many steps as no honest file needs), no length is believed
@@ -14,7 +14,9 @@ from typing import NamedTuple
 Buffer = bytes | bytearray | memoryview
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GIF_FRAME, GIF_CONTROL = 0x2C, 0xF9
 _MAX_STEPS = 100_000
+_MAX_GIF_PARTS = 1_000_000
 # In a scan, FF 00 is a sample and FF D0 to FF D7 are restarts.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
@@ -135,3 +137,42 @@ def bmff_brands(data: Buffer) -> tuple[bytes, ...]:
         return ()
     brands = bytes(body[:4]) + bytes(body[8:])
     return tuple(brands[at : at + 4] for at in range(0, min(len(brands), 4 * 64) - 3, 4))
+
+
+class GifBlock(NamedTuple):
+    """label: GIF_FRAME, or an extension's. head: a frame's place and flags (9 bytes), then colours of its own, if any.
+    body: the chain of parts of at most 255 bytes, each behind its length; before a frame's, the bits of its indices.
+    """
+
+    label: int
+    head: memoryview
+    body: memoryview
+
+
+def gif_blocks(data: Buffer) -> Iterator[GifBlock]:
+    """A GIF's frames and extensions. Of a frame that the file's end cuts, the body ends there, too."""
+    view = memoryview(data)
+    at = 13 + (_gif_colours(view[10]) if len(view) > 10 else 0)
+    for _ in range(_MAX_STEPS):
+        start = view[at : at + 2]
+        if len(start) == 2 and start[0] == 0x21:
+            label, head, begin = start[1], view[at:at], at + 2
+            at = begin
+        elif len(start) == 2 and start[0] == GIF_FRAME and at + 10 <= len(view):
+            begin = at + 10 + _gif_colours(view[at + 9])
+            label, head = GIF_FRAME, view[at + 1 : begin]
+            at = begin + 1
+        else:
+            return
+        for _ in range(_MAX_GIF_PARTS):
+            if at >= len(view) or not view[at]:
+                break
+            at += 1 + view[at]
+        if at < len(view) or label == GIF_FRAME:
+            yield GifBlock(label, head, view[begin:at])
+        at += 1
+
+
+def _gif_colours(flags: int) -> int:
+    """The bytes of a table of colours."""
+    return 3 * 2 ** (1 + (flags & 7)) if flags & 0x80 else 0

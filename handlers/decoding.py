@@ -12,7 +12,7 @@ from typing import TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from contract.pictures import is_picture
-from handlers import heif_pixels, jpeg_pixels, metadata, png_pixels, tiff_pixels
+from handlers import bmp_pixels, gif_pixels, heif_pixels, jpeg_pixels, metadata, png_pixels, tiff_pixels
 from handlers.containers import PNG_SIGNATURE
 from handlers.masks import mask_of
 from handlers.picture import Mask, Picture
@@ -27,7 +27,8 @@ _KNOWN = "PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF, BMP"
 def decode_picture(data: bytes) -> Picture:
     """The first frame, upright, at the file's own depth.
 
-    Grey stays grey; palettes become RGB; transparency of any kind becomes alpha; CMYK becomes sRGB through its profile.
+    Grey stays grey; palettes become RGB, or grey where all their colours are; transparency of any kind becomes alpha;
+    CMYK becomes sRGB through its profile.
 
     Raises:
       NotAPicture: no known format, damaged, or unsupported.
@@ -88,14 +89,11 @@ def _decoded(data: bytes) -> Decoded:
     raise NotAPicture(f"is not a picture in a known format ({_KNOWN})")
 
 
-def _by_pillow(format: str) -> Callable[[bytes], Decoded]:
-    def decode(data: bytes) -> Decoded:
-        image = Image.open(io.BytesIO(data), formats=[format])
-        check_size(*image.size, len(data))
-        notes = ("holds several frames; only the first was used",) if getattr(image, "is_animated", False) else ()
-        return from_pillow(image)._replace(notes=notes)
-
-    return decode
+def _decode_webp(data: bytes) -> Decoded:
+    image = Image.open(io.BytesIO(data), formats=["WEBP"])
+    check_size(*image.size, len(data))
+    notes = ("holds several frames; only the first was used",) if getattr(image, "is_animated", False) else ()
+    return from_pillow(image)._replace(notes=notes)
 
 
 _DECODERS: tuple[tuple[bytes, Callable[[bytes], Decoded]], ...] = (
@@ -105,9 +103,9 @@ _DECODERS: tuple[tuple[bytes, Callable[[bytes], Decoded]], ...] = (
     (b"MM\0*", tiff_pixels.decode),
     (b"II+\0", tiff_pixels.decode),
     (b"MM\0+", tiff_pixels.decode),
-    (b"RIFF", _by_pillow("WEBP")),
-    (b"GIF8", _by_pillow("GIF")),
-    (b"BM", _by_pillow("BMP")),
+    (b"RIFF", _decode_webp),
+    (b"GIF8", gif_pixels.decode),
+    (b"BM", bmp_pixels.decode),
 )
 
 

@@ -5,12 +5,8 @@ from typing import NamedTuple
 
 from handlers.containers import bmff_boxes
 
-# irot's quarter turns (anti-clockwise) and imir's axis (0 exchanges top and bottom, 1 the sides) -> EXIF's orientation.
-_ORIENTATIONS = {
-    (0, None): 1, (1, None): 8, (2, None): 3, (3, None): 6,
-    (0, 0): 4, (1, 0): 5, (2, 0): 2, (3, 0): 7,
-    (0, 1): 2, (1, 1): 7, (2, 1): 4, (3, 1): 5,
-}  # fmt: skip
+# Quarter turns anti-clockwise, and whether left and right are exchanged afterwards -> EXIF's orientation.
+_ORIENTATIONS = {False: (1, 8, 3, 6), True: (2, 7, 4, 5)}
 _MAX_META, _MAX_ITEM = 1 << 18, 1 << 24  # bytes
 _MAX_PARTS = 10_000  # of items
 _SRGB = (1, 13)  # primaries and transfer; 2 is "unspecified"
@@ -59,25 +55,33 @@ class HeifMetadata:
             self.left_out.append("a thumbnail")
 
     def _read_properties(self, meta: dict[bytes, bytes]) -> None:
-        turns, mirror = 0, None
-        boxes = _boxes(meta.get(b"iprp", b""))
-        properties = [(kind, bytes(body)) for kind, body in bmff_boxes(boxes.get(b"ipco", b""))]
-        for kind, value in (properties[i - 1] for i in _associated(boxes, meta) if 0 < i <= len(properties)):
+        turns, mirrored = 0, False
+        properties = _properties(meta)
+        for kind, value in _primary(meta, properties):
             if kind == b"irot":
-                turns = value[0] & 3
+                turns += (-1 if mirrored else 1) * (value[0] & 3)
             elif kind == b"imir":
-                mirror = value[0] & 1
+                # Axis 1 exchanges left and right; 0 top and bottom, which is that and half a turn.
+                mirrored, turns = not mirrored, turns + (0 if value[0] & 1 else 2)
             elif kind == b"colr" and value[:4] in (b"prof", b"rICC"):
                 self.icc = bytes(value[4:])
             elif kind == b"colr" and value[:4] == b"nclx":
                 primaries, transfer = value[5], value[7]
                 if (primaries, transfer) != _SRGB and 2 not in (primaries, transfer):
                     self.cicp = bytes([primaries, transfer, 0, 1])
-        self.orientation = _ORIENTATIONS[turns, mirror]
+        self.orientation = _ORIENTATIONS[mirrored][turns % 4]
         if self.icc:
             self.cicp = None
         if any(kind == b"auxC" and b"alpha" not in value for kind, value in properties):
             self.left_out.append("auxiliary pictures, such as a depth or gain map")
+
+
+def primary_properties(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Name and contents of each property of the primary picture, in the order in which they apply; none where there is
+    no such picture. Raises ValueError where they are damaged.
+    """
+    meta = _boxes(_boxes(data).get(b"meta", b"")[:_MAX_META][4:])
+    return list(_primary(meta, _properties(meta))) if b"pitm" in meta else []
 
 
 class _Fields:
@@ -98,18 +102,24 @@ def _boxes(data: bytes) -> dict[bytes, bytes]:
     return {kind: bytes(body) for kind, body in bmff_boxes(data) if kind != b"mdat"}
 
 
-def _associated(boxes: dict[bytes, bytes], meta: dict[bytes, bytes]) -> Iterator[int]:
-    """The numbers, from 1, of the primary item's properties."""
+def _properties(meta: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """Of all pictures."""
+    container = _boxes(meta.get(b"iprp", b"")).get(b"ipco", b"")
+    return [(kind, bytes(body)) for kind, body in bmff_boxes(container)]
+
+
+def _primary(meta: dict[bytes, bytes], properties: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Those of the primary item, in the order of their association, which is that of their use."""
     primary = _Fields(meta.get(b"pitm", b""))
     wanted = primary.number(2 if primary.number(4) >> 24 == 0 else 4)
-    fields = _Fields(boxes.get(b"ipma", b""))
+    fields = _Fields(_boxes(meta.get(b"iprp", b"")).get(b"ipma", b""))
     version_and_flags = fields.number(4)
     wide = version_and_flags & 1
     for _ in range(fields.number(4)):
         item = fields.number(4 if version_and_flags >> 24 else 2)
         numbers = [fields.number(1 + wide) & (0x7FFF if wide else 0x7F) for _ in range(fields.number(1))]
         if item == wanted:
-            yield from numbers
+            yield from (properties[number - 1] for number in numbers if 0 < number <= len(properties))
 
 
 def _items(meta: dict[bytes, bytes]) -> Iterator[Item]:

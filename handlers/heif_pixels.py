@@ -1,6 +1,7 @@
 """HEIC and AVIF -> samples. Which of the two a file is, its pictures say, not its major brand: `mif1` is either."""
 
 import io
+import struct
 from typing import Any, NamedTuple
 
 import cv2
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from handlers.containers import bmff_boxes, bmff_brands
-from handlers.pixels import Decoded, check_decoded, check_size, damaged, from_pillow, unsupported
+from handlers.heif import primary_properties
+from handlers.pixels import Decoded, check_decoded, check_size, damaged, from_pillow, unmultiplied, unsupported
 
 _HEIC = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
 _AVIF = {b"avif", b"avis"}
@@ -33,7 +35,7 @@ def decode(data: bytes) -> Decoded:
     10 and 12 bits are spread over 0..65535, so that white stays white. Raises NotAPicture or TooLarge.
     """
     kind = _kind(data)
-    return _decode_avif(data, kind.bits) if kind.avif else _decode_heic(data)._replace(upright=True)
+    return _cropped(_decode_avif(data, kind.bits), data) if kind.avif else _decode_heic(data)._replace(upright=True)
 
 
 def _kind(data: bytes) -> _Kind:
@@ -67,6 +69,29 @@ def _decode_avif(data: bytes, bits: int) -> Decoded:
     return Decoded(np.asarray(cv2.cvtColor(deep, cv2.COLOR_BGR2RGB)), notes=notes)
 
 
+def _cropped(decoded: Decoded, data: bytes) -> Decoded:
+    """To the part that the container says is to be shown, if it does; libheif does that itself."""
+    aperture = next((value for kind, value in primary_properties(data) if kind == b"clap"), None)
+    if aperture is None:
+        return decoded
+    # Sides, and how far the middle lies from the picture's: each a numerator and a denominator.
+    width, of_width, height, of_height, right, of_right, down, of_down = struct.unpack(">IIIIiIiI", aperture[:32])
+    spans = (
+        _span(decoded.samples.shape[0], height, of_height, down, of_down),
+        _span(decoded.samples.shape[1], width, of_width, right, of_right),
+    )
+    alpha = None if decoded.alpha is None else np.ascontiguousarray(decoded.alpha[spans])
+    return decoded._replace(samples=np.ascontiguousarray(decoded.samples[spans]), alpha=alpha)
+
+
+def _span(whole: int, side: int, of_side: int, moved: int, of_moved: int) -> slice:
+    part, odd = divmod(side, of_side)
+    start, half = divmod((whole - part) * of_moved + 2 * moved, 2 * of_moved)
+    if odd or half or part == 0 or start < 0 or start + part > whole:
+        raise damaged("its clean aperture lies outside the picture, or between pixels")
+    return slice(start, start + part)
+
+
 def _decode_heic(data: bytes) -> Decoded:
     try:
         import pillow_heif
@@ -83,8 +108,9 @@ def _decode_heic(data: bytes) -> Decoded:
     if pixels.dtype == np.uint16:
         pixels = _spread(pixels >> (16 - bits), bits)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))
+        colours, alpha = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3], pixels[..., -1]
+        colours = unmultiplied(colours, alpha) if mode.startswith("RGBa") else colours
+        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(alpha))
     return Decoded(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
@@ -93,4 +119,5 @@ def _spread(samples: NDArray[Any], bits: int) -> NDArray[Any]:
     most = 2**bits - 1
     if int(samples.max(initial=0)) > most:
         raise damaged(f"its samples have more than {bits} bits")
-    return ((samples.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
+    table = (np.arange(most + 1, dtype=np.uint32) * 65535 + most // 2) // most
+    return table.astype(np.uint16)[samples]

@@ -49,7 +49,9 @@ class CodingReader:
         tables = [_row_by_row(self._used[name]) for name in names]
         while len(tables) > 1 and tables[-1] == tables[-2]:
             tables.pop()  # the last one is used for all further components
-        return JpegCoding(tuple(tables), self._subsampling(), self._is_rgb(names))
+        if self._is_rgb(names):  # which Pillow writes without subsampling only
+            return JpegCoding(tuple(tables), 0, rgb=True)
+        return JpegCoding(tuple(tables), self._subsampling())
 
     def _see_tables(self, data: bytes) -> None:
         at = 0

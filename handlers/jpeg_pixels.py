@@ -85,9 +85,16 @@ def _check_complete(parts: _Parts) -> None:
     """Raises NotAPicture for a picture without an end marker that lacks more than that."""
     if parts.progressive and not _has_all_scans(parts.scans):
         raise damaged("it ends too early")
-    first, *others = [_by_opencv(parts.file + tail + _END) for tail in _TAILS]
-    if first is None or not all(other is not None and np.array_equal(first, other) for other in others):
+    first, *others = (parts.file + tail + _END for tail in _TAILS)
+    pixels = _by_opencv(first)
+    if pixels is None or not all(_is_of(pixels, other) for other in others):
         raise damaged("it ends too early")
+
+
+def _is_of(pixels: NDArray[Any], file: bytes) -> bool:
+    """Whether a file holds just these pixels; its own are gone afterwards."""
+    decoded = _by_opencv(file)
+    return decoded is not None and np.array_equal(pixels, decoded)
 
 
 def _has_all_scans(scans: list[bytes]) -> bool:

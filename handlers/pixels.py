@@ -75,33 +75,37 @@ def check_decoded(pixels: NDArray[Any] | None, height: int, width: int, depth: i
 
 
 def from_indices(indices: NDArray[np.uint8], colours: bytes, alphas: bytes = b"") -> Decoded:
-    """A palette picture. colours: RGB by index; alphas: by index, those missing are opaque."""
+    """A palette picture; grey where all its colours are.
+
+    colours: RGB by index, black where there are none. alphas: by index, opaque where there are none.
+    """
     table = np.zeros((256, 3), np.uint8)
     given = np.frombuffer(colours[:768], np.uint8)
-    table[: len(given) // 3] = given[: len(given) // 3 * 3].reshape(-1, 3)
+    own = given[: len(given) // 3 * 3].reshape(-1, 3)
+    table[: len(own)] = own
     alpha = None
     if alphas:
         opacity = np.full(256, 255, np.uint8)
         opacity[: len(alphas)] = np.frombuffer(alphas[:256], np.uint8)
         alpha = opacity[indices]
-    return Decoded(table[indices], alpha, Palette(indices, table))
+    is_grey = bool((own == own[:, :1]).all())
+    return Decoded((table[:, 0] if is_grey else table)[indices], alpha, Palette(indices, table))
+
+
+def unmultiplied(plain: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """Colours (HxWxC) that were multiplied by alpha (HxW), divided by it; as they are where nothing shows."""
+    most = np.iinfo(plain.dtype).max
+    wide = alpha[..., None].astype(np.uint32)
+    divided = (plain.astype(np.uint32) * most + wide // 2) // np.maximum(wide, 1)
+    return np.where(wide > 0, np.minimum(divided, most), plain).astype(plain.dtype)
 
 
 def from_pillow(image: Image.Image) -> Decoded:
-    """A picture of a mode of 8 bits that Pillow reads rightly; a palette's transparency becomes alpha."""
-    image.load()
-    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGB":
-        transparent = image.info.get("transparency")
-        alphas = transparent if isinstance(transparent, bytes) else b""
-        if isinstance(transparent, int):
-            alphas = bytes([255] * transparent + [0])
-        return from_indices(np.array(image), bytes(image.palette.palette), alphas)
-    if "transparency" in image.info or image.mode in ("P", "PA", "RGBa", "La"):
-        image = image.convert("LA" if image.mode in ("1", "L", "La") else "RGBA")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
+    """A picture in one of the modes that Pillow reads WebP and AVIF in: grey or RGB of 8 bits, alpha or none."""
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise unsupported(f"a picture of the mode {image.mode}")
     pixels = np.array(image)
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        colours = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-        return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))
-    return Decoded(pixels)
+    if image.mode in ("L", "RGB"):
+        return Decoded(pixels)
+    colours = pixels[..., 0] if image.mode == "LA" else pixels[..., :3]
+    return Decoded(np.ascontiguousarray(colours), np.ascontiguousarray(pixels[..., -1]))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from handlers import tiff_tags as tags
 from handlers.exif import Directory, TiffData
-from handlers.pixels import check_size, damaged, unsupported
+from handlers.limits import LIMITS
+from handlers.pixels import TooLarge, check_size, damaged, unsupported
 
 COLOURS = {
     tags.WHITE_IS_ZERO: 1, tags.BLACK_IS_ZERO: 1, tags.RGB: 3, tags.INDEXED: 1, tags.SEPARATED: 4, tags.YCBCR: 3,
@@ -24,6 +25,7 @@ _UNREAD = {
 _FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _MOST_PAGES, _MOST_PIECES, _MOST_CHANNELS = 100, 200_000, 16
+_MOST_BITS = 64  # of a pixel, in a picture of as many pixels as there may be
 
 
 class Layout(NamedTuple):
@@ -95,9 +97,13 @@ def _layout(tiff: TiffData, page: Directory) -> Layout:
     width, height = _number(page, tags.WIDTH), _number(page, tags.HEIGHT)
     check_size(width, height, len(tiff.data))
     channels = _number(page, tags.SAMPLES, 1)
+    if not 1 <= channels <= _MOST_CHANNELS:
+        raise unsupported(f"a TIFF of {channels} samples a pixel")
     bits = _bits(tiff, page, channels)
     compression, photometric = _number(page, tags.COMPRESSION, 1), _number(page, tags.PHOTOMETRIC, -1)
     _check_kind(compression, photometric, channels)
+    if width * height * channels * bits > LIMITS.max_pixels * _MOST_BITS:
+        raise TooLarge(f"has {channels} samples of {bits} bits in each of {width}x{height} pixels")
     tiled = tags.TILE_WIDTH in page.entries
     layout = Layout(
         data=bytes(tiff.data),
@@ -138,7 +144,7 @@ def _check_kind(compression: int, photometric: int, channels: int) -> None:
         raise unsupported(f"a TIFF compressed with {_UNREAD.get(compression, f'method {compression}')}")
     if photometric not in COLOURS:
         raise unsupported(f"a TIFF of photometric interpretation {photometric}")
-    if not COLOURS[photometric] <= channels <= _MOST_CHANNELS:
+    if channels < COLOURS[photometric]:
         raise unsupported(f"a TIFF of {channels} samples a pixel")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from handlers import tiff_tags as tags
 from handlers.exif import TiffData
 from handlers.jpeg_pixels import from_cmyk
-from handlers.pixels import Decoded, Palette, damaged, unsupported
+from handlers.pixels import Decoded, Palette, damaged, from_indices, unmultiplied, unsupported
 from handlers.tiff_layout import COLOURS, Layout, read_layout
 from handlers.tiff_samples import read_jpeg, read_samples
 
@@ -44,7 +44,7 @@ def _interpreted(layout: Layout, samples: NDArray[Any]) -> Decoded:
     alpha, premultiplied = _alpha(layout, full, colours)
     plain = full[..., :colours]
     if premultiplied and alpha is not None:
-        plain = _unmultiplied(plain, alpha)
+        plain = unmultiplied(plain, alpha)
     if layout.photometric in (tags.WHITE_IS_ZERO, tags.BLACK_IS_ZERO):
         grey = plain[..., 0]
         white_is_zero = layout.photometric == tags.WHITE_IS_ZERO
@@ -78,14 +78,6 @@ def _alpha(layout: Layout, full: NDArray[Any], colours: int) -> tuple[NDArray[An
     return None, False
 
 
-def _unmultiplied(plain: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Colours that were multiplied by alpha, divided by it; rounded, and as they are where nothing shows."""
-    most = np.iinfo(plain.dtype).max
-    wide = alpha[..., None].astype(np.uint32)
-    divided = (plain.astype(np.uint32) * most + wide // 2) // np.maximum(wide, 1)
-    return np.where(wide > 0, np.minimum(divided, most), plain).astype(plain.dtype)
-
-
 def _indexed(layout: Layout, samples: NDArray[Any]) -> Decoded:
     entries = 2**layout.bits
     given = layout.directory.value(tags.COLOUR_MAP)
@@ -100,9 +92,7 @@ def _indexed(layout: Layout, samples: NDArray[Any]) -> Decoded:
     indices = np.ascontiguousarray(samples[..., 0])
     if layout.bits == 16:
         return Decoded(colours[indices], palette=Palette(indices, colours))
-    padded = np.zeros((256, 3), np.uint8)
-    padded[:entries] = colours
-    return Decoded(padded[indices], alpha, Palette(indices, padded))
+    return from_indices(indices, colours.tobytes())._replace(alpha=alpha)
 
 
 def _from_ycbcr(layout: Layout, plain: NDArray[np.uint8], alpha: NDArray[Any] | None) -> Decoded:

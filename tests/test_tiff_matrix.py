@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from handlers import decoding
+from handlers.limits import LIMITS
 
 HEIGHT, WIDTH = 21, 35
 WEAK = ("none", "adobe_deflate", "lzw", "packbits")
@@ -219,3 +220,25 @@ def test_nothing_of_the_process_memory_is_handed_on(compression: str) -> None:
         with pytest.raises(decoding.NotAPicture, match="damaged"):
             decoding.decode_picture(bytes(broken))
     assert not decoding.decode_picture(data).samples.any()
+
+
+def test_samples_beside_the_colours_count_towards_what_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.tiff_pixels.LIMITS", LIMITS._replace(max_pixels=HEIGHT * WIDTH))
+    for channels in (4, 5):
+        values = samples(16, channels)
+        data = written(values, photometric="rgb", planarconfig="contig", extrasamples=["unspecified"] * (channels - 3))
+        if channels == 4:
+            np.testing.assert_array_equal(decoding.decode_picture(data).samples, values[..., :3])
+        else:
+            with pytest.raises(decoding.TooLarge, match="has 5 samples of 16 bits in each of 35x21 pixels"):
+                decoding.decode_picture(data)
+
+
+def test_a_refusal_lists_no_more_than_there_can_be() -> None:
+    channels = 100
+    data = bytearray(written(samples(8, channels), photometric="minisblack", planarconfig="contig"))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        at = file.pages[0].tags["BitsPerSample"].valueoffset
+    data[at : at + 2 * channels] = np.arange(1, channels + 1, dtype="<u2").tobytes()
+    with pytest.raises(decoding.NotAPicture, match="100 samples a pixel, which is unsupported"):
+        decoding.decode_picture(bytes(data))
