@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from contract.accept import PICTURES
 from handlers import decoding, encoding, metadata
 from handlers.containers import png_chunks
 from handlers.limits import LIMITS
@@ -236,7 +237,8 @@ def decoded(data: bytes) -> Any:
 
 def decoded_mask(data: bytes) -> Any:
     try:
-        mask = decoding.decode_mask(data)
+        picture = decoding.decode_picture(data)
+        mask = decoding.decode_mask(data, picture._replace(samples=picture.samples.copy()))
     except decoding.NotAPicture as error:
         return refusal(error)
     assert mask.dtype == bool
@@ -248,7 +250,7 @@ def beside(data: bytes) -> Any:
     said, orientation, notes = metadata.read(data)
     assert orientation in range(1, 9)
     assert len(" ".join(notes)) < 1000
-    for kind in encoding.WRITABLE:
+    for kind in PICTURES:
         body = encoding.encode_picture(Picture(PHOTO[:4, :4], metadata=said), kind)
         assert metadata.read(body)[1:] == (1, ())
     return said, orientation, notes
@@ -266,7 +268,7 @@ MOST_MEMORY = 150_000_000  # for a million pixels of 4 x 16 bits, which several 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = LIMITS._replace(max_pixels=MOST_PIXELS, small_picture=MOST_PIXELS // 4)
-    for module in ("pixels", "tiff_pixels"):
+    for module in ("pixels", "tiff_layout"):
         monkeypatch.setattr(f"handlers.{module}.LIMITS", limits)
 
 

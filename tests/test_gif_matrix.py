@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from handlers import decoding
-from handlers.masks import THRESHOLD
+from handlers.picture import Picture
 
 HEIGHT, WIDTH = 13, 19
 NOT_SHOWN = b"\x21\xf9\4\0\0\0\0\0"
@@ -86,8 +86,8 @@ def test_a_frame_smaller_than_the_screen_leaves_it_transparent(transparent: int 
     alpha[4 : 4 + HEIGHT, 5 : 5 + WIDTH] = (indices != transparent) * 255
     np.testing.assert_array_equal(picture.alpha, alpha)
     np.testing.assert_array_equal(picture.samples[4 : 4 + HEIGHT, 5 : 5 + WIDTH], palette[indices])
-    mask = decoding.decode_mask(data)
-    assert not mask[alpha < THRESHOLD].any()
+    mask = decoding.decode_mask(data, Picture(~picture.samples))
+    assert not mask[alpha == 0].any()
 
 
 def test_a_frame_larger_than_the_screen_is_shown_whole() -> None:

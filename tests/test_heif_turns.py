@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from handlers import decoding, encoding
+from handlers.picture import Picture
 
 HEIGHT, WIDTH = 64, 96
 PHOTO = np.asarray(
@@ -159,8 +160,9 @@ def test_masks_are_turned_as_pictures_are(kind: str) -> None:
     marked = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     marked[5:20, 8:60] = 255
     for properties in turns():
-        mask = decoding.decode_mask(with_properties(file(kind, marked), properties))
-        assert np.array_equal(mask, shown(properties, marked)[..., 0] == 255)
+        expected = shown(properties, marked)
+        mask = decoding.decode_mask(with_properties(file(kind, marked), properties), Picture(~expected))
+        assert np.array_equal(mask, expected[..., 0] == 255)
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "AVIF, 10 bits", "HEIC"])
