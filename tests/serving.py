@@ -2,17 +2,20 @@
 
 import base64
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PALIMPSEST = Path(sys.executable).parent / "palimpsest"
@@ -109,6 +112,32 @@ def name_full_set(store: Path) -> None:
         if not (store / name).exists():
             (store / name / "MAR-INF").mkdir(parents=True)
             (store / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str = "1m", files: int = 1000) -> Iterator[Path]:
+    """A disk of its own in the folder, which is made. size: as mount has it."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={files}", "none", folder]
+    if os.geteuid() != 0 or subprocess.run(mount).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path, files: bool = False) -> Callable[[], None]:
+    """Leaves no byte on it, nor one more file; returns what makes room again."""
+    filler = disk / "filler"
+    filler.mkdir()
+    with suppress(OSError), (filler / "bytes").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with suppress(OSError):
+        for number in count() if files else ():
+            (filler / str(number)).touch()
+    return lambda: shutil.rmtree(filler)
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from serving import Server, is_worker, serving, until
+from serving import Server, fill, is_worker, serving, small_disk, until
 from zoo import write_archive
 
 from bench import churn
@@ -181,17 +181,13 @@ def test_everything_at_once_and_nothing_is_left(server: Server) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def cache_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of one MiB where the unpacked archives go."""
-    cache = tmp_path / "store" / ".cache"
-    cache.mkdir(parents=True)
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", cache]).returncode != 0:
-        pytest.skip("only root may mount a small disk")
-    yield cache
-    subprocess.run(["umount", "--lazy", cache], check=True)
+    with small_disk(tmp_path / "store" / ".cache") as disk:
+        yield disk
 
 
-def test_a_full_disk_fails_only_what_has_to_be_unpacked(small_disk: Path, server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_fails_only_what_has_to_be_unpacked(cache_disk: Path, server: Server, tmp_path: Path) -> None:
     folder = write_archive(tmp_path / "elsewhere", "packed")
     (folder / "weights.bin").write_bytes(os.urandom(4 << 20))
     with tarfile.open(tmp_path / "store" / "packed.tar.gz", "w:gz") as tar:
@@ -200,11 +196,11 @@ def test_a_full_disk_fails_only_what_has_to_be_unpacked(small_disk: Path, server
         answers = [ask(server, "packed") for _ in range(2)]
         before = tally[200]
         until(lambda: tally[200] > before + 5)
-    assert [answer.status_code for answer in answers] == [500, 500]
-    assert "disk" in answers[0].json()["error"]["message"]
+    assert [answer.status_code for answer in answers] == [507, 507]
+    assert "No space left on device" in answers[0].json()["error"]["message"]
     assert set(tally) == {200}
     # Room again: the same file is served without a restart.
-    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", cache_disk], check=True)
     until(lambda: ask(server, "packed").status_code == 200)
 
 
@@ -218,3 +214,47 @@ def test_shutdown_lets_running_requests_finish(server: Server) -> None:
     thread.join(DEADLINE)
     assert answers[0].status_code == 200
     assert server.process.wait(60) == 0
+
+
+def test_nothing_but_a_load_needs_the_disk_of_state_logs_and_temporary_files(
+    tmp_path: Path, demo_store: Path, dog: bytes
+) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        for name in ("state", "tmp"):
+            (disk / name).mkdir()
+            (tmp_path / name).symlink_to(disk / name)
+        with serving(tmp_path, demo_store, cpu_only=True) as server:
+            log = tmp_path / "serve.log"
+
+            def click(path: str, model: str = "", **more: str) -> httpx.Response:
+                fields = {"points": "[[750, 500]]", **({"model": model} if model else {}), **more}
+                return server.http.post(path, data=fields, files={"image": dog})
+
+            make_room = fill(disk)
+            answers = [click("/v1/segment"), click("/v1/erase"), click("/v1/segment")]
+            answers.append(server.http.post("/v1/images", files={"image": dog}))
+            assert [answer.status_code for answer in answers] == [200, 200, 200, 201], answers
+            until(lambda: " is full: " in log.read_text())
+            state = {path for path in disk.rglob("*") if disk / "tmp" not in path.parents}
+            assert not [path for path in state if path.suffix == ".new"]
+            make_room()
+
+            make_room = fill(disk, files=True)
+            assert click("/v1/segment").status_code == 200
+            for path in ("/v1/replace", "/predictions/sd"):
+                refused = click(path, prompt="a cat") if path.startswith("/v1") else ask(server, "sd")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full")
+                assert "make room" in refused.json()["error"]["message"]
+            make_room()
+
+            assert click("/v1/replace", prompt="a cat", steps="1").status_code == 200  # at once
+            until(lambda: " to again" in log.read_text())
+            said = [line for line in log.read_text().splitlines() if "the disk of" in line]
+            assert len(said) % 2 == 0, said
+            assert all((" is full: " in line) == (number % 2 == 0) for number, line in enumerate(said)), said
+            family = server.family()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            assert server.leftovers(family) == []
+        assert (disk / "state" / "footprints.json").stat().st_size > 0
+        assert not [*disk.rglob("*.new"), *disk.rglob("*.pid")]

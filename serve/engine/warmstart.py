@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from serve.engine import launcher, processes, zygote
 
@@ -96,7 +97,7 @@ class WarmStarts:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            with log.open("ab") as output:
+            with _opened(log) as output:
                 self.zygote = await processes.start(*command, cwd=home, env=environment, stdout=output, stderr=output)
             failures = 0 if await self._until_ready(self.zygote) else failures + 1
             code = await self.zygote.wait()
@@ -152,3 +153,11 @@ class WarmStarts:
             # One that still imports may yet become ready; one that was ready and is silent hangs.
             if self.ready.is_set() and report.decode(errors="replace").endswith(launcher.NO_ANSWER) and self.zygote:
                 self.zygote.kill()
+
+
+def _opened(log: Path) -> BinaryIO:
+    """To add to it; where the disk has no room for one more file, nothing is kept."""
+    try:
+        return log.open("ab")
+    except OSError:
+        return open(os.devnull, "ab")
