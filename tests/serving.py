@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -82,7 +83,10 @@ def serving(folder: Path, store: Path, models: str = "demo", cpu_only: bool = Fa
     port = free_port()
     log = (folder / "serve.log").open("w+")
     environ = environment(port, folder, store, models) | ({"CUDA_VISIBLE_DEVICES": ""} if cpu_only else {})
-    process = subprocess.Popen([PALIMPSEST, "serve"], cwd=ROOT, env=environ, stdout=log, stderr=log, text=True)
+    # A process group of its own, as a shell's job has: Ctrl-C goes to all of it.
+    process = subprocess.Popen(
+        [PALIMPSEST, "serve"], cwd=ROOT, env=environ, stdout=log, stderr=log, text=True, process_group=0
+    )
     server = Server(process, port, folder)
     try:
         wait_until_ready(server)
@@ -138,6 +142,16 @@ def fill(disk: Path, files: bool = False) -> Callable[[], None]:
         for number in count() if files else ():
             (filler / str(number)).touch()
     return lambda: shutil.rmtree(filler)
+
+
+def descriptors(pid: int | str = "self") -> Counter[str]:
+    """Of a process, by what they are: memfd, socket, anon_inode (a process, say), pipe, a file's path."""
+    kinds = Counter[str]()
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{each}")
+            kinds["memfd" if target.startswith("/memfd:") else target.partition(":")[0]] += 1
+    return kinds
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
