@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from contract.buffers import Buffer, Slice, decoded, text_of, unquoted
+from contract.buffers import Buffer, Slice, decoded, text_of, unescaped_pieces, unquoted
 from contract.errors import BodyError
 from contract.jsontext import MAX_NAME, MAX_SHORT, encoding_of, read_object, read_value
 from contract.multipart import MAX_PARTS, Header, Part, header, parts_of
@@ -29,6 +29,7 @@ __all__ = [
     "read_body",
     "read_value",
     "text_of",
+    "unescaped_pieces",
 ]
 
 MAX_RECODED_PART = 64 * 1024  # bytes of a part in another charset than UTF-8

@@ -8,6 +8,7 @@ import codecs
 import json
 import mmap
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from contract.errors import BodyError
@@ -17,6 +18,7 @@ Buffer = bytes | bytearray | memoryview | mmap.mmap
 WINDOW = 32 * 1024
 
 _FIRST_WINDOW = 512
+_LONGEST_ESCAPE = 6  # "\\u0000"
 # Whole escapes only, so that a string may be cut where it ends; of a pair of surrogates either half may be the last.
 _UNESCAPABLE = re.compile(r'(?:[^\\]++|\\u[0-9a-fA-F]{4}|\\["\\/bfnrt])*+')
 _PERCENT = re.compile(rb"%([0-9a-fA-F]{2})")
@@ -94,6 +96,27 @@ def unquoted(text: bytes) -> bytes:
         pieces.append(_PERCENT.sub(lambda escape: bytes((int(escape[1], 16),)), text[at:end]))
         at = end
     return b"".join(pieces)
+
+
+def unescaped_pieces(body: Buffer, value: Slice, field: str) -> Iterator[str]:
+    """What an escaped slice of the body stands for, for what is too large to be a text: a picture as base64.
+
+    Raises BodyError where it is no UTF-8, an escape is none, or half a character is alone in its piece.
+    """
+    view, decoder, rest = memoryview(body)[value.start : value.stop], codecs.getincrementaldecoder("utf-8")(), ""
+    for at in range(0, len(view), WINDOW):
+        try:
+            text = rest + decoder.decode(view[at : at + WINDOW], final=at + WINDOW >= len(view))
+        except UnicodeError:
+            raise BodyError(f"{field} is not valid UTF-8 text", field) from None
+        match = _UNESCAPABLE.match(text)
+        end = match.end() if match else 0
+        rest = text[end:]
+        if len(rest) >= _LONGEST_ESCAPE:
+            break
+        yield whole(json.loads(f'"{text[:end]}"', strict=False), field)
+    if rest:
+        raise BodyError(f"{field} is not valid JSON: a backslash with nothing to escape", field)
 
 
 def text_of(body: Buffer, value: Slice, field: str, max_characters: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ models_app = typer.Typer()
 app.add_typer(models_app, name="models")
 console = Console(highlight=False, soft_wrap=True)
 
+TURN = 0.001  # seconds
+
 
 @app.callback()
 def main() -> None:
@@ -48,9 +51,9 @@ def serve() -> None:
         raise _fail(str(error)) from None
     with one_message_per_error(settings.store):
         demo, reason = _choose_models(settings)
-        console.print(f"Models: {DEMO if demo else 'full'} ({reason})")
+        _say(f"Models: {DEMO if demo else 'full'} ({reason})")
         if demo:
-            build.ensure_demo(settings.store, console.print)
+            build.ensure_demo(settings.store, _say)
     memory = _memory(settings)
     _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20), memory)
 
@@ -99,11 +102,15 @@ def _serve(settings: Settings, catalog: Catalog, memory: Memory) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; under nohup it is ignored
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    # Bodies are read and hashed in threads: the event loop gets its turn after so long, instead of 5 ms.
+    sys.setswitchinterval(TURN)
     began = time.monotonic()
-    with console.status("Starting TorchServe") as starting:
+    with contextlib.ExitStack() as starting:
+        if console.is_terminal:
+            starting.enter_context(console.status("Starting TorchServe"))
 
         def on_ready() -> None:
-            starting.stop()
+            starting.close()
             _announce(settings, time.monotonic() - began)
 
         server = Server(application, settings, on_ready)
@@ -114,7 +121,7 @@ def _serve(settings: Settings, catalog: Catalog, memory: Memory) -> None:
             supervisor.end()  # of what the event loop did not come to
     if not server.started:
         raise typer.Exit(1)
-    console.print("Stopped.")
+    _say("Stopped.")
 
 
 def _memory(settings: Settings) -> Memory:
@@ -123,7 +130,7 @@ def _memory(settings: Settings) -> Memory:
     host_budget = _budget("HOST_BUDGET", settings.host_budget, psutil.virtual_memory().total)
     if budget == 0:
         raise _fail("PALIMPSEST_MEMORY_BUDGET must be more than 0")
-    console.print(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
+    _say(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
     return Memory(device, budget, settings.state / "footprints.json", host_budget)
 
 
@@ -143,16 +150,16 @@ def _budget(setting: str, text: str, total: int) -> int:
 
 def _announce(settings: Settings, seconds: float) -> None:
     url = preflight.url(settings)
-    console.print(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
-    console.print(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
+    _say(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
+    _say(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
     picture = os.path.relpath(sample) if sample.exists() else "picture.png"
-    console.print("Try a click:")
-    console.print(
+    _say("Try a click:")
+    _say(
         f"""  curl -s {url}/predictions/sam -H 'Accept: image/png' -F image=@{picture} \\
     -F 'gen_args={{"point_coords": [750, 500], "dilate_kernel_size": 15}}' -o mask.png"""
     )
-    console.print("Ctrl-C stops everything.")
+    _say("Ctrl-C stops everything.")
 
 
 def _settings() -> Settings:
@@ -183,7 +190,7 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
         return False, "just built"
     if settings.models == "full":
         raise _fail(missing)
-    console.print(missing, markup=False)
+    _say(missing, markup=False)
     return True, "there is a CUDA GPU, but the checkpoints named above are not to be had here"
 
 
@@ -195,8 +202,8 @@ def _pid_file(settings: Settings) -> Path:
 def _pid_file_held(settings: Settings) -> Iterator[None]:
     file = _pid_file(settings)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
     try:
+        file.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
         yield
     finally:
         file.unlink(missing_ok=True)
@@ -218,6 +225,12 @@ def _alive(process: psutil.Process) -> bool:
         return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _say(text: str, markup: bool = True) -> None:
+    """What the server says is lost where it goes to a full disk; the server is not."""
+    with contextlib.suppress(OSError):
+        console.print(text, markup=markup)
 
 
 def _fail(message: str) -> typer.Exit:

@@ -12,6 +12,7 @@ PalimpsestError            500
 │   └── ModelNotReady           no place or turn in time
 ├── ModelLoadFailed        500  the archive's handler failed while loading
 ├── OutOfMemory            507  the device has no room for this model or request
+├── DiskFull               507  nothing more can be written where it has to be
 ├── EngineUnavailable      503  TorchServe is starting, restarting or gone: Retry-After says when to try again
 │   ├── NotReached              and no worker has seen the request: it may be sent again
 │   └── WorkerDied
@@ -92,6 +93,10 @@ class ModelLoadFailed(PalimpsestError):
 
 class OutOfMemory(PalimpsestError):
     status, code = 507, "out_of_memory"
+
+
+class DiskFull(PalimpsestError):
+    status, code = 507, "disk_full"
 
 
 class EngineUnavailable(PalimpsestError):

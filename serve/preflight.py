@@ -21,6 +21,8 @@ def check(settings: Settings) -> None:
     """Makes the folders that are missing. Raises Unusable."""
     _require_readable("CONFIG", settings.config)
     _require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
+    _require_folder("STATE", settings.state / "logs", "the server's and TorchServe's logs go there")
+    _require_temporary_folder()
     _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
     _require_free_port(settings)
 
@@ -72,6 +74,17 @@ def _require_folder(setting: str, folder: Path, use: str, written: bool = True) 
         todo = "make room on its disk" if full else "name a folder that this user may use"
         reason = "a file is in its place" if isinstance(error, FileExistsError) else error.strerror
         raise Unusable(f"PALIMPSEST_{setting}={folder} cannot be used ({reason}): {use}; {todo}") from None
+
+
+def _require_temporary_folder() -> None:
+    """tempfile looks for one that can be written to, in TMPDIR and four more."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise Unusable(
+            "neither TMPDIR nor /tmp, /var/tmp or the working directory can be written to: TorchServe lives in a"
+            " folder there; make room on their disk, or name another folder as TMPDIR"
+        ) from None
 
 
 def _require_free_port(settings: Settings) -> None:

@@ -2,17 +2,21 @@
 
 import base64
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PALIMPSEST = Path(sys.executable).parent / "palimpsest"
@@ -90,8 +94,16 @@ def serving(
     port = free_port()
     log = (folder / "serve.log").open("w+")
     environ = environment(port, folder, store, models) | ({"CUDA_VISIBLE_DEVICES": ""} if cpu_only else {})
-    command = [*palimpsest(tree), "serve"]
-    process = subprocess.Popen(command, cwd=tree, env=environ | own_path(tree), stdout=log, stderr=log, text=True)
+    # A process group of its own, as a shell's job has: Ctrl-C goes to all of it.
+    process = subprocess.Popen(
+        [*palimpsest(tree), "serve"],
+        cwd=tree,
+        env=environ | own_path(tree),
+        stdout=log,
+        stderr=log,
+        text=True,
+        process_group=0,
+    )
     server = Server(process, port, folder)
     try:
         wait_until_ready(server)
@@ -121,6 +133,42 @@ def name_full_set(store: Path) -> None:
         if not (store / name).exists():
             (store / name / "MAR-INF").mkdir(parents=True)
             (store / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
+
+
+@contextmanager
+def small_disk(folder: Path, size: str = "1m", files: int = 1000) -> Iterator[Path]:
+    """A disk of its own in the folder, which is made. size: as mount has it."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={files}", "none", folder]
+    if os.geteuid() != 0 or subprocess.run(mount).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path, files: bool = False) -> Callable[[], None]:
+    """Leaves no byte on it, nor one more file; returns what makes room again."""
+    filler = disk / "filler"
+    filler.mkdir()
+    with suppress(OSError), (filler / "bytes").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with suppress(OSError):
+        for number in count() if files else ():
+            (filler / str(number)).touch()
+    return lambda: shutil.rmtree(filler)
+
+
+def descriptors(pid: int | str = "self") -> Counter[str]:
+    """Of a process, by what they are: memfd, socket, anon_inode (a process, say), pipe, a file's path."""
+    kinds = Counter[str]()
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{each}")
+            kinds["memfd" if target.startswith("/memfd:") else target.partition(":")[0]] += 1
+    return kinds
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.bodies import BodyError, PartText, Repeated, Slice, read_body, text_of
-from contract.buffers import WINDOW
+from contract.buffers import WINDOW, unescaped_pieces
 from contract.jsontext import MAX_SHORT, MAX_VALUES
 from contract.multipart import MAX_PARTS
 from contract.pictures import is_picture
@@ -380,3 +380,18 @@ def test_pictures_are_known_by_their_first_bytes(head: bytes) -> None:
     assert is_picture(head)
     assert is_picture(memoryview(head))
     assert not is_picture(b"x" + head)
+
+
+@pytest.mark.parametrize("shift", range(8))
+@pytest.mark.parametrize("piece", [r"\/", r"\u002f", r"\\", "A", "é", r"\n"])
+def test_a_picture_is_freed_of_escapes_wherever_they_are_cut(piece: str, shift: int) -> None:
+    body = ("A" * shift + piece * (3 * WINDOW // len(piece))).encode()
+    value = Slice(0, len(body), text=True, escaped=True)
+    assert "".join(unescaped_pieces(body, value, "image")) == text_of(body, value, "image", len(body))
+
+
+@pytest.mark.parametrize("end", ["\\", "\\x", "\\u12", "\\u12x4", "\\ud83d", "\\x" + "A" * WINDOW, b"\xff", b"\xc3"])
+def test_a_picture_of_broken_escapes_is_refused(end: str | bytes) -> None:
+    body = b"A" * WINDOW + (end if isinstance(end, bytes) else end.encode())
+    with pytest.raises(BodyError, match="image"):
+        list(unescaped_pieces(body, Slice(0, len(body), text=True, escaped=True), "image"))

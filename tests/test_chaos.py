@@ -2,19 +2,20 @@
 
 import os
 import signal
+import socket
 import subprocess
 import tarfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from serving import Server, is_worker, serving, until
+from serving import Server, descriptors, fill, is_worker, serving, small_disk, until
 from zoo import write_archive
 
 from bench import churn
@@ -181,17 +182,13 @@ def test_everything_at_once_and_nothing_is_left(server: Server) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def cache_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of one MiB where the unpacked archives go."""
-    cache = tmp_path / "store" / ".cache"
-    cache.mkdir(parents=True)
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", cache]).returncode != 0:
-        pytest.skip("only root may mount a small disk")
-    yield cache
-    subprocess.run(["umount", "--lazy", cache], check=True)
+    with small_disk(tmp_path / "store" / ".cache") as disk:
+        yield disk
 
 
-def test_a_full_disk_fails_only_what_has_to_be_unpacked(small_disk: Path, server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_fails_only_what_has_to_be_unpacked(cache_disk: Path, server: Server, tmp_path: Path) -> None:
     folder = write_archive(tmp_path / "elsewhere", "packed")
     (folder / "weights.bin").write_bytes(os.urandom(4 << 20))
     with tarfile.open(tmp_path / "store" / "packed.tar.gz", "w:gz") as tar:
@@ -200,12 +197,40 @@ def test_a_full_disk_fails_only_what_has_to_be_unpacked(small_disk: Path, server
         answers = [ask(server, "packed") for _ in range(2)]
         before = tally[200]
         until(lambda: tally[200] > before + 5)
-    assert [answer.status_code for answer in answers] == [500, 500]
-    assert "disk" in answers[0].json()["error"]["message"]
+    assert [answer.status_code for answer in answers] == [507, 507]
+    assert "No space left on device" in answers[0].json()["error"]["message"]
     assert set(tally) == {200}
     # Room again: the same file is served without a restart.
-    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", cache_disk], check=True)
     until(lambda: ask(server, "packed").status_code == 200)
+
+
+def test_clients_that_leave_and_a_killed_worker_leave_no_descriptor(server: Server, tmp_path: Path) -> None:
+    write_archive(tmp_path / "store", "large", memory_mib=50, reply_bytes=8 << 20, predict="slow", seconds=0.02)
+
+    def leave(number: int) -> None:
+        with socket.create_connection(("127.0.0.1", server.port), 20) as line:
+            size = 100_000
+            line.sendall(f"POST /predictions/large HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+            line.sendall(bytes(size - (number % 4 == 1)))  # amid the body, or while it waits
+            if number % 4 == 3:
+                line.recv(1)  # amid the reply
+
+    assert ask(server, "large").status_code == 200
+    server.http.close()
+    server.http = httpx.Client(base_url=server.http.base_url, timeout=DEADLINE, headers={"connection": "close"})
+    until(lambda: not descriptors(server.process.pid)["memfd"])
+    before = descriptors(server.process.pid)
+    for number in range(100):
+        if number == 50:
+            server.worker("large").kill()
+        leave(number)
+    assert ask(server, "large").status_code in (200, 503)
+    assert ask(server, "large").status_code == 200
+    until(lambda: not descriptors(server.process.pid)["memfd"])
+    until(lambda: sum((descriptors(server.process.pid) - before).values()) == 0)
+    model = server.http.get("/v1/models/large").json()
+    assert (model["leases"], model["queue"]) == (0, 0)
 
 
 def test_shutdown_lets_running_requests_finish(server: Server) -> None:
@@ -218,3 +243,85 @@ def test_shutdown_lets_running_requests_finish(server: Server) -> None:
     thread.join(DEADLINE)
     assert answers[0].status_code == 200
     assert server.process.wait(60) == 0
+
+
+def test_nothing_but_a_load_needs_the_disk_of_state_logs_and_temporary_files(
+    tmp_path: Path, demo_store: Path, dog: bytes
+) -> None:
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        for name in ("state", "tmp"):
+            (disk / name).mkdir()
+            (tmp_path / name).symlink_to(disk / name)
+        with serving(tmp_path, demo_store, cpu_only=True) as server:
+            log = tmp_path / "serve.log"
+
+            def click(path: str, model: str = "", **more: str) -> httpx.Response:
+                fields = {"points": "[[750, 500]]", **({"model": model} if model else {}), **more}
+                return server.http.post(path, data=fields, files={"image": dog})
+
+            make_room = fill(disk)
+            answers = [click("/v1/segment"), click("/v1/erase"), click("/v1/segment")]
+            answers.append(server.http.post("/v1/images", files={"image": dog}))
+            assert [answer.status_code for answer in answers] == [200, 200, 200, 201], answers
+            until(lambda: " is full: " in log.read_text())
+            state = {path for path in disk.rglob("*") if disk / "tmp" not in path.parents}
+            assert not [path for path in state if path.suffix == ".new"]
+            make_room()
+
+            make_room = fill(disk, files=True)
+            assert click("/v1/segment").status_code == 200
+            for path in ("/v1/replace", "/predictions/sd"):
+                refused = click(path, prompt="a cat") if path.startswith("/v1") else ask(server, "sd")
+                assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full")
+                assert "make room" in refused.json()["error"]["message"]
+            make_room()
+
+            assert click("/v1/replace", prompt="a cat", steps="1").status_code == 200  # at once
+            until(lambda: " to again" in log.read_text())
+            said = [line for line in log.read_text().splitlines() if "the disk of" in line]
+            assert len(said) % 2 == 0, said
+            assert all((" is full: " in line) == (number % 2 == 0) for number, line in enumerate(said)), said
+            family = server.family()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            assert server.leftovers(family) == []
+        assert (disk / "state" / "footprints.json").stat().st_size > 0
+        assert not [*disk.rglob("*.new"), *disk.rglob("*.pid")]
+
+
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["to all, as a terminal does", "to the server alone"])
+def test_a_second_ctrl_c_ends_what_does_not_end(
+    send: Callable[[int, int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_archive(tmp_path / "store", "slow", predict="slow", seconds=600, response_timeout=700)
+    monkeypatch.setenv("PALIMPSEST_STOP_TIMEOUT", "600")
+    with serving(tmp_path, tmp_path / "store", "full", cpu_only=True) as server:
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(ask(server, "slow")))
+        thread.start()
+        until(lambda: server.http.get("/v1/models/slow").json()["leases"] == 1)
+        family = server.family()
+        assert any(is_worker(process, "slow") for process in family)
+        send(server.process.pid, signal.SIGINT)
+        until(lambda: not listens(server.port))
+        assert not answers  # it may end by itself
+        assert server.process.poll() is None
+        send(server.process.pid, signal.SIGINT)
+        thread.join(DEADLINE)
+        assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "unavailable")
+        assert int(answers[0].headers["retry-after"]) > 0
+        assert server.process.wait(60) == 0
+        assert server.leftovers(family) == []
+    assert not [*(tmp_path / "state").glob("*.pid"), *(tmp_path / "state").rglob("*.new")]
+    log = (tmp_path / "serve.log").read_text()
+    assert log.endswith("Stopped.\n")
+    assert "Traceback" not in log
+    assert "ERROR" not in log
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+    except ConnectionRefusedError:
+        return False
+    return True

@@ -1,11 +1,14 @@
 """One tiny archive per failure, through a real TorchServe: the right answer in time, and nobody else harmed."""
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
+import psutil
 import pytest
-from serving import Server, serving
+from serving import Server, descriptors, serving, until
 from zoo import write_archive
 
 pytestmark = pytest.mark.torchserve
@@ -25,6 +28,7 @@ ZOO: dict[str, dict[str, Any]] = {
     "predict-refuses": {"predict": "refuse"},
     "too-much": {"reply_bytes": 600 << 20},
     "large": {"reply_bytes": 20 << 20},
+    "small": {"reply_bytes": 10},
     "slow": {"predict": "slow", "seconds": 1.0},
     "huge": {"memory_mib": 10_000_000},
 }
@@ -99,6 +103,36 @@ def test_a_failing_model_fails_alike_the_next_time(server: Server, name: str) ->
 
 def test_a_large_reply_comes_whole(server: Server) -> None:
     assert server.http.post("/predictions/large", content=b"x").content == bytes(20 << 20)
+
+
+def test_large_bodies_for_an_archive_of_another_make_take_turns_in_torchserve(server: Server) -> None:
+    """Each is there several times over, so that six of 100 MiB at once would be more than it has."""
+    size, answers = 100 * 2**20, list[httpx.Response]()
+    server.http.post("/predictions/small", content=b"warm").raise_for_status()
+    gateway = psutil.Process(server.process.pid)
+    before = gateway.memory_info().rss
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(size // 2**20):
+            yield bytes(2**20)
+
+    def send() -> None:
+        headers = {"content-length": str(size)}
+        answers.append(server.http.post("/predictions/small", content=pieces(), headers=headers))
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 6
+    for answer in answers:
+        assert answer.status_code == 200 or (
+            answer.status_code in (429, 503) and int(answer.headers["retry-after"]) > 0
+        )
+    assert any(answer.content == bytes(10) for answer in answers)
+    until(lambda: not descriptors(gateway.pid)["memfd"])
+    assert gateway.memory_info().rss < before + size  # bodies are memory files: of the process itself they take nothing
 
 
 def test_a_guess_past_the_budget_refuses_nobody(server: Server) -> None:

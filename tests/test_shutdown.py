@@ -16,7 +16,7 @@ import psutil
 import pytest
 from door import PING, Server, closed, post, read
 from fakes import FakeTorchServe, make_store
-from serving import environment, free_port
+from serving import environment, fill, free_port, small_disk
 
 TESTS = Path(__file__).parent
 UNFINISHED = post("/predictions/sam", b"x" * 100)[:-1]
@@ -99,18 +99,20 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, store: Path, descriptors: int = 1024, **settings: str) -> Iterator[Process]:
+def serving(
+    folder: Path, store: Path, descriptors: int = 1024, log: Path | None = None, **settings: str
+) -> Iterator[Process]:
     port = free_port()
     environ = (
         environment(port, folder, store) | settings | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     )
-    log = folder / "log"
+    log = log or folder / "log"
     command = f'ulimit -n {descriptors}; exec "{sys.executable}" "{TESTS / "serve_fake.py"}"'
     with log.open("wb") as output:
         process = subprocess.Popen(["bash", "-c", command], env=environ, stdout=output, stderr=output, cwd=folder)
     running = Process(process, Server(None, port), log)  # type: ignore[arg-type]
     try:
-        door.until(lambda: "is ready" in running.said or process.poll() is not None, 60)
+        door.until(lambda: "is ready" in running.said or process.poll() is not None or not _refused(port), 60)
         yield running
     finally:
         process.kill()
@@ -156,3 +158,14 @@ def test_more_connections_than_descriptors_keep_nobody_out(tmp_path: Path, store
         for _ in range(10):
             running.server.ping()
         assert psutil.Process(running.process.pid).num_fds() < 256
+
+
+def test_a_server_whose_words_go_to_a_full_disk_serves(tmp_path: Path, store: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as disk:
+        make_room = fill(disk)
+        with serving(tmp_path, store, log=disk / "log") as running:
+            running.server.ping()
+            make_room()
+            running.process.terminate()
+            assert running.process.wait(30) == 0
+            assert running.said.endswith("Stopped.\n")

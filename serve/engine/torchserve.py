@@ -13,6 +13,7 @@ import aiohttp
 
 from contract import commands
 from contract.ticket import File
+from serve import disk
 from serve.budget import Budget
 from serve.engine.answer import Answer, written
 from serve.engine.handlerlog import LOG, HandlerLog
@@ -20,6 +21,7 @@ from serve.engine.question import Question
 from serve.engine.said import Said
 from serve.errors import (
     DeadlineExceeded,
+    DiskFull,
     EngineUnavailable,
     ModelLoadFailed,
     NotReached,
@@ -76,9 +78,12 @@ class TorchServe:
         load_timeout: float,
         session: aiohttp.ClientSession | None = None,
         logs: Path = Path(),
+        home: Path = Path(),
     ) -> None:
-        """session: stands in for the network in tests. logs: the folder of TorchServe's log files."""
-        self._logs = logs
+        """session: stands in for the network in tests. logs: the folder of TorchServe's log files. home: the one that
+        it lives in, where workers have their sockets and temporary files.
+        """
+        self._logs, self._home = logs, home
         self._endpoint, self._load_timeout = endpoint, load_timeout
         self._through_java = Budget(THROUGH_JAVA, _WAIT_FOR_JAVA, "too many bodies go through TorchServe")
         # aiohttp: a third faster than httpx for megabytes, by bench/http_clients.py. No limit: the scheduler has one.
@@ -106,7 +111,7 @@ class TorchServe:
     async def register(self, name: str, archive: Path) -> None:
         """Starts a worker for the archive folder and returns once its model is loaded and warm.
 
-        Raises OutOfMemory or ModelLoadFailed; nothing of the failed registration is left behind.
+        Raises OutOfMemory, DiskFull or ModelLoadFailed; nothing of the failed registration is left behind.
         """
         # The query string, not a body: TorchServe sets maxBatchDelay to -10000 for a body.
         log = HandlerLog(self._logs / LOG, name)
@@ -129,6 +134,9 @@ class TorchServe:
         if response.status == 507:
             raise OutOfMemory(f"there is not enough memory to load {name!r}")
         reason = await log.reason(archive) or response.message
+        if trouble := disk.trouble(self._home):
+            where = f"the disk of {self._home.parent} is {trouble}"
+            raise DiskFull(f"{name!r} cannot be loaded, and {where}: make room there ({reason})")
         raise ModelLoadFailed(f"{name!r} cannot be loaded: {reason}; {LOG} has the handler's words")
 
     async def unregister(self, name: str) -> None:

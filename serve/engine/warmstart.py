@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from serve.descriptions import descriptions
 from serve.engine import launcher, processes, zygote
@@ -99,7 +100,7 @@ class WarmStarts:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            with log.open("ab") as output:
+            with _opened(log) as output:
                 self.zygote = await processes.start(*command, cwd=home, env=environment, stdout=output, stderr=output)
             failures = 0 if await self._until_ready(self.zygote) else failures + 1
             code = await self.zygote.wait()
@@ -161,3 +162,11 @@ def all_libraries() -> list[str]:
     """What any model's worker imports, each once."""
     models = descriptions().values()
     return list(dict.fromkeys([*zygote.LIBRARIES, *(name for model in models for name in model.imports)]))
+
+
+def _opened(log: Path) -> BinaryIO:
+    """To add to it; where the disk has no room for one more file, nothing is kept."""
+    try:
+        return log.open("ab")
+    except OSError:
+        return open(os.devnull, "ab")

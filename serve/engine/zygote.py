@@ -84,7 +84,7 @@ def main() -> None:
     _imported()
     gc.collect()
     gc.freeze()
-    print(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}", flush=True)
+    _say(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}")
     _report(reports, READY)
     start = Zygote(listener, environment).until_forked()
     # From here on this process is a child.
@@ -167,7 +167,7 @@ class Zygote:
             if not ready:
                 compacted = next(self._compaction, None) is None
                 if compacted:
-                    print("memory gathered in huge pages", flush=True)
+                    _say("memory gathered in huge pages")
             for descriptor, _ in ready:
                 if descriptor != self._listener.fileno():
                     self._reap(descriptor)
@@ -228,7 +228,7 @@ def _import(libraries: list[str], environment: Environment) -> None:
             importlib.import_module(name)
         except ImportError as error:
             # The workers that need it will say so, or never will.
-            print(f"cannot import {name}: {error}")
+            _say(f"cannot import {name}: {error}")
         if reason := spoilt():
             _begin_again(libraries, name.partition(".")[0], reason, environment)
         if asks_driver is None and (torch := sys.modules.get("torch")):
@@ -240,7 +240,7 @@ def _import(libraries: list[str], environment: Environment) -> None:
 
 def _begin_again(libraries: list[str], without: str, reason: str, environment: Environment) -> None:
     """What a library has started cannot be undone: this process becomes a zygote that does not import its package."""
-    print(f"{without} is left to the workers that need it: {reason}", flush=True)
+    _say(f"{without} is left to the workers that need it: {reason}")
     kept = [name for name in libraries if name.partition(".")[0] != without]
     os.execve(sys.executable, [sys.executable, *sys.argv[:3], *kept], environment)  # noqa: S606
 
@@ -405,6 +405,12 @@ def _blas_setters() -> list[Callable[[int], object]]:
     symbols = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads")
     libraries = [ctypes.CDLL(os.fsdecode(path)) for path in mapped]
     return [getattr(library, symbol) for library in libraries for symbol in symbols if hasattr(library, symbol)]
+
+
+def _say(text: str) -> None:
+    """Into the log, without print: what a full disk does not take would stay in a buffer that every child gets."""
+    with suppress(OSError):
+        os.write(1, f"{text}\n".encode(errors="replace"))
 
 
 if __name__ == "__main__":

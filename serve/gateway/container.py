@@ -83,7 +83,7 @@ _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
         415: _describe("The body is no JSON."),
         429: _describe("Still loading after PALIMPSEST_LOAD_TIMEOUT, or too many requests wait; see Retry-After."),
         500: _describe("The archive's handler failed."),
-        507: _describe("Not enough memory."),
+        507: _describe("Not enough memory, or a disk is full."),
     },
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": LoadRequest.model_json_schema()}}}

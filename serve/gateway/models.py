@@ -143,7 +143,7 @@ async def model(name: str, services: Injected) -> ModelStatus:
     | _errors(
         _429="Still loading after PALIMPSEST_LOAD_TIMEOUT, or too many requests wait; see Retry-After.",
         _504="The engine did not answer in time.",
-        _507="Not enough memory.",
+        _507="Not enough memory, or a disk is full.",
     ),
 )
 async def load(name: str, services: Injected) -> ModelStatus:

@@ -122,7 +122,7 @@ _OPENAPI: dict[str, Any] = {
         "500": {"description": "The model failed.", **_ERROR},
         "503": {"description": "The engine is starting or restarting: try again.", **_ERROR},
         "504": {"description": "The model did not answer in time.", **_ERROR},
-        "507": {"description": "Not enough memory.", **_ERROR},
+        "507": {"description": "Not enough memory, or a disk is full.", **_ERROR},
     },
 }
 

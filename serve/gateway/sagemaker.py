@@ -21,6 +21,7 @@ from serve.errors import (
     BadRequest,
     Busy,
     DeadlineExceeded,
+    DiskFull,
     EngineUnavailable,
     ModelFailed,
     ModelLoadFailed,
@@ -266,7 +267,7 @@ def reply(error: PalimpsestError) -> Response:
             return _error("ModelNotReadyException", error.message, error.headers())
         case Busy() | EngineUnavailable():
             return _error("ServiceUnavailable", error.message, error.headers())
-        case HandlerError() | ModelFailed() | ModelLoadFailed() | OutOfMemory() | DeadlineExceeded():
+        case HandlerError() | ModelFailed() | ModelLoadFailed() | OutOfMemory() | DiskFull() | DeadlineExceeded():
             return _model_error(error.status, error.message)
     return _error("InternalFailure", error.message)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
+from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound
 from serve.residency.cache import Cache, CacheFull
 from serve.residency.listing import Listing
 from serve.residency.unpack import MANIFEST, SUFFIXES, InvalidArchive, Stopped, UnpackLimits
@@ -146,7 +146,7 @@ class Catalog:
         """The archive with a folder to register; at once where it has one. Concurrent calls share one unpacking.
 
         Lease it before anything else is awaited: once in_use names the folder, it stays. Raises ModelLoadFailed for a
-        file that can't be unpacked or a disk that is full, and ModelNotFound where the file has gone.
+        file that can't be unpacked, DiskFull, and ModelNotFound where the file has gone.
         """
         if archive.file is None or (archive.version and self._cache.touch(archive.path)):
             return archive
@@ -210,8 +210,9 @@ class Catalog:
         except CacheFull as error:
             raise ModelLoadFailed(f"{file.name} cannot be unpacked: {error}; try again later") from None
         except OSError as error:
-            advice = ": make room there, or lower the cache's bound" if error.errno in _DISK_FULL else ""
-            message = f"{file.name} cannot be unpacked into {self._cache.folder}: {error.strerror}{advice}"
+            message = f"{file.name} cannot be unpacked into {self._cache.folder}: {error.strerror}"
+            if error.errno in _DISK_FULL:
+                raise DiskFull(f"{message}: make room there, or lower the cache's bound") from error
             raise ModelLoadFailed(message) from error
         except Stopped:
             raise EngineUnavailable("the server is stopping: try again in a few seconds") from None

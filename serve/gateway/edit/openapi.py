@@ -25,7 +25,7 @@ _ERRORS = {
     500: "The model failed.",
     503: "The engine is starting or restarting: try again.",
     504: "The model did not answer in time.",
-    507: "Not enough memory.",
+    507: "Not enough memory, or a disk is full.",
 }
 
 

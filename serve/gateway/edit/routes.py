@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from contract import commands
 from contract.accept import JSON, OWN
-from contract.bodies import BodyError, Slice, check_encoding, text_of
+from contract.bodies import BodyError, Slice, check_encoding, unescaped_pieces
 from contract.pictures import is_picture
 from serve.engine.answer import Answer
 from serve.engine.question import Form
@@ -198,12 +198,13 @@ async def _picture(
 
 
 def _unescaped(body: MemoryFile, value: Slice, field: str) -> MemoryFile:
-    try:
-        text = text_of(body.mapped(), value, field, body.size)
-    except BodyError as error:
-        raise body_refused(error) from None
     file = MemoryFile()
-    file.write(text.encode())
+    try:
+        for piece in unescaped_pieces(body.mapped(), value, field):
+            file.write(piece.encode())
+    except BodyError as error:
+        file.close()
+        raise body_refused(error) from None
     return file
 
 
