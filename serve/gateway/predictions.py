@@ -30,13 +30,14 @@ _FIELDS: dict[str, Any] = {
             "type": "string",
             "description": "lama, sd: the mask, as large as the picture; 128 or more of 255 marks what to change.",
         },
-        "prompt": {"type": "string", "description": "sd: what to paint."},
-        "negative_prompt": {"type": "string", "description": "sd: what to avoid."},
+        "prompt": {"type": "string", "description": "sd: what to paint.", "examples": [""]},
+        "negative_prompt": {"type": "string", "description": "sd: what to avoid.", "examples": [""]},
         "gen_args": {
             "description": "A JSON object, or the text of one. sam: point_coords, point_labels, box, mask_input, "
             "multimask_output, masks (best|all), return_logits, dilate_kernel_size. sd: num_inference_steps, "
             "guidance_scale, strength, seed, scheduler.",
             "anyOf": [{"type": "object"}, {"type": "string"}],
+            "examples": [{"point_coords": [750, 500], "point_labels": 1, "dilate_kernel_size": 15}],
         },
     },
     "required": ["image"],

@@ -46,25 +46,27 @@ REPLIES: dict[int | str, dict[str, Any]] = errors() | {
 def of(kind: type[BaseModel]) -> dict[str, Any]:
     """The request's body: the same fields as JSON or as multipart.
 
-    As code that is made from this document needs it. A picture is a text in JSON and a file in multipart, where null
-    can't be sent. Points are JSON there: generators flatten lists of lists, so that nobody knows where one ends.
+    As code and pages that are made from this document need it. A picture is a text in JSON and a file in multipart,
+    where null can't be sent. Points are JSON there: generators flatten lists of lists, so that nobody knows where one
+    ends. Forms are filled in with examples and sent with all of them: so only what must be sent has one there, and the
+    whole JSON body has an example that makes sense. JSON comes first: most generators take that, whatever else is there.
     """
     in_json, in_parts = kind.model_json_schema(), kind.model_json_schema()
     in_parts["title"] += "Form"
     for name, schema in in_json["properties"].items():
         in_json["properties"][name] = _as_text(schema)
-        in_parts["properties"][name] = _without_null(schema)
-    if "points" in kind.model_fields:
-        in_parts["properties"]["points"] = _written_as_json(in_parts["properties"]["points"])
-    content = {JSON: {"schema": in_json}, "multipart/form-data": {"schema": in_parts}}
+        in_parts["properties"][name] = _as_part(schema, name in in_json["required"])
+    content = {
+        JSON: {"schema": in_json, "example": _example(kind)},
+        "multipart/form-data": {"schema": in_parts},
+    }
     return {"requestBody": {"required": True, "content": content}, "parameters": [ACCEPT]}
 
 
-def _written_as_json(schema: dict[str, Any]) -> dict[str, Any]:
-    """A text that holds the value as JSON."""
-    rest = {key: schema[key] for key in ("title", "description")}
-    text = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
-    return rest | text | {"examples": [json.dumps(example) for example in schema["examples"]]}
+def _example(kind: type[BaseModel]) -> dict[str, Any]:
+    """The least that is useful: what is required, and a point where it can be said."""
+    shown = [name for name, field in kind.model_fields.items() if field.is_required() or name == "points"]
+    return {name: kind.model_json_schema()["properties"][name]["examples"][0] for name in shown}
 
 
 def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
@@ -73,11 +75,19 @@ def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
     return plain | ({"anyOf": [_as_text(part) for part in plain["anyOf"]]} if "anyOf" in plain else {})
 
 
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema in which it is its one type or absent."""
+def _as_part(schema: dict[str, Any], required: bool) -> dict[str, Any]:
+    """A field's schema in which it is its one type or absent; a text that holds JSON where that is a list of lists."""
     kinds = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
-    return rest | kinds[0] if kinds else rest
+    part = rest | kinds[0] if kinds else rest
+    if part.get("items", {}).get("type") == "array":
+        shown = json.dumps(schema["examples"][0])
+        part = {"title": part["title"], "type": "string", "description": f"JSON, such as {shown}: {part['description']}"}
+    if not required:
+        part.pop("examples", None)
+    if kinds and "format" not in part:
+        part["examples"] = [[] if part["type"] == "array" else ""]
+    return part
 
 
 IMAGES = {"requestBody": of(Fields)["requestBody"]}
