@@ -158,7 +158,10 @@ def _checked(name: str) -> str:
 
 
 def _add(fields: dict[str, Any], full_name: str, value: Any, lists: Collection[str]) -> None:
-    """full_name: `points[]` is how PHP, jQuery and axios write one of several, `points[1][]` one of a list in a list."""
+    """full_name: `points[]` is how PHP, jQuery and axios write one of several, `points[1][]` one of a list in a list,
+    and axios `points{}` what it wrote as JSON.
+    """
+    full_name = full_name.removesuffix("{}")
     parsed = _INDEXED.fullmatch(full_name)
     name, indices = (parsed[1], [int(index) for index in _INDEX.findall(parsed[2])]) if parsed else (full_name, [])
     if name not in lists:
@@ -176,7 +179,7 @@ def _add(fields: dict[str, Any], full_name: str, value: Any, lists: Collection[s
 
 
 def _put(values: Repeated, value: Any, indices: list[int]) -> bool:
-    """Appends the value, or appends it to the list in `values` that its indices name. Whether that is the next place."""
+    """Appends the value to the list that its indices name; returns whether that is its next place."""
     if not indices or indices == [len(values)]:
         values.append(value)
         return True

@@ -69,7 +69,8 @@ _PICTURE = {"schema": {"type": "string", "format": "binary"}}
 ACCEPT: dict[str, Any] = {
     "name": "Accept",
     "in": "header",
-    "description": "What to reply with.",
+    "description": "What to reply with; erase and replace answer with the picture where nothing is asked for. "
+    "In /docs the media type chosen among the responses decides.",
     "schema": {"type": "string", "default": "application/json"},
 }
 _OPENAPI: dict[str, Any] = {
