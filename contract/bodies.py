@@ -48,6 +48,8 @@ _CHARSETS = {
     "utf-16le": "utf-16-le",
     "utf-16be": "utf-16-be",
 }
+_INDEXED = re.compile(r"([^\[\]]+)((?:\[[0-9]{1,4}\]){0,2})(?:\[\])?")  # name[0][1], name[0][], name[]
+_INDEX = re.compile("[0-9]+")
 _JSON = re.compile(r"(application|text)/json|[\w.+-]+/[\w.+-]+\+json")
 
 
@@ -56,15 +58,15 @@ class PartText(str):
 
 
 class Repeated(list[Any]):
-    """The values of several parts of one name, in their order."""
+    """The values of several parts of one name, in their order; those of one index in a list of their own."""
 
 
 def read_body(content_type: str, content_encoding: str, body: Buffer, lists: Collection[str] = ()) -> dict[str, Any]:
     """Fields by name: a JSON value, a text, or a Slice of the body.
 
     A part or form field is a PartText; where it calls itself JSON, the value that it says; a file, or a part that is
-    long or no text, a Slice. lists: fields that several parts or form fields
-    of one name make up, Repeated where there are more than one; any other that is sent twice is refused.
+    long or no text, a Slice. lists: fields that several parts or form fields of one name, or of indices such as box[0]
+    and points[1][0], make up, Repeated where there are more than one; any other that is sent twice is refused.
 
     Raises BodyError, which names the field: 400, 413 past a limit, 415 for a kind of body that is not served.
     """
@@ -151,18 +153,41 @@ def _form_text(text: bytes, field: str | None) -> str:
 
 
 def _checked(name: str) -> str:
-    """The field's name; `points[]` is how PHP, jQuery and axios write one of several."""
     if len(name) > MAX_NAME:
         raise BodyError(f"a field's name has more than {MAX_NAME} characters")
-    return name.removesuffix("[]")
+    return name
 
 
-def _add(fields: dict[str, Any], name: str, value: Any, lists: Collection[str]) -> None:
-    if name not in fields:
+def _add(fields: dict[str, Any], full_name: str, value: Any, lists: Collection[str]) -> None:
+    """full_name: `points[]` is how PHP, jQuery and axios write one of several, `points[1][]` one of a list in a list,
+    and axios `points{}` what it wrote as JSON.
+    """
+    full_name = full_name.removesuffix("{}")
+    parsed = _INDEXED.fullmatch(full_name)
+    name, indices = (parsed[1], [int(index) for index in _INDEX.findall(parsed[2])]) if parsed else (full_name, [])
+    if name not in lists:
+        name, indices = full_name.removesuffix("[]"), []
+    if name not in fields and not indices:
         fields[name] = value
-    elif name not in lists:
+        return
+    if name not in lists:
         raise BodyError(f"{name} was sent twice", name)
-    elif isinstance(fields[name], Repeated):
-        fields[name].append(value)
-    else:
-        fields[name] = Repeated([fields[name], value])
+    values = fields.setdefault(name, Repeated())
+    if not isinstance(values, Repeated):
+        values = fields[name] = Repeated([values])
+    if not _put(values, value, indices):
+        raise BodyError(f"{full_name} is not the next one of {name}: send them in their order, from 0", name)
+
+
+def _put(values: Repeated, value: Any, indices: list[int]) -> bool:
+    """Appends the value to the list that its indices name; returns whether that is its next place."""
+    if not indices or indices == [len(values)]:
+        values.append(value)
+        return True
+    if indices[0] == len(values):
+        values.append(Repeated())
+    if indices[0] != len(values) - 1:
+        return False
+    if not isinstance(values[-1], Repeated):
+        values[-1] = Repeated([values[-1]])
+    return _put(values[-1], value, indices[1:])

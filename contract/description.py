@@ -21,7 +21,10 @@ class Field(NamedTuple):
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of its value in a JSON body."""
-        return {"type": "string"} | ({"maxLength": MAX_TEXT} if self.kind == "text" else {})
+        if self.kind == "picture":
+            return {"type": "string"}
+        # A form that is made from this begins with the example, else with the word "string".
+        return {"type": "string", "maxLength": MAX_TEXT, "examples": [""]}
 
 
 class Integer(NamedTuple):

@@ -32,7 +32,9 @@ class Header(NamedTuple):
 
 
 class Part(NamedTuple):
-    """start, stop: of its content. file: whether it has a file name. kind: its Content-Type."""
+    """start, stop: of its content. file: whether it has a file name; forms send "" where no file was chosen. kind: its
+    Content-Type.
+    """
 
     name: str
     start: int
@@ -111,7 +113,7 @@ def _part(head: bytes, start: int, stop: int, number: int) -> Part:
     if encoding not in ("", "7bit", "8bit", "binary"):
         shown = name[:60]
         raise BodyError(f"{shown}: Content-Transfer-Encoding {encoding[:40]} is not served: send the bytes", shown)
-    file = any(key.partition("*")[0] == "filename" for key in disposition.parameters)
+    file = any(value for key, value in disposition.parameters.items() if key.partition("*")[0] == "filename")
     return Part(name, start, stop, file, header(headers.get("content-type", "")))
 
 

@@ -151,7 +151,8 @@ def test_the_boundary_may_be_written_in_any_way(name: str) -> None:
         ('name="a"', b"\xff\xd8\xff", b"\xff\xd8\xff"),
         ('name="a"', b"GIF8 all ascii", b"GIF8 all ascii"),
         ('name="a"', b"", ""),
-        ('name="a"; filename=""', b"", b""),
+        ('name="a"; filename=""', b"", ""),  # of a form in which no file was chosen
+        ('name="a"; filename="a.png"', b"", b""),
         ('name="a"', b"--bb is no boundary\r\n--bc", "--bb is no boundary\r\n--bc"),
         ('name="a"\r\nContent-Transfer-Encoding: binary', b"x", "x"),
     ],

@@ -205,6 +205,26 @@ def test_a_generated_client_may_send_defaults_beside_a_mask_and_ids_as_files(cli
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_form_as_pages_fill_it_in_from_the_document_is_served(
+    client: TestClient, fake: FakeTorchServe, edit: str
+) -> None:
+    """As Swagger UI does: with every example or default, and an empty part for a file that nobody chose."""
+    content = client.get("/openapi.json").json()["paths"][f"/v1/{edit}"]["post"]["requestBody"]["content"]
+    form, example = content["multipart/form-data"]["schema"], content["application/json"]["example"]
+    filled = {
+        name: schema.get("examples", [schema.get("default", "")])[0] for name, schema in form["properties"].items()
+    }
+    data = {name: "" if value == [] else str(value) for name, value in filled.items() if name != "image"}
+    answer = client.post(f"/v1/{edit}", files={"image": IMAGE}, data=data | {"points": "5, 6"})
+    assert answer.status_code == 200, answer.text
+    least = client.post(f"/v1/{edit}", json=CLICK | EDITS[edit])
+    assert least.status_code == 200, least.text
+    sent, plain = asked(fake)[: len(asked(fake)) // 2], asked(fake)[len(asked(fake)) // 2 :]
+    assert [arguments(call) for call in sent] == [arguments(call) for call in plain]
+    assert client.post(f"/v1/{edit}", json=example | {"image": "aGVsbG8="}).status_code == 200
+
+
 JSON_FILE = "application/json"
 
 
@@ -244,6 +264,26 @@ def test_a_box_in_parts_and_form_fields(client: TestClient, fake: FakeTorchServe
     answer = client.post("/v1/segment", data={"box": sent} | ({} if files else {"image": image}), **files)
     assert answer.status_code == 200, answer.text
     assert arguments(asked(fake)[0])["box"] == [350, 200, 1000, 900]
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (["box[0]", "box[1]", "box[2]", "box[3]"], 200),
+        (["box[0]", "box[1]", "box[3]", "box[2]"], 400),
+        (["box[1]", "box[2]", "box[3]", "box[4]"], 400),
+        (["box[0]", "box[99999999999999999999]", "box[1]", "box[2]"], 400),
+        (["points[0][0]", "points[0][1]", "points[1][0]", "points[1][1]"], 200),
+        (["points[0][0]", "points[1][0]", "points[0][1]", "points[1][1]"], 400),
+        (["points[0][0][0]", "points[0][0][1]", "points[0][1][0]", "points[0][1][1]"], 400),
+        (["points[x][0]", "points[x][1]", "points[y][0]", "points[y][1]"], 400),
+    ],
+)
+def test_indices_count_up_from_0(client: TestClient, names: list[str], status: int) -> None:
+    answer = client.post("/v1/segment", files={"image": IMAGE}, data=dict(zip(names, "1234", strict=True)))
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert problem(answer)[1] in (names[0].partition("[")[0], *names)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 import base64
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import door
 import httpx
 import numpy as np
 import pytest
 from conftest import encoded, pixels
 from serving import Server, serving
+from test_clients import FOLDER, PICTURE, RECORDED
 
 pytestmark = pytest.mark.torchserve
 
@@ -93,6 +96,18 @@ def test_points_outside_are_named_with_the_pictures_size(server: Server, image: 
     answer = server.http.post("/v1/segment", json={"image": image, "points": [[1500, 2]]})
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "points")
     assert "1499x1041" in answer.json()["error"]["message"]
+
+
+def test_models_answer_what_other_clients_send(server: Server) -> None:
+    assert server.http.post("/v1/images", content=PICTURE).status_code == 201  # some name it by its id
+    wrong = {}
+    for name in RECORDED:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line:
+            line.sendall((FOLDER / f"{name}.http").read_bytes())
+            answer = door.read(line)
+        if answer.status not in (200, 201):
+            wrong[name] = answer
+    assert wrong == {}
 
 
 def stream(server: Server, **fields: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -60,6 +60,10 @@ def test_no_server_error_and_no_undocumented_answer(
     try:
         with suppress(Unsatisfiable):  # nothing of this operation can be wrong
             check()
-    except ValueError as error:  # schemathesis now and then checks a file that it made up as if it were JSON
+    except ValueError as error:
+        # "format: binary" is how OpenAPI 3.0 writes a file, and generators know no other way. schemathesis makes such
+        # values up as Binary, a kind of str that its validator (jsonschema_rs, in Rust) takes for no JSON type; before
+        # it validates it asks contains_binary, but as of 4.32.5 not everywhere (its pull requests 3547, 3999 and 4520
+        # mended such places). It is rare: 20,000 examples of these bodies did not show it again.
         if "Unsupported type: 'Binary'" not in str(error):
             raise

@@ -34,6 +34,7 @@ def _request(*, multipart: bool) -> dict[str, Any]:
         fields = {name: schema | (_BINARY if name in pictures else {}) for name, schema in fields.items()}
     fields["gen_args"] = {
         "description": "A JSON object, or the text of one.",
+        "examples": [{"point_coords": [750, 500], "point_labels": 1, "dilate_kernel_size": 15}],
         "anyOf": [
             {"type": "object", "properties": _merged({name: model.arguments for name, model in models.items()})},
             {"type": "string"},
@@ -85,7 +86,8 @@ _PICTURE = {"schema": _BINARY}
 ACCEPT: dict[str, Any] = {
     "name": "Accept",
     "in": "header",
-    "description": "What to reply with.",
+    "description": "What to reply with; erase and replace answer with the picture where nothing is asked for. "
+    "In /docs the media type chosen among the responses decides.",
     "schema": {"type": "string", "default": "application/json"},
 }
 _OPENAPI: dict[str, Any] = {

@@ -50,15 +50,14 @@ def _value(name: str, value: Any, body: Buffer, kind: type[BaseModel]) -> Any:
     if field is None:
         raise BadRequest(f"there is no field {name[:60]!r} here: {', '.join(kind.model_fields)}", name[:60])
     if name in PICTURES:
-        return _upload_id(value, body) or value
-    if isinstance(value, Slice):
+        value = _upload_id(value, body) or value
+    elif isinstance(value, Slice):
         value = PartText(text_of(body, value, name, _MAX_TEXT))
+    if isinstance(value, PartText) and not value.strip() and not field.is_required():
+        return None  # a form's field that was left out
     if _takes_text(field.annotation):
         return value
-    if isinstance(value, PartText):
-        value = _said(name, value)
-    elif isinstance(value, Repeated):
-        value = [_said(name, item) if isinstance(item, PartText) else item for item in value]
+    value = _said(name, value)
     return as_points(value) if name == "points" else value
 
 
@@ -70,16 +69,20 @@ def _upload_id(value: Any, body: Buffer) -> str | None:
     return content.decode("ascii").strip() if content.startswith(PREFIX.encode()) and content.isascii() else None
 
 
-def _said(name: str, text: str) -> Any:
-    """The value that a part's text says; nothing where it is empty, as of a form's field that was left out."""
-    text = text.strip()
+def _said(name: str, value: Any) -> Any:
+    """The value that a part's text, or those of several, say; any other value as it is."""
+    if isinstance(value, Repeated):
+        return [_said(name, item) for item in value]
+    if not isinstance(value, PartText):
+        return value
+    text: str = value.strip()
     if text in ("True", "False"):  # str() of Python's
         text = text.lower()
     if name in LISTS and _LISTED.fullmatch(text):
         text = f"[{text}]"
     data = text.encode()
     try:
-        return read_value(data, 0, len(data), name, slices=False) if data else None
+        return read_value(data, 0, len(data), name, slices=False)
     except BodyError as error:
         raise BadRequest(f"{name} = {text[:60]!r}: {error.message}", name) from None
 

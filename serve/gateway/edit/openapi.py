@@ -44,40 +44,45 @@ REPLIES: dict[int | str, dict[str, Any]] = errors() | {
 
 
 def of(kind: type[BaseModel]) -> dict[str, Any]:
-    """The request's body: the same fields as JSON or as multipart.
+    """The request's body: the same fields as JSON or as multipart, as what is made from this document needs it.
 
-    As code that is made from this document needs it. A picture is a text in JSON and a file in multipart, where null
-    can't be sent. Points are JSON there: generators flatten lists of lists, so that nobody knows where one ends.
+    JSON comes first: openapi-generator takes the first, and prefers JSON when it sends. Pages fill their forms in with
+    every example there is, and send all of it: a form has examples only of what must be sent.
     """
     in_json, in_parts = kind.model_json_schema(), kind.model_json_schema()
     in_parts["title"] += "Form"
+    shown = [*in_json["required"], *({"points"} & set(kind.model_fields))]
+    example = {name: in_json["properties"][name]["examples"][0] for name in shown}
     for name, schema in in_json["properties"].items():
         in_json["properties"][name] = _as_text(schema)
-        in_parts["properties"][name] = _without_null(schema)
-    if "points" in kind.model_fields:
-        in_parts["properties"]["points"] = _written_as_json(in_parts["properties"]["points"])
-    content = {JSON: {"schema": in_json}, "multipart/form-data": {"schema": in_parts}}
+        in_parts["properties"][name] = _as_part(schema, name in in_json["required"])
+    content = {JSON: {"schema": in_json, "example": example}, "multipart/form-data": {"schema": in_parts}}
     return {"requestBody": {"required": True, "content": content}, "parameters": [ACCEPT]}
 
 
-def _written_as_json(schema: dict[str, Any]) -> dict[str, Any]:
-    """A text that holds the value as JSON."""
-    rest = {key: schema[key] for key in ("title", "description")}
-    text = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
-    return rest | text | {"examples": [json.dumps(example) for example in schema["examples"]]}
-
-
 def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema in which a file is a text."""
+    """A field's schema in JSON, where a file is a text."""
     plain = {key: value for key, value in schema.items() if (key, value) != ("format", "binary")}
     return plain | ({"anyOf": [_as_text(part) for part in plain["anyOf"]]} if "anyOf" in plain else {})
 
 
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema in which it is its one type or absent."""
+def _as_part(schema: dict[str, Any], required: bool) -> dict[str, Any]:
+    """A field's schema in a form, where null can't be sent: it is of its one type, or empty.
+
+    Lists of lists are a text that holds JSON: generators flatten them, so that nobody knows where one ends. That has no
+    contentMediaType, which Swagger UI takes for a file's.
+    """
     kinds = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "anyOf" and (key, value) != ("default", None)}
-    return rest | kinds[0] if kinds else rest
+    part = rest | kinds[0] if kinds else rest
+    if part.get("items", {}).get("type") == "array":
+        description = f"JSON, such as {json.dumps(schema['examples'][0])}: {schema['description']}"
+        part = {"title": part["title"], "type": "string", "description": description}
+    if not required:
+        part.pop("examples", None)
+    if kinds and "format" not in part:  # else pages make up a value
+        part["examples"] = [[] if part["type"] == "array" else ""]
+    return part
 
 
 IMAGES = {"requestBody": of(Fields)["requestBody"]}
