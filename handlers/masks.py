@@ -4,7 +4,7 @@
 - What is partly transparent and of many colours, but not the picture: refused, nobody can tell what it marks.
 - Transparent pixels are not marked: white strokes on nothing are a mask, and so are coloured ones.
 - Label maps such as VOC's. A palette picture with colours, or one too dark for white: every index but 0, where index 0
-  is black or transparent; else every colour but black. RGB of a few flat colours: every colour but black.
+  is black; else every colour but black. RGB of a few flat colours: every colour but black.
 - Only 0 and 1, of any depth: 1 marks.
 - White on black, of any depth or format: 128 and more of 255 in the brightest channel.
 """
@@ -78,9 +78,8 @@ def _by_index(palette: Palette, hole: Mask | None) -> Mask | None:
     colours = palette.colours[np.flatnonzero(np.bincount(indices.ravel()))]
     if _is_grey(colours) and colours.max() >= 128:
         return None
-    zero = palette.indices == 0
-    if not palette.colours[0].any() or (hole is not None and zero.any() and hole[zero].all()):
-        return ~zero
+    if not palette.colours[0].any():
+        return np.asarray(palette.indices != 0)
     coloured = np.asarray(palette.colours.any(axis=1))
     return np.asarray(coloured[palette.indices])
 

@@ -297,7 +297,20 @@ def test_shades_of_a_colour_are_no_labels() -> None:
             check(encoded(rgb, format, quality=75), shape(), case=(colour, format))
         noisy = rgb + (np.random.default_rng(0).integers(0, 9, rgb.shape) * ~shape()[..., None]).astype(np.uint8)
         check(encoded(noisy), shape())
-    check(encoded(np.dstack([levels(8), levels(8) * 0, levels(8) * 0]).astype(np.uint8)), levels(8) >= 128)
+    for darkest in (0, 50):
+        red = np.where(levels(8) < darkest, 0, levels(8))
+        check(encoded(np.dstack([red, red * 0, red * 0]).astype(np.uint8)), levels(8) >= 128)
+
+
+def test_strokes_have_edges_of_many_shades() -> None:
+    """A white stroke with a black outline, smoothed, on nothing."""
+    white = np.zeros((192, 256), bool)
+    white[48:144, 48:208] = True
+    shades = cv2.GaussianBlur(white.astype(np.uint8) * 255, (5, 5), 1)
+    alpha = np.zeros_like(shades)
+    alpha[40:152, 40:216] = 255
+    assert len(np.unique(shades >> 3)) > 4
+    check(encoded(with_alpha(np.dstack([shades] * 3), alpha)), shades >= 128)
 
 
 # The picture with a hole
