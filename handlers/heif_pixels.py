@@ -35,7 +35,14 @@ def decode(data: bytes) -> Decoded:
     10 and 12 bits are spread over 0..65535, so that white stays white. Raises NotAPicture or TooLarge.
     """
     kind = _kind(data)
-    return _cropped(_decode_avif(data, kind.bits), data) if kind.avif else _decode_heic(data)._replace(upright=True)
+    properties = primary_properties(data)
+    for name, value in properties:
+        if name == b"ispe" and len(value) >= 12:  # of the picture as it is coded: what is shown of it may be a corner
+            width, height = struct.unpack(">II", value[4:12])
+            check_size(width, height, len(data))
+    if kind.avif:
+        return _cropped(_decode_avif(data, kind.bits), properties)
+    return _decode_heic(data)._replace(upright=True)
 
 
 def _kind(data: bytes) -> _Kind:
@@ -69,9 +76,9 @@ def _decode_avif(data: bytes, bits: int) -> Decoded:
     return Decoded(np.asarray(cv2.cvtColor(deep, cv2.COLOR_BGR2RGB)), notes=notes)
 
 
-def _cropped(decoded: Decoded, data: bytes) -> Decoded:
+def _cropped(decoded: Decoded, properties: list[tuple[bytes, bytes]]) -> Decoded:
     """To the part that the container says is to be shown, if it does; libheif does that itself."""
-    aperture = next((value for kind, value in primary_properties(data) if kind == b"clap"), None)
+    aperture = next((value for name, value in properties if name == b"clap"), None)
     if aperture is None:
         return decoded
     # Sides, and how far the middle lies from the picture's: each a numerator and a denominator.

@@ -196,6 +196,15 @@ def test_a_clean_aperture_that_is_none_is_refused(value: bytes) -> None:
         decoding.decode_picture(with_properties(file("AVIF"), [(b"clap", value)]))
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
+def test_what_is_coded_is_limited_however_little_of_it_is_shown(kind: str) -> None:
+    sides = struct.pack(">II", 20_000, 20_000)
+    plain = file(kind).replace(struct.pack(">II", WIDTH, HEIGHT), sides)
+    corner = aperture(0, 0, 8, 8, (20_000, 20_000))
+    with pytest.raises(decoding.TooLarge, match="20000x20000"):
+        decoding.decode_picture(with_properties(plain, [(b"clap", corner)]))
+
+
 def test_colours_that_were_multiplied_by_alpha_are_divided_by_it() -> None:
     colours, alpha = PHOTO // 2, np.full((HEIGHT, WIDTH), 128, np.uint8)
     for mode, most in (("RGBa", 255), ("RGBa;16", 65535)):
