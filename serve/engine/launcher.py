@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-KILLED, ENDED = "killed: ", "ended: "  # before the archive's folder: a worker by a signal, and one by itself
+ENDED = "ended: "  # before the folder of a worker that has ended by itself
 NO_ANSWER = "the zygote does not answer"
 LARGEST = 2**18  # bytes of a start request: more than Linux sends in one message
 WORKER = "model_service_worker.py"
@@ -61,8 +61,9 @@ def _run_forked(address: str, reports: str, patience: float, folder: str, argume
         zygote.close()
     kind, _, text = answer.partition(" ")
     if kind == "ended":
-        # Above 128 by a signal, and not TorchServe's, which kills this process.
-        _report(reports, (KILLED if int(text) > 128 else ENDED) + folder)
+        # Above 128 by a signal, of which the zygote itself tells.
+        if int(text) < 128:
+            _report(reports, ENDED + folder)
         os._exit(int(text))
     return text or "the zygote ended"
 

@@ -145,9 +145,9 @@ class WarmStarts:
             if report == zygote.READY:
                 self.ready.set()
                 return
-            how, _, folder = os.fsdecode(report).partition(": ")
-            if f"{how}: " in (launcher.KILLED, launcher.ENDED):
-                self._ends[folder] = how
+            how, _, folder = report.partition(b": ")
+            if how + b": " in (zygote.KILLED, zygote.ENDED):
+                self._ends[os.fsdecode(folder)] = how.decode()
                 while len(self._ends) > MAX_ENDS:
                     del self._ends[next(iter(self._ends))]
                 return

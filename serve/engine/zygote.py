@@ -54,7 +54,8 @@ LIBRARIES = (
 FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1"}
 READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")
 READY = b"ready"  # what it reports once it can fork
-ENDED = b"ended: "  # what a worker reports that ends by itself, before its folder; as launcher.py has it
+# Before a worker's folder. The first is reported by the worker, too, and by its launcher, which has it as well.
+ENDED, KILLED = b"ended: ", b"killed: "
 LARGEST = 2**18  # bytes of a message: more than Linux sends at once
 HANDOVER_TIMEOUT = 5.0  # seconds that a connected launcher may take to say what to start
 HUGE_PAGE = 2**21  # bytes
@@ -86,7 +87,7 @@ def main() -> None:
     gc.freeze()
     _say(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}")
     _report(reports, READY)
-    start = Zygote(listener, environment).until_forked()
+    start = Zygote(listener, environment, reports).until_forked()
     # From here on this process is a child.
     start.become(environment)
     try:
@@ -128,6 +129,10 @@ class Start:
         # Where it is gone already this raises, and the child ends.
         self.launcher.send(b"forked")
 
+    def was_called_off(self) -> bool:
+        """Whether the launcher is gone, which ends the worker."""
+        return bool(select.select([self.launcher], [], [], 0)[0])
+
     def become(self, zygotes: Environment) -> None:
         """Makes this process what a fresh interpreter is before it runs the script. zygotes: its environment."""
         for number, descriptor in enumerate(self.stdio):
@@ -150,10 +155,10 @@ class Start:
 class Zygote:
     """The process that forks; one thread, and nothing it does waits for long."""
 
-    def __init__(self, listener: socket.socket, environment: Environment) -> None:
-        self._listener, self._environment = listener, environment
+    def __init__(self, listener: socket.socket, environment: Environment, reports: str) -> None:
+        self._listener, self._environment, self._reports = listener, environment, reports
         self._compaction = compaction()
-        self._workers: dict[int, tuple[int, socket.socket]] = {}  # process descriptor -> process id, its launcher
+        self._workers: dict[int, tuple[int, Start]] = {}  # process descriptor -> process id, how it started
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
 
@@ -198,26 +203,29 @@ class Zygote:
         _close(start.stdio)
         if pid > 0:
             descriptor = os.pidfd_open(pid)
-            self._workers[descriptor] = pid, start.launcher
+            self._workers[descriptor] = pid, start
             self._poll.register(descriptor, select.POLLIN)
         else:
             _send(start.launcher, f"refused {reason}")
         return False
 
     def _reap(self, descriptor: int) -> None:
-        pid, launcher = self._workers.pop(descriptor)
+        pid, start = self._workers.pop(descriptor)
         self._poll.unregister(descriptor)
         os.close(descriptor)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code < 0 and not start.was_called_off():
+            # Not left to the launcher: TorchServe is quick to kill that.
+            _report(self._reports, KILLED + os.fsencode(start.folder))
         # As a shell, and TorchServe, count a death by a signal.
-        _send(launcher, f"ended {code if code >= 0 else 128 - code}")
+        _send(start.launcher, f"ended {code if code >= 0 else 128 - code}")
 
     def _forget(self) -> None:
         """In a child: a copy of another launcher's socket would outlive the zygote."""
         self._listener.close()
-        for descriptor, (_, launcher) in self._workers.items():
+        for descriptor, (_, start) in self._workers.items():
             os.close(descriptor)
-            launcher.close()
+            start.launcher.close()
 
 
 def _import(libraries: list[str], environment: Environment) -> None:
