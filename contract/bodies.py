@@ -103,7 +103,7 @@ def _multipart(view: memoryview, kind: Header, lists: Collection[str]) -> dict[s
         if name == "_charset_":  # RFC 7578, part 4.6: of all texts from here on
             charset = bytes(view[part.start : min(part.stop, part.start + 40)]).decode("ascii", "replace").strip()
         else:
-            _add(fields, name, _content(view, part, name, charset), lists)
+            _add(fields, name, _content(view, part, name.partition("[")[0], charset), lists)
     return fields
 
 
@@ -144,7 +144,7 @@ def _urlencoded(view: memoryview, lists: Collection[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for raw, _, value in (pair.partition(b"=") for pair in pairs if pair):
         name = _checked(_form_text(raw[: 4 * MAX_NAME], None))
-        _add(fields, name, PartText(_form_text(value, name)), lists)
+        _add(fields, name, PartText(_form_text(value, name.partition("[")[0])), lists)
     return fields
 
 
