@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from handlers import decoding, encoding, png
-from handlers.edit import Edit
-from handlers.geometry import Box, Fit, Piece
-from handlers.picture import Picture
+from handlers.editing.edit import Edit
+from handlers.editing.geometry import Box, Fit, Piece
+from handlers.pictures import decoding, encoding, png
+from handlers.pictures.picture import Picture
 
 PHOTO = Path(__file__).parents[1] / "tests" / "data" / "dog-on-bench.png"
 JPEG_QUALITY = 90  # with chroma at half size, as cameras and most programs write

@@ -31,9 +31,9 @@ from PIL import Image
 
 from bench.servers import Ours, Stock, System
 from bench.stores import build_demo, build_full_size, build_stock, weights_of
-from handlers.base import dtype_of
-from handlers.mapped_file import MappedFile
-from handlers.weights import CopiedWeights
+from handlers.weights.mapped_file import MappedFile
+from handlers.weights.tensors import CopiedWeights
+from handlers.worker.base import dtype_of
 from serve.residency.memory import Device, find_device
 
 DATA = Path(__file__).parent.parent / "tests" / "data"

@@ -16,9 +16,9 @@ import httpx
 from fastapi.testclient import TestClient
 
 from serve.errors import ModelNotFound
-from serve.residency.catalog import Archive, Catalog
 from serve.residency.model import Taken
 from serve.residency.scheduler import Limits, Scheduler
+from serve.store.catalog import Archive, Catalog
 from tests.fakes import FakeTorchServe, gateway, make_store
 
 ROOM = 4  # models in memory

@@ -22,7 +22,7 @@ def read_error(text: str | bytes) -> tuple[str, str, str | None]:
 
 
 class BodyError(ValueError):
-    """The client's fault; serve.errors and handlers.errors have a class of their own for each.
+    """The client's fault; serve.errors and handlers.requests.errors have a class of their own for each.
 
     status: 400; 413 where a limit is passed; 415 where the kind of body is not served. message: for people, quotes no
     more than a few words of the body. field: the one it is about, if it is about one.

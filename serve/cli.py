@@ -23,9 +23,9 @@ from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
 from serve.gateway.server import Server
-from serve.residency.catalog import DEMO, Catalog
 from serve.residency.memory import Device, Memory, find_device, parse_budget
 from serve.settings import Settings
+from serve.store.catalog import DEMO, Catalog
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
 app.add_typer(archives_app, name="archives")

@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.gateway.app import create_app
-from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
 from serve.settings import Settings
+from serve.store.catalog import Catalog
 
 OWN_ERROR = {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}
 # As TorchServe 0.12 reports that a handler raised, and that its worker is gone.

@@ -13,10 +13,10 @@ from typing import Any
 from virtual_time import VirtualTimeLoop
 
 from serve.errors import OutOfMemory
-from serve.residency.catalog import Archive
 from serve.residency.events import Event, What
 from serve.residency.model import STARTING, Reason, Taken
 from serve.residency.scheduler import Limits, Model, Scheduler, State
+from serve.store.catalog import Archive
 
 MakeWorld = Callable[..., "World"]
 

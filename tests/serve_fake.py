@@ -3,8 +3,8 @@
 from fakes import FakeDevice, FakeHost, FakeTorchServe
 
 from serve import cli
-from serve.residency.catalog import Catalog
 from serve.settings import Settings
+from serve.store.catalog import Catalog
 
 
 class Host(FakeHost):

@@ -32,10 +32,11 @@ from typer.testing import CliRunner
 from handlers.building.checkpoint import CheckpointError
 from handlers.lama import convert as lama_convert
 from handlers.sd import convert as sd_convert
-from serve.archives import build, commands, store
+from serve.archives import build, commands
 from serve.archives.commands import archives_app
 from serve.archives.export import ExportError, Format, export
 from serve.archives.weights import File, Places, Weights, read_weights
+from serve.store import publish as store
 
 ROOT = Path(__file__).parent.parent
 LAMA = ROOT / "tests" / "data" / "lama"
@@ -77,6 +78,9 @@ def handlers(tmp_path: Path) -> Path:
         "tiny/demo/model-config.yaml": "handler: {dtype: float32}\n",
         "tiny/published.yaml": "width: 400\n",
         "other/__init__.py": "",
+        "other/description.py": TINY,
+        "room/__init__.py": "",
+        "room/shared.py": "",
         "other/handler.py": "",
     }
     for path, text in files.items():
@@ -123,6 +127,8 @@ def test_an_archive_holds_the_code_it_runs_and_nothing_else(handlers: Path, tmp_
         "handlers/base.py",
         "handlers/payload.py",
         "handlers/imaging.py",
+        "handlers/room/__init__.py",
+        "handlers/room/shared.py",
         "handlers/tiny/__init__.py",
         "handlers/tiny/description.py",
         "handlers/tiny/handler.py",

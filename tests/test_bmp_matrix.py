@@ -10,7 +10,7 @@ import pytest
 from conftest import encoded
 from PIL import Image, ImageCms
 
-from handlers import decoding
+from handlers.pictures import decoding
 
 HEIGHT, WIDTH = 13, 19  # no row of a whole number of words, whatever the bits
 PLAIN, RLE8, RLE4, MASKS, ALPHA_MASKS = 0, 1, 2, 3, 6

@@ -19,9 +19,10 @@ import torch
 from conftest import HandlerClient, HandlerReply, encoded, pixels
 from PIL import Image, ImageCms, ImageFile
 
-from handlers import decoding, geometry
-from handlers.picture import Picture
-from handlers.png import write_png
+from handlers.editing import geometry
+from handlers.pictures import decoding
+from handlers.pictures.picture import Picture
+from handlers.pictures.png import write_png
 from handlers.sam import network as sam_network
 from handlers.sam.embeddings import Embeddings
 

@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.archives.export import Format, export
-from serve.archives.store import replace_directory
 from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
-from serve.residency import cache as caching
-from serve.residency.catalog import MAX_DEPTH, Archive, Catalog
-from serve.residency.unpack import MANIFEST, UnpackLimits
+from serve.store import cache as caching
+from serve.store.catalog import MAX_DEPTH, Archive, Catalog
+from serve.store.publish import replace_directory
+from serve.store.unpack import MANIFEST, UnpackLimits
 
 WEIGHTS = 1000  # bytes in each archive
 

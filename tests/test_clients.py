@@ -17,7 +17,7 @@ import pytest
 from fakes import FakeTorchServe, make_store
 from test_edit import arguments, handler, parts
 
-from handlers.payload import Request
+from handlers.requests.payload import Request
 
 FOLDER = Path(__file__).parent / "data" / "clients"
 RECORDED = sorted(path.stem for path in FOLDER.glob("*.http"))

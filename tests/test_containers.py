@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from handlers import containers
-from handlers.exif import TiffData
+from handlers.pictures import containers
+from handlers.pictures.exif import TiffData
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (13, 19, 3), dtype=np.uint8)
 

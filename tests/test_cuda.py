@@ -15,8 +15,8 @@ from conftest import HandlerClient, pixels
 from serving import ROOT, Server, serving, until
 from test_parking import BIG, KEY, BigHandler, big, command, state_after, with_big_weights
 
-from handlers.mapped_file import MappedFile
-from handlers.weights import CopiedWeights
+from handlers.weights.mapped_file import MappedFile
+from handlers.weights.tensors import CopiedWeights
 from serve.residency.memory import CudaDevice, find_device
 
 # Not torch's own word: asking it would bring CUDA into every run of the tests.

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from contract.accept import PICTURES
-from handlers import decoding, encoding, metadata
-from handlers.containers import png_chunks
-from handlers.limits import LIMITS
-from handlers.picture import Picture
-from handlers.png import write_png
+from handlers.pictures import decoding, encoding, metadata
+from handlers.pictures.containers import png_chunks
+from handlers.pictures.limits import LIMITS
+from handlers.pictures.picture import Picture
+from handlers.pictures.png import write_png
 
 HEIGHT, WIDTH = 16, 1100  # rows of more than a kilobyte: of less the allocator keeps pieces as they are
 PHOTO = np.asarray(

@@ -16,7 +16,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from handlers import decoding
+from handlers.pictures import decoding
 
 HEIGHT, WIDTH = 13, 19
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -227,12 +227,12 @@ def test_heic(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_heic_may_be_large_is_what_any_picture_may(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     pillow_heif.from_bytes("RGB", (96, 72), PHOTO.tobytes()).save(buffer)
-    monkeypatch.setattr("handlers.pixels.LIMITS", decoding_limits(max_side=90))
+    monkeypatch.setattr("handlers.pictures.pixels.LIMITS", decoding_limits(max_side=90))
     with pytest.raises(decoding.TooLarge, match="90 pixels a side"):
         decoding.decode_picture(buffer.getvalue())
 
 
 def decoding_limits(**changed: int) -> Any:
-    from handlers.limits import LIMITS
+    from handlers.pictures.limits import LIMITS
 
     return LIMITS._replace(**changed)

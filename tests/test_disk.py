@@ -12,8 +12,8 @@ from serving import fill, free_port, small_disk
 
 from serve import cli, disk
 from serve.engine.warmstart import WarmStarts
-from serve.residency.kept import keep
 from serve.settings import Settings
+from serve.state_file import keep
 
 ROOMY = {"f_flag": 0, "f_bavail": 10**6, "f_frsize": 4096, "f_files": 10**6, "f_favail": 10**5}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import bodies, jsontext, multipart
-from handlers.limits import LIMITS, Limits
+from handlers.pictures.limits import LIMITS, Limits
 from handlers.sd.description import SCHEDULER
 from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
@@ -14,9 +14,9 @@ from serve.gateway import body, connections, door, health, line, protocol, trans
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
-from serve.residency.unpack import UnpackLimits
 from serve.residency.versions import MAX_REMEMBERED
 from serve.settings import MAX_PREDICT_TIMEOUT, Settings
+from serve.store.unpack import UnpackLimits
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 HEAD = """# Limits and defaults
@@ -114,7 +114,7 @@ def http_limits() -> list[tuple[str, str, str]]:
 
 
 def picture_limits() -> list[tuple[str, int, str]]:
-    """Name, value and the docstring's words of each of handlers.limits."""
+    """Name, value and the docstring's words of each of handlers.pictures.limits."""
     told: dict[str, str] = {}
     for names, text in re.findall(r"^ *([a-z_, ]+): (.+?)(?=^ *[a-z_, ]+: |\Z)", Limits.__doc__ or "", re.M | re.S):
         told |= dict.fromkeys(names.split(", "), " ".join(text.split()))

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handlers import decoding, encoding
 from handlers.lama import network as lama_network
-from handlers.picture import Picture
-from handlers.png import write_png
+from handlers.pictures import decoding, encoding
+from handlers.pictures.picture import Picture
+from handlers.pictures.png import write_png
 
 Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(HxWx3 uint8, HxW bool) -> HxWx3 uint8"""

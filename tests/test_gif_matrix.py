@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers import decoding
-from handlers.picture import Picture
+from handlers.pictures import decoding
+from handlers.pictures.picture import Picture
 
 HEIGHT, WIDTH = 13, 19
 NOT_SHOWN = b"\x21\xf9\4\0\0\0\0\0"

@@ -20,8 +20,8 @@ from conftest import HandlerClient, HandlerReply, encoded, pixels
 from PIL import Image
 from torch import nn
 
-from handlers import imaging
-from handlers.geometry import bounding_box
+from handlers.editing import imaging
+from handlers.editing.geometry import bounding_box
 from handlers.sam import network as sam_network
 from serve.memory_file import MemoryFile
 

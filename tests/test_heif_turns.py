@@ -11,8 +11,8 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
-from handlers import decoding, encoding
-from handlers.picture import Picture
+from handlers.pictures import decoding, encoding
+from handlers.pictures.picture import Picture
 
 HEIGHT, WIDTH = 64, 96
 PHOTO = np.asarray(

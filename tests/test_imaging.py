@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from handlers import decoding, encoding, geometry, imaging
-from handlers.geometry import Box, Fit
-from handlers.limits import LIMITS
-from handlers.picture import Metadata, Picture, from_rgb, to_rgb
-from handlers.png import write_png
+from handlers.editing import geometry, imaging
+from handlers.editing.geometry import Box, Fit
+from handlers.pictures import decoding, encoding
+from handlers.pictures.limits import LIMITS
+from handlers.pictures.picture import Metadata, Picture, from_rgb, to_rgb
+from handlers.pictures.png import write_png
 
 try:
     import pillow_heif

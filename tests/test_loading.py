@@ -1,4 +1,4 @@
-"""handlers.weights: tensors that are the file's own pages, or reach their buffer in one pass; networks made empty."""
+"""Weights: tensors that are the file's own pages, or reach their buffer in one pass; networks made empty."""
 
 import json
 import shutil
@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from handlers import weights
-from handlers.mapped_file import MappedFile
 from handlers.sd import network as sd_network
-from handlers.weights import CopiedWeights, MappedWeights, empty_network, fill, open_weights
+from handlers.weights.mapped_file import MappedFile
+from handlers.weights.tensors import CopiedWeights, MappedWeights, empty_network, fill, open_weights
+from handlers.weights.tensors import tensors as weights
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from test_decoding_matrix import DEPTHS, png
 from test_tiff_matrix import packed, written
 
-from handlers import decoding
-from handlers.picture import Picture
+from handlers.pictures import decoding
+from handlers.pictures.picture import Picture
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
 HEIGHT, WIDTH = 48, 64

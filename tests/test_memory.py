@@ -11,9 +11,9 @@ import pynvml
 import pytest
 from fakes import FakeDevice
 
-from serve.residency.catalog import Archive
 from serve.residency.memory import HostDevice, Memory, find_device, parse_budget
 from serve.residency.model import Taken
+from serve.store.catalog import Archive
 
 MIB = 2**20
 

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from handlers import decoding, encoding, exif_tags, metadata
-from handlers.limits import LIMITS
-from handlers.picture import Metadata, Picture
-from handlers.png import write_png
-from handlers.reply import Reply
-from handlers.tiff import write_tiff
+from handlers.pictures import decoding, encoding, exif_tags, metadata
+from handlers.pictures.limits import LIMITS
+from handlers.pictures.picture import Metadata, Picture
+from handlers.pictures.png import write_png
+from handlers.pictures.tiff import write_tiff
+from handlers.requests.reply import Reply
 
 try:
     import pillow_heif

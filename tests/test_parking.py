@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from ts.context import RequestProcessor
 
-from handlers import weights
-from handlers.base import Handler
-from handlers.mapped_file import MappedFile
-from handlers.payload import Request
-from handlers.reply import Reply
-from handlers.weights import CopiedWeights, MappedWeights, empty_network, fill
+from handlers.requests.payload import Request
+from handlers.requests.reply import Reply
+from handlers.weights.mapped_file import MappedFile
+from handlers.weights.tensors import CopiedWeights, MappedWeights, empty_network, fill
+from handlers.weights.tensors import tensors as weights
+from handlers.worker.base import Handler
 
 KEY = "a secret of the gateway's"
 CPU = torch.device("cpu")

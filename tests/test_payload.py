@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from contract.accept import JSON, OWN, PICTURES, preferred
 from contract.description import MAX_TEXT, Integer, Structure
-from handlers.base64_text import array_to_text, from_base64, text_to_array, to_base64
-from handlers.decoding import decode_picture
-from handlers.errors import BadRequest, Cancelled
-from handlers.jobs import Job, attach
-from handlers.payload import Request
-from handlers.picture import Metadata, Picture
-from handlers.reply import Reply
+from handlers.pictures.decoding import decode_picture
+from handlers.pictures.picture import Metadata, Picture
+from handlers.requests.base64_text import array_to_text, from_base64, text_to_array, to_base64
+from handlers.requests.errors import BadRequest, Cancelled
+from handlers.requests.jobs import Job, attach
+from handlers.requests.payload import Request
+from handlers.requests.reply import Reply
 from handlers.sam.description import MASK_INPUT
 from handlers.sd.description import STRENGTH
 from serve.memory_file import MemoryFile

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.residency import prefetch as module
-from serve.residency.catalog import Archive, Catalog
-from serve.residency.prefetch import Prefetch, Usage
+from serve.store import prefetch as module
+from serve.store.catalog import Archive, Catalog
+from serve.store.prefetch import Prefetch, Usage
 
 pytestmark = pytest.mark.anyio
 SIZE = 1000

@@ -1,4 +1,4 @@
-"""What one run of a model is shown and what of its paint is taken, at every scale: handlers.edit and geometry."""
+"""What one run of a model is shown and what of its paint is taken, at every scale."""
 
 from itertools import pairwise
 
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers import geometry
-from handlers.edit import Edit
-from handlers.geometry import Box, Fit
-from handlers.picture import Picture
+from handlers.editing import geometry
+from handlers.editing.edit import Edit
+from handlers.editing.geometry import Box, Fit
+from handlers.pictures.picture import Picture
 
 NATIVE = 64
 FITS = {"within": Fit.within, "square": Fit.square}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import HandlerClient, encoded
 
-from handlers.errors import NotFinite
+from handlers.requests.errors import NotFinite
 from handlers.sam.embeddings import Embeddings, key_of
 
 CLICK = {"point_coords": [40, 30]}

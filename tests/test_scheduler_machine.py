@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 from scheduling import Request, World, archive
 
 from serve.errors import Busy, ModelLoadFailed, OutOfMemory, PalimpsestError
-from serve.residency.catalog import Archive
 from serve.residency.model import Taken
 from serve.residency.scheduler import Model, State
+from serve.store.catalog import Archive
 
 names = st.sampled_from("abcd")
 RARE = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from handlers.payload import Request
+from handlers.requests.payload import Request
 from handlers.sd.description import SEED, VARIANTS
 from handlers.sd.settings import Settings
 from handlers.sd.syntax import foreign_syntax

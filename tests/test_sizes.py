@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_exactness import Editor, joined, negative
 
-from handlers import decoding
+from handlers.pictures import decoding
 
 LONGEST = 3000
 

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from handlers import decoding
-from handlers.limits import LIMITS
+from handlers.pictures import decoding
+from handlers.pictures.limits import LIMITS
 
 HEIGHT, WIDTH = 21, 35
 WEAK = ("none", "adobe_deflate", "lzw", "packbits")
@@ -223,7 +223,7 @@ def test_nothing_of_the_process_memory_is_handed_on(compression: str) -> None:
 
 
 def test_samples_beside_the_colours_count_towards_what_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.tiff_layout.LIMITS", LIMITS._replace(max_pixels=HEIGHT * WIDTH))
+    monkeypatch.setattr("handlers.pictures.tiff_layout.LIMITS", LIMITS._replace(max_pixels=HEIGHT * WIDTH))
     for channels in (4, 5):
         values = samples(16, channels)
         data = written(values, photometric="rgb", planarconfig="contig", extrasamples=["unspecified"] * (channels - 3))

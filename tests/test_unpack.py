@@ -22,14 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.archives.export import Format, export
-from serve.residency import cache as caching
-from serve.residency import unpack as module
-from serve.residency.cache import Cache, CacheFull
-from serve.residency.unpack import MANIFEST, InvalidArchive, Stopped, UnpackLimits, unpack
+from serve.store import cache as caching
+from serve.store import unpack as module
+from serve.store.cache import Cache, CacheFull
+from serve.store.unpack import MANIFEST, InvalidArchive, Stopped, UnpackLimits, unpack
 
 ROOT = Path(__file__).parent.parent
 LIMITS = UnpackLimits(entries=50, size=10_000_000, ratio=100, ratio_from=1_000_000)
-FILES = {MANIFEST: b"{}", "handler.py": b"pass", "handlers/base.py": b"", "weights.safetensors": os.urandom(100_000)}
+FILES = {
+    MANIFEST: b"{}",
+    "handler.py": b"pass",
+    "handlers/worker/base.py": b"",
+    "weights.safetensors": os.urandom(100_000),
+}
 
 
 # Files to unpack. Entries are (name, content); a TarInfo or ZipInfo in place of the name says more.
@@ -506,8 +511,8 @@ def test_a_killed_unpacking_leaves_only_what_the_next_one_sweeps(
     script = """if True:
         import resource, signal, sys
         from pathlib import Path
-        from serve.residency.cache import Cache
-        from serve.residency.unpack import UnpackLimits
+        from serve.store.cache import Cache
+        from serve.store.unpack import UnpackLimits
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))

@@ -27,9 +27,9 @@ from serve.errors import (
     WorkerDied,
 )
 from serve.memory_file import MemoryFile
-from serve.residency.catalog import Archive, Catalog
 from serve.residency.memory import Memory
 from serve.residency.workers import Workers
+from serve.store.catalog import Archive, Catalog
 
 FAILED, NO_MEMORY = ModelLoadFailed("failed"), OutOfMemory("no memory")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from handlers.lama import network
 from handlers.lama.handler import LamaHandler
 from handlers.lama.prefill import prefill
-from handlers.picture import Picture
+from handlers.pictures.picture import Picture
 from training.lama_holes import Holes
 from training.photographs import photographs, read_photograph
 

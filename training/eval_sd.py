@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from handlers.payload import Request
-from handlers.picture import Picture
+from handlers.pictures.picture import Picture
+from handlers.requests.payload import Request
 from handlers.sd.handler import SdHandler
 from handlers.sd.settings import Settings
 from training import shapes

@@ -11,7 +11,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from handlers import imaging
+from handlers.editing import imaging
 from training import photographs, shapes
 from training.sd_run import Run
 

@@ -1,7 +1,7 @@
 """LaMa, described without being loaded."""
 
 from contract.description import Description
-from handlers.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT
 
 DESCRIPTION = Description(
     title="LaMa",

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from handlers import geometry
-from handlers.base import Handler
-from handlers.edit import Edit
-from handlers.fields import FEATHER, OUTPUT_FORMAT
-from handlers.finite import first_finite, wide_copy
-from handlers.geometry import Fit
-from handlers.jobs import UNWATCHED, Report
+from handlers.editing import geometry
+from handlers.editing.edit import Edit
+from handlers.editing.geometry import Fit
 from handlers.lama import network
-from handlers.payload import Reply, Request
-from handlers.picture import RGB, Mask, Picture
-from handlers.reply import OUTPUT_FORMATS
-from handlers.weights import empty_network, fill
+from handlers.pictures.picture import RGB, Mask, Picture
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.jobs import UNWATCHED, Report
+from handlers.requests.payload import Reply, Request
+from handlers.requests.reply import OUTPUT_FORMATS
+from handlers.weights.precision import first_finite, wide_copy
+from handlers.weights.tensors import empty_network, fill
+from handlers.worker.base import Handler
 
 # The longest side that the network sees at once. Full-size LaMa takes 1 to 1.1 kB per pixel in float32 besides its
 # weights: 0.3 GB at 512 x 512, 4.1 GB at 2048 x 2048. Larger holes would gain nothing: it was trained on 256 x 256.

@@ -1,7 +1,7 @@
 """Segment Anything, described without being loaded."""
 
 from contract.description import Choice, Description, Flag, Integer, Structure
-from handlers.fields import IMAGE
+from handlers.requests.fields import IMAGE
 
 MAX_POINTS = 128
 MAX_GROWTH = 255  # pixels

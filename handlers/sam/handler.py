@@ -8,20 +8,20 @@ import torch
 from segment_anything import SamPredictor
 from torch import Tensor
 
-from handlers import encoding
-from handlers.base import Handler
-from handlers.base64_text import array_to_text
-from handlers.finite import first_finite, wide_copy
-from handlers.geometry import bounding_box
-from handlers.payload import Request
-from handlers.picture import RGB, Mask
-from handlers.reply import Reply
+from handlers.editing.geometry import bounding_box
+from handlers.pictures import encoding
+from handlers.pictures.picture import RGB, Mask
+from handlers.requests.base64_text import array_to_text
+from handlers.requests.payload import Request
+from handlers.requests.reply import Reply
 from handlers.sam import network
 from handlers.sam.description import MASKS, MULTIMASK, RETURN_LOGITS
 from handlers.sam.embeddings import Embeddings, key_of
 from handlers.sam.prompt import parse_prompt
 from handlers.sam.resize import Resize
 from handlers.sam.shaping import Shaping
+from handlers.weights.precision import first_finite, wide_copy
+from handlers.worker.base import Handler
 
 
 class SamHandler(Handler):

@@ -16,7 +16,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from handlers.sam.attention import fuse
-from handlers.weights import DtypeOf, empty_network, fill, open_weights
+from handlers.weights.tensors import DtypeOf, empty_network, fill, open_weights
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.base64_text import text_to_array
-from handlers.errors import BadRequest
-from handlers.payload import Arguments, is_number
+from handlers.requests.base64_text import text_to_array
+from handlers.requests.errors import BadRequest
+from handlers.requests.payload import Arguments, is_number
 from handlers.sam.description import BOX, LABELS, MASK_INPUT, MAX_POINTS, POINTS
 
 

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from handlers import imaging
-from handlers.payload import Arguments
-from handlers.picture import Mask
+from handlers.editing import imaging
+from handlers.pictures.picture import Mask
+from handlers.requests.payload import Arguments
 from handlers.sam.description import DILATE, DILATE_KERNEL_SIZE, ERODE, FILL_HOLES, INVERT, SMOOTH
 
 

@@ -1,7 +1,7 @@
 """Stable Diffusion inpainting, described without being loaded."""
 
 from contract.description import Choice, Description, Field, Flag, Integer, Number
-from handlers.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT
 
 PROMPT = Field("prompt", "text", "What to paint.")
 NEGATIVE_PROMPT = Field("negative_prompt", "text", "What to avoid.", required=False)

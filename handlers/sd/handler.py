@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from handlers import geometry, imaging
-from handlers.base import Handler
-from handlers.edit import Edit
-from handlers.finite import first_finite, wide_copy
-from handlers.geometry import Fit, Piece
-from handlers.jobs import UNWATCHED, Report
-from handlers.payload import Reply, Request
-from handlers.picture import RGB, Mask, Picture
+from handlers.editing import geometry, imaging
+from handlers.editing.edit import Edit
+from handlers.editing.geometry import Fit, Piece
+from handlers.pictures.picture import RGB, Mask, Picture
+from handlers.requests.jobs import UNWATCHED, Report
+from handlers.requests.payload import Reply, Request
 from handlers.sd import network
 from handlers.sd.description import PROMPT, STEPS
 from handlers.sd.settings import DEFAULT_GUIDANCE, Settings
+from handlers.weights.precision import first_finite, wide_copy
+from handlers.worker.base import Handler
 
 
 class SdHandler(Handler):

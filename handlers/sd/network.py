@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from handlers.weights import empty_network, fill
+from handlers.weights.tensors import empty_network, fill
 
 # A safetensors file's tensors, on the device and in the dtype in which they are served.
 Read = Callable[[Path], Mapping[str, Tensor]]

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import diffusers
 
-from handlers.fields import FEATHER, OUTPUT_FORMAT
-from handlers.payload import BadRequest, Request
-from handlers.reply import OUTPUT_FORMATS
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.payload import BadRequest, Request
+from handlers.requests.reply import OUTPUT_FORMATS
 from handlers.sd.description import (
     EMBED_PARAMETERS,
     GUIDANCE,

@@ -19,13 +19,14 @@ from py_compile import PycInvalidationMode
 from typing import Any
 
 from handlers.building.files import ProgressBar, copy
-from serve.archives.store import Report, replace_directory, staging_folder
 from serve.archives.weights import File, Places, Weights, default_names, obtain, read_weights
 from serve.descriptions import HANDLERS, descriptions
+from serve.store.publish import Report, replace_directory, staging_folder
 
 CONTRACT = HANDLERS.parent / "contract"
-# Of a model's own files: they make checkpoints, and run in no archive. handlers/building is theirs.
+# Of a model's own files, and what they share: they make checkpoints, and run in no archive.
 BUILD_TIME_CODE = {"convert.py", "random_weights.py"}
+BUILDING = "building"
 CHECKPOINT_SUFFIXES = {".yaml", ".json", ".txt", ".safetensors"}
 MODEL_CONFIG = "model-config.yaml"
 RECORD = "MAR-INF/palimpsest.json"
@@ -146,9 +147,13 @@ def _build(archive: Archive, fill: Callable[[Path], None], report: Report) -> No
 def _code(handler: str, config: Path, handlers: Path) -> dict[str, Path]:
     """What the archive runs: no other model's code, no caches."""
     folder = handlers / handler
+    models = {handlers / name for name in descriptions(handlers)}
+    rooms = [
+        path for path in sorted(handlers.iterdir()) if path.is_dir() and path not in {*models, handlers / BUILDING}
+    ]
     own = (path for path in folder.glob("*.py") if path.name not in BUILD_TIME_CODE)
-    package = [*sorted(handlers.glob("*.py")), *sorted(own)]
-    code = {f"handlers/{path.relative_to(handlers)}": path for path in package}
+    package = [*handlers.glob("*.py"), *own, *(path for room in rooms for path in room.glob("*.py"))]
+    code = {f"handlers/{path.relative_to(handlers)}": path for path in sorted(package)}
     code |= {f"contract/{path.name}": path for path in sorted(CONTRACT.glob("*.py"))}
     return code | {"handler.py": folder / "handler.py", MODEL_CONFIG: config}
 
@@ -228,11 +233,11 @@ def _demo_checkpoint(demo: Path) -> dict[str, Path]:
 
 
 def _random_weights_code(name: str, handlers: Path) -> list[Path]:
-    return [*sorted((handlers / "building").glob("*.py")), *sorted((handlers / name).glob("*.py"))]
+    return [*sorted((handlers / BUILDING).glob("*.py")), *sorted((handlers / name).glob("*.py"))]
 
 
 def _draw_weights(name: str, demo: Path, out: Path, handlers: Path) -> None:
-    command = [sys.executable, "-m", f"{handlers.name}.building.random_weights", name, str(demo), str(out.absolute())]
+    command = [sys.executable, "-m", f"{handlers.name}.{BUILDING}.random_weights", name, str(demo), str(out.absolute())]
     _run([*command, "--seed", str(RANDOM_WEIGHTS_SEED)], handlers.parent, {})
 
 

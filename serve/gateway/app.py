@@ -29,13 +29,13 @@ from serve.gateway.edit.jobs import Jobs
 from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
 from serve.gateway.services import EngineHost, Services
-from serve.residency.catalog import Catalog
 from serve.residency.events import Event, What
 from serve.residency.memory import Memory
-from serve.residency.prefetch import Prefetch, Usage
 from serve.residency.scheduler import Limits, Scheduler
 from serve.residency.workers import Workers
 from serve.settings import Settings
+from serve.store.catalog import Catalog
+from serve.store.prefetch import Prefetch, Usage
 
 logger = logging.getLogger(__name__)
 

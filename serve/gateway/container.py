@@ -18,8 +18,8 @@ from serve.gateway.given_names import LoadedModel
 from serve.gateway.predictions import headers_of, invoke_as_sent
 from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
-from serve.residency.catalog import Archive
 from serve.residency.model import State
+from serve.store.catalog import Archive
 
 router = APIRouter(tags=["SageMaker container"])
 

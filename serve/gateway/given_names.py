@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serve.residency.catalog import Archive
+from serve.store.catalog import Archive
 
 MOST = 10_000
 """Past these the oldest names are forgotten; their archives answer to their own."""

@@ -19,15 +19,15 @@ from serve.errors import PalimpsestError
 from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
 from serve.gateway.torchserve_metrics import relabel
-from serve.residency.catalog import Archive
 from serve.residency.events import Event, What
 from serve.residency.model import Model, Reason
+from serve.store.catalog import Archive
 
 # Bounds in seconds: of what a request goes through, and of what a model does.
 _REQUEST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1, 2.5, 5, 10, 30, 120)
 _RESIDENCY = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 
-# Of handlers/base.py; from others nothing becomes a label.
+# Of handlers/worker/base.py; from others nothing becomes a label.
 _PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
 
 _MOST_VERSIONS = 2000  # whose counters TorchServe's are told apart by

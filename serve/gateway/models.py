@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ModelNotFound, OutOfMemory
 from serve.gateway.services import Injected, Services
-from serve.residency.catalog import Archive, Catalog
 from serve.residency.model import IN_MEMORY, Model, State
+from serve.store.catalog import Archive, Catalog
 
 
 class Footprint(BaseModel):

@@ -16,7 +16,7 @@ from serve.errors import BadRequest, ModelNotFound, NotReached
 from serve.gateway.metrics import Invocation
 from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
-from serve.residency.catalog import Archive, Catalog
+from serve.store.catalog import Archive, Catalog
 
 router = APIRouter(tags=["predictions"])
 

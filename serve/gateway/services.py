@@ -13,11 +13,11 @@ from serve.gateway.edit.jobs import Jobs
 from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
 from serve.residency import workers
-from serve.residency.catalog import Catalog
 from serve.residency.memory import Memory
-from serve.residency.prefetch import Prefetch
 from serve.residency.scheduler import Scheduler
 from serve.settings import Settings
+from serve.store.catalog import Catalog
+from serve.store.prefetch import Prefetch
 
 
 class EngineHost(workers.EngineHost, Protocol):

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from serve.errors import ModelLoadFailed, PalimpsestError
-from serve.residency.catalog import Archive
 from serve.residency.model import Model, State, Taken
+from serve.store.catalog import Archive
 
 Result = TypeVar("Result")
 

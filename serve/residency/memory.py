@@ -13,10 +13,10 @@ from typing import Protocol
 import psutil
 import pynvml
 
-from serve.residency.catalog import Archive
-from serve.residency.kept import keep
 from serve.residency.model import Taken
 from serve.residency.seed import Seed, read_seed
+from serve.state_file import keep
+from serve.store.catalog import Archive
 
 
 class Device(Protocol):
@@ -187,7 +187,7 @@ class Memory:
         return parked if seed.takes_commands and parked.device < known.load else None
 
     def takes_commands(self, archive: Archive) -> bool:
-        """Whether the archive says that its handler knows the commands of handlers/base.py."""
+        """Whether the archive says that its handler knows the commands of handlers/worker/base.py."""
         return self._seed(archive).takes_commands
 
     def response_timeout(self, archive: Archive) -> int:

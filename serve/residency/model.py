@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from serve.errors import PalimpsestError
-from serve.residency.catalog import Archive
+from serve.store.catalog import Archive
 
 
 class State(Enum):

@@ -16,7 +16,7 @@ from serve.errors import (
     PalimpsestError,
     WorkerDied,
 )
-from serve.residency.books import Books, Memory
+from serve.residency.accounting import Books, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import Limits

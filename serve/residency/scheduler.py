@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from serve.errors import EngineUnavailable, ModelNotReady, PalimpsestError, QueueFull
-from serve.residency.books import Memory
-from serve.residency.catalog import Archive
+from serve.residency.accounting import Memory
 from serve.residency.effects import Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import Limits
 from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter
 from serve.residency.places import Places
 from serve.residency.versions import Versions
+from serve.store.catalog import Archive
 
 __all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from serve.residency.catalog import Archive
-from serve.residency.unpack import MANIFEST
+from serve.store.catalog import Archive
+from serve.store.unpack import MANIFEST
 
 TIMEOUT = 120  # seconds: TorchServe's, for an archive whose model-config.yaml does not say
 _SMALL = 64 << 10  # bytes of a file that is told apart by what it holds

@@ -2,8 +2,8 @@
 
 from itertools import islice
 
-from serve.residency.catalog import Archive
 from serve.residency.model import Model
+from serve.store.catalog import Archive
 
 # Models that are neither in memory nor asked for now and are remembered all the same, with their counts and errors.
 MAX_REMEMBERED = 2000

@@ -28,10 +28,10 @@ from serve.errors import (
     WorkerDied,
 )
 from serve.memory_file import MemoryFile
-from serve.residency.catalog import Archive
 from serve.residency.memory import Memory
 from serve.residency.model import Taken
 from serve.residency.worker import Worker
+from serve.store.catalog import Archive
 
 T = TypeVar("T")
 

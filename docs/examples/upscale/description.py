@@ -1,7 +1,7 @@
 """An upscaler, described without being loaded."""
 
 from contract.description import Description, Number
-from handlers.fields import IMAGE, OUTPUT_FORMAT
+from handlers.requests.fields import IMAGE, OUTPUT_FORMAT
 
 DETAIL = Number("detail", 1.0, 0, 1, "How much of the network's detail is added; 0: bicubic interpolation alone.")
 

@@ -8,12 +8,12 @@ import torch
 from handlers.upscale import network
 from handlers.upscale.description import DETAIL
 
-from handlers.base import Handler
-from handlers.fields import IMAGE, OUTPUT_FORMAT
-from handlers.payload import Request
-from handlers.picture import RGB, Samples, from_rgb
-from handlers.reply import OUTPUT_FORMATS, Reply
-from handlers.weights import empty_network, fill
+from handlers.pictures.picture import RGB, Samples, from_rgb
+from handlers.requests.fields import IMAGE, OUTPUT_FORMAT
+from handlers.requests.payload import Request
+from handlers.requests.reply import OUTPUT_FORMATS, Reply
+from handlers.weights.tensors import empty_network, fill
+from handlers.worker.base import Handler
 
 
 class UpscaleHandler(Handler):

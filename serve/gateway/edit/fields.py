@@ -16,7 +16,7 @@ from pydantic import (
 from contract.bodies import Slice
 from contract.description import MAX_TEXT, Choice, Flag, Integer
 from contract.description import Number as Fraction
-from handlers.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
 from handlers.sam import description as sam
 from handlers.sd import description as sd
 

@@ -1,0 +1,1 @@
+"""Pictures: files of every format as samples with what stands beside them, and back."""

@@ -1,0 +1,114 @@
+"""What a picture marks when it is sent as a mask. The first rule that fits holds:
+
+- The picture to edit with a transparent hole (as picture-editing services take it): the hole.
+- What is partly transparent and of many colours, but not the picture: refused, nobody can tell what it marks.
+- Transparent pixels are not marked: white strokes on nothing are a mask, and so are coloured ones.
+- Label maps such as VOC's. A palette picture with colours, or one too dark for white: every index but 0, where index 0
+  is black; else every colour but black. RGB of a few flat colours: every colour but black.
+- Only 0 and 1, of any depth: 1 marks.
+- White on black, of any depth or format: 128 and more of 255 in the brightest channel.
+"""
+
+import cv2
+import numpy as np
+
+from handlers.pictures.picture import RGB, Mask, Picture, Samples, to_rgb
+from handlers.pictures.pixels import Decoded, NotAPicture, Palette
+
+WHAT_A_MASK_IS = (
+    "a mask is white (128 or more of 255) where to change and black elsewhere, or transparent elsewhere; or the picture"
+    " itself with a transparent hole"
+)
+_ALIKE = 20  # of 255, on average: how far a copy of few colours, or of another profile, may be from the picture
+_WHITE = 255 - _ALIKE
+_MOST = 0.9  # of the pixels that show
+_STROKES = 3  # colours of 5 bits a channel that make up that many: white, black and one more
+_LABELS = 32  # colours in a map of labels; more than that is shades
+_DARKEST_LABEL = 32  # of 255, in the brightest channel: as in VOC's. What is darker is the noise of compression
+
+
+def mask_of(decoded: Decoded, picture: Picture) -> Mask:
+    """HxW bool: True where marked. Raises NotAPicture where it can't be told what is.
+
+    decoded: upright, as large as `picture`, the one to edit.
+    """
+    samples, alpha, palette = decoded.samples, decoded.alpha, decoded.palette
+    most = np.iinfo(samples.dtype).max
+    hole = None if alpha is None or alpha.min() > most // 2 else alpha <= most // 2
+    if hole is not None and hole.all():
+        return ~hole
+    if hole is not None:
+        samples = np.where(hole if samples.ndim == 2 else hole[..., None], samples.dtype.type(0), samples)
+    labelled = _by_index(palette, hole) if palette else _by_colour(samples)
+    most_colours = _STROKES if palette is None or labelled is None else _LABELS
+    if hole is not None and _is_hole(hole, to_rgb(samples), picture, most_colours):
+        return hole
+    if labelled is not None:
+        return labelled if hole is None else labelled & ~hole
+    brightest = _brightest(samples)
+    if brightest.max() <= decoded.one:
+        return np.asarray(brightest > 0)
+    if alpha is not None:
+        brightest = brightest.astype(np.uint32) * alpha // most
+    return np.asarray(brightest > most // 2)
+
+
+def _is_hole(hole: Mask, rgb: RGB, picture: Picture, most_colours: int) -> bool:
+    """Whether what shows around is the picture, if not to the bit. Else it is strokes or labels.
+
+    Raises NotAPicture where it may be both, or neither.
+    """
+    shown = rgb[~hole]
+    if max(cv2.mean(cv2.absdiff(rgb, picture.rgb), (~hole).view(np.uint8))) <= _ALIKE:
+        if shown.min() < _WHITE:
+            return True
+        raise NotAPicture(
+            "may be white strokes, or the picture with a transparent hole and white elsewhere: send it white on black"
+        )
+    if (colours := _colours(shown)) > most_colours:
+        raise NotAPicture(
+            f"is partly transparent, of {colours} colours elsewhere, and not the picture: {WHAT_A_MASK_IS}"
+        )
+    return False
+
+
+def _by_index(palette: Palette, hole: Mask | None) -> Mask | None:
+    """None where black, white and greys are all that shows."""
+    indices = palette.indices if hole is None else palette.indices[~hole]
+    colours = palette.colours[np.flatnonzero(np.bincount(indices.ravel()))]
+    if _is_grey(colours) and colours.max() >= 128:
+        return None
+    if not palette.colours[0].any():
+        return np.asarray(palette.indices != 0)
+    coloured = np.asarray(palette.colours.any(axis=1))
+    return np.asarray(coloured[palette.indices])
+
+
+def _by_colour(samples: Samples) -> Mask | None:
+    """None where white and black, or shades, are all there is."""
+    if samples.ndim == 2:
+        return None
+    rgb = to_rgb(samples)
+    brightest = _brightest(rgb)
+    dark = rgb[(brightest > 0) & (brightest < 128)]
+    if not len(dark) or dark.max(axis=1).min() < _DARKEST_LABEL or _is_grey(rgb):
+        return None
+    keys = dark.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return brightest > 0 if len(np.unique(keys)) <= _LABELS else None
+
+
+def _brightest(samples: Samples) -> Samples:
+    """HxW: each pixel's brightest channel; several times as fast as numpy's max() along an axis of three."""
+    return samples if samples.ndim == 2 else np.maximum.reduce([samples[..., i] for i in range(3)])
+
+
+def _is_grey(colours: RGB) -> bool:
+    red, green, blue = (colours[..., i] for i in range(3))
+    return bool((red == green).all() and (red == blue).all())
+
+
+def _colours(pixels: RGB) -> int:
+    """How many colours, of 5 bits a channel, make up most of the pixels (Nx3)."""
+    keys = (pixels >> 3).astype(np.int32) @ np.array([1024, 32, 1], np.int32)
+    counts = np.sort(np.bincount(keys, minlength=1))[::-1]
+    return int(np.searchsorted(np.cumsum(counts), _MOST * len(pixels))) + 1

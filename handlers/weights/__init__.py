@@ -1,0 +1,1 @@
+"""Weights: read or mapped, parked and woken; numbers that must stay finite."""

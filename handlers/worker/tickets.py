@@ -1,0 +1,98 @@
+"""A request whose bytes lie in the gateway's memory: ticket -> fields; reply -> the gateway's memory."""
+
+import mmap
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from contract.bodies import Buffer, Slice, read_body, text_of
+from contract.errors import BodyError
+from contract.ticket import File, Span, Ticket, Written
+from handlers.requests import jobs
+from handlers.requests.errors import BadRequest
+from handlers.requests.reply import Encoded, is_large
+
+
+class Unusable(Exception):
+    """The ticket is none, or what it names can't be opened."""
+
+
+class Opened(ExitStack):
+    """A ticket with its files open; leaving it closes them. job: where to tell the progress."""
+
+    def __init__(self, text: Any) -> None:
+        """Raises Unusable."""
+        super().__init__()
+        try:
+            self._ticket = Ticket.from_json(text)
+            self._reply = self._open(self._ticket.reply, writable=True)
+            files = {part.file for part in self._ticket.parts.values()}
+            if self._ticket.body is not None:
+                files.add(self._ticket.body)
+            self._files = {file: self._open(file) for file in files}
+            self.job = None if self._ticket.job is None else jobs.attach(self._open(self._ticket.job, writable=True))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.close()
+            raise Unusable(f"the request cannot be read from the gateway's memory ({type(error).__name__})") from None
+
+    def fields(self) -> dict[str, Any]:
+        """Of the request: JSON values, texts, and files as bytes. Raises BadRequest."""
+        if self._ticket.body is None:
+            parts = {
+                name: _copy(self._files[part.file], part.start, part.stop, part.text)
+                for name, part in self._ticket.parts.items()
+            }
+            return {**self._ticket.fields, **parts}
+        descriptor = self._files[self._ticket.body]
+        size = os.fstat(descriptor).st_size
+        # Closed when nothing refers to it any more, such as the frames of an error.
+        body: Buffer = mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ) if size else b""
+        try:
+            fields = read_body(self._ticket.content_type, self._ticket.content_encoding, body)
+            return {name: _value(descriptor, body, name, value) for name, value in fields.items()}
+        except BodyError as error:
+            raise BadRequest(error.message, error.field, status=error.status) from None
+
+    def write(self, reply: Encoded) -> Written:
+        """Puts the reply where the gateway looks for it."""
+        if reply.fields is None:
+            self._write(reply.picture)
+            return Written(reply.content_type, reply.headers)
+        small = {name: value for name, value in reply.fields.items() if not is_large(value)}
+        spans: dict[str, Span | list[Span]] = {}
+        written: dict[int, Span] = {}  # the first variant is the picture itself
+        for name, value in reply.fields.items():
+            if name not in small:
+                several = [self._span(each, written) for each in (value if isinstance(value, list) else [value])]
+                spans[name] = several if isinstance(value, list) else several[0]
+        return Written(reply.content_type, reply.headers, small, spans)
+
+    def _span(self, data: bytes, written: dict[int, Span]) -> Span:
+        if id(data) not in written:
+            start = os.lseek(self._reply, 0, os.SEEK_CUR)
+            self._write(data)
+            written[id(data)] = Span(start, start + len(data))
+        return written[id(data)]
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._reply, view) :]
+
+    def _open(self, file: File, writable: bool = False) -> int:
+        descriptor = file.open(writable)
+        self.callback(os.close, descriptor)
+        return descriptor
+
+
+def _copy(descriptor: int, start: int, stop: int, text: bool) -> bytes | str:
+    data = os.pread(descriptor, stop - start, start)
+    return data.decode(errors="replace") if text else data
+
+
+def _value(descriptor: int, body: Buffer, name: str, value: Any) -> Any:
+    if not isinstance(value, Slice):
+        return value
+    if value.escaped:
+        return text_of(body, value, name, len(body))
+    return _copy(descriptor, value.start, value.stop, value.text)

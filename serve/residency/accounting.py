@@ -1,0 +1,125 @@
+"""What memory is spoken for, and how much of it could come back: sums over all models that change nothing."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from serve.errors import OutOfMemory
+from serve.residency.model import LEAVING, STARTING, Model, State, Taken
+from serve.residency.policy import Resident
+from serve.store.catalog import Archive
+
+
+class Memory(Protocol):
+    """The device and what is known of each model's size, in bytes. All calls must be quick and not raise."""
+
+    budget: int
+    host_budget: int
+
+    def free(self) -> int:
+        """What the device reports as free, at this moment."""
+
+    def predict(self, archive: Archive) -> int:
+        """What loading the archive will take: measured, or a guess."""
+
+    def is_measured(self, archive: Archive) -> bool:
+        """Whether that was measured."""
+
+    def predict_peak(self, archive: Archive) -> int:
+        """What its model will take while it works on a request, all together; 0 where that is not known."""
+
+    def predict_parked(self, archive: Archive) -> Taken | None:
+        """What the archive's model will take once it is parked; None where it can't be, or where that frees nothing."""
+
+
+class Books:
+    """models: those that are in memory or in use, as they change."""
+
+    def __init__(self, memory: Memory, models: Mapping[str, Model]) -> None:
+        self._memory, self._models = memory, models
+
+    def room(self) -> int:
+        """Bytes that nobody holds by the books, or on the device where that has less; may be negative."""
+        reserved = sum(m.reserved for m in self._models.values())
+        loading = sum(m.reserved for m in self._models.values() if m.state in STARTING)
+        return min(self._memory.budget - reserved, self._memory.free() - loading)
+
+    def coming(self) -> int:
+        """Bytes that come back without anything more to be done."""
+        return sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
+
+    def at_work(self) -> bool:
+        """Whether a request that runs will give bytes back when it ends."""
+        return any(m.leases and m.reserved > m.resting for m in self._models.values())
+
+    def obtainable(self) -> int:
+        """Bytes that would come back if all went that may go."""
+        return sum(m.reserved for m in self._models.values() if m.state in LEAVING or not m.pinned)
+
+    def excess(self) -> int:
+        """Bytes by which models that stay exceed the budget; 0 or less if they don't."""
+        models = self._models.values()
+        return sum(_stays(m) if m.state in LEAVING else m.reserved for m in models) - self._memory.budget
+
+    def evictable(self, park: bool) -> list[Resident]:
+        """park: those that can be parked give back only what that frees; else all go altogether."""
+        return [
+            _resident(key, m, m.reserved - (parked.device if park and (parked := self.parked(m)) else 0))
+            for key, m in self._models.items()
+            if m.state in (State.READY, State.PARKED) and not m.pinned
+        ]
+
+    def idle(self) -> list[Resident]:
+        """Those of them that nobody uses and whose going frees something, parked where they can be."""
+        return [r for r in self.evictable(park=True) if not r.in_use and r.size > 0]
+
+    def parked(self, model: Model) -> Taken | None:
+        """What the model will take once it is parked; None where it should not be."""
+        parked = None if model.state is State.PARKED or model.stale else self._memory.predict_parked(model.archive)
+        return parked if parked and parked.host <= self._memory.host_budget else None
+
+    def host_missing(self, need: int) -> int:
+        """Bytes short of `need` in host memory."""
+        return need - self._memory.host_budget + sum(m.host for m in self._models.values())
+
+    def host_coming(self) -> int:
+        """Bytes of host memory that come back without anything more to be done."""
+        return sum(m.host for m in self._models.values() if m.state is State.UNLOADING)
+
+    def idle_parked(self) -> list[Resident]:
+        """By what they hold of host memory."""
+        return [
+            _resident(key, m, m.host)
+            for key, m in self._models.items()
+            if m.state is State.PARKED and not m.in_use and not m.pinned
+        ]
+
+    def largest(self, model: Model) -> int:
+        """Bytes that the model could get if all others went that may go."""
+        return self._memory.budget - sum(
+            m.resting for m in self._models.values() if m is not model and m.pinned and m.state not in LEAVING
+        )
+
+    def refusal(self, model: Model) -> OutOfMemory:
+        """Of a model larger than that."""
+        name, budget = model.archive.name, self._memory.budget
+        pinned = budget - self.largest(model)
+        held = f", of which pinned models hold {_mib(pinned)}" if pinned else ""
+        if not self._memory.is_measured(model.archive):
+            return OutOfMemory(f"there is no room for {name!r}: the budget is {_mib(budget)}{held}: unpin one of them")
+        return OutOfMemory(
+            f"{name!r} took {_mib(self._memory.predict(model.archive))} when it was loaded, and the budget is"
+            f" {_mib(budget)}{held}: raise PALIMPSEST_MEMORY_BUDGET or use a smaller model"
+        )
+
+
+def _stays(model: Model) -> int:
+    """Bytes that a leaving model keeps on the device."""
+    return model.parking.device if model.parking else 0
+
+
+def _resident(key: str, model: Model, size: int) -> Resident:
+    return Resident(key, size, model.in_use, model.stale, model.ready_since, model.last_used)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
