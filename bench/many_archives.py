@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from serve.errors import ModelNotFound
 from serve.residency.model import Taken
-from serve.residency.scheduler import Limits, Scheduler
+from serve.residency.scheduler import Scheduler, SchedulerLimits
 from serve.store.catalog import Archive, Catalog
 from tests.fakes import FakeTorchServe, gateway, make_store
 
@@ -80,7 +80,7 @@ class Instant:
 async def scheduler(archives: int) -> dict[str, float]:
     """CPU time. ready: requests whose model is loaded; evicting: each of them has another model leave."""
     instant = Instant()
-    residency = Scheduler(instant, instant, Limits(minimum_stay=0))
+    residency = Scheduler(instant, instant, SchedulerLimits(minimum_stay=0))
     known = [Archive(f"m{number}", Path(f"/store/m{number}"), "0123456789ab") for number in range(archives)]
 
     async def ask(which: list[Archive]) -> float:

@@ -18,7 +18,7 @@ from rich.console import Console
 from serve import models_table, preflight
 from serve.archives import build
 from serve.archives.commands import archives_app, ensure_full, one_message_per_error
-from serve.archives.weights import Places, default_names, read_weights
+from serve.archives.weights import SearchFolders, default_names, read_weights
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
@@ -185,7 +185,7 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
         return False, f"{', '.join(full)} are built in {settings.store}"
     if settings.models == "auto" and _device().gpu is None:
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
-    missing = ensure_full(settings.store, Places(settings.state / "downloads", None))
+    missing = ensure_full(settings.store, SearchFolders(settings.state / "downloads", None))
     if missing is None:
         return False, "just built"
     if settings.models == "full":

@@ -15,7 +15,7 @@ from virtual_time import VirtualTimeLoop
 from serve.errors import OutOfMemory
 from serve.residency.events import Event, What
 from serve.residency.model import STARTING, Reason, Taken
-from serve.residency.scheduler import Limits, Model, Scheduler, State
+from serve.residency.scheduler import Model, Scheduler, SchedulerLimits, State
 from serve.store.catalog import Archive
 
 MakeWorld = Callable[..., "World"]
@@ -213,13 +213,13 @@ class Request:
 
 class World:
     """budget: of the books. capacity: of the device, if it differs. host_budget: for parked models. limits: fields of
-    Limits."""
+    SchedulerLimits."""
 
     def __init__(self, budget: int = 2, capacity: int | None = None, host_budget: int = 0, **limits: Any) -> None:
         self.loop = VirtualTimeLoop()
         self.violations: list[str] = []
         self.loop.set_exception_handler(lambda loop, context: self.violations.append(str(context)))
-        self.limits = Limits(**limits)
+        self.limits = SchedulerLimits(**limits)
         self.device = Device(budget, budget if capacity is None else capacity, host_budget)
         self.engine = Engine(self)
         self.events: Counter[What | Reason] = Counter()

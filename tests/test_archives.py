@@ -35,7 +35,7 @@ from handlers.sd import convert as sd_convert
 from serve.archives import build, commands
 from serve.archives.commands import archives_app
 from serve.archives.export import ExportError, Format, export
-from serve.archives.weights import File, Places, Weights, read_weights
+from serve.archives.weights import File, Published, SearchFolders, read_weights
 from serve.store import publish as store
 
 ROOT = Path(__file__).parent.parent
@@ -90,12 +90,12 @@ def handlers(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Weights:
+def published(tmp_path: Path) -> Published:
     """A stanza whose one file lies in tmp_path/given and is converted by copying."""
     file = File("model.pth", "model.pth", None, None, None, len(CHECKPOINT), hashlib.sha256(CHECKPOINT).hexdigest())
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "model.pth").write_bytes(CHECKPOINT)
-    return Weights("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {"network.yaml": "published.yaml"})
+    return Published("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {"network.yaml": "published.yaml"})
 
 
 def copy_first(files: dict[str, Path], out: Path, progress: object) -> None:
@@ -103,8 +103,8 @@ def copy_first(files: dict[str, Path], out: Path, progress: object) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "downloads", tmp_path / "given")
+def folders(tmp_path: Path) -> SearchFolders:
+    return SearchFolders(tmp_path / "downloads", tmp_path / "given")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -158,9 +158,9 @@ def test_its_code_is_compiled_and_an_edit_counts_all_the_same(handlers: Path, tm
 
 
 def test_a_full_archive_holds_the_converted_checkpoint(
-    handlers: Path, published: Weights, places: Places, tmp_path: Path
+    handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path
 ) -> None:
-    assert build.build_full(published, tmp_path / "store", places, silent, ignore, handlers)
+    assert build.build_full(published, tmp_path / "store", folders, silent, ignore, handlers)
     files = content(tmp_path / "store" / "tiny_full")
     assert files["weights.safetensors"] == CHECKPOINT
     assert files["network.yaml"] == b"width: 400\n"
@@ -172,15 +172,20 @@ def test_a_full_archive_holds_the_converted_checkpoint(
     ("stanza", "named"),
     [
         ({"convert": "onnx"}, "tiny_full: there is no converter 'onnx'; there are test"),
-        ({"handler": "huge"}, "tiny_full: there is no handler 'huge'; there are tiny"),
+        ({"handler": "huge"}, "tiny_full: there is no handler 'huge'; there are other, tiny"),
     ],
 )
 def test_what_a_stanza_names_must_exist_before_anything_is_fetched(
-    handlers: Path, published: Weights, tmp_path: Path, stanza: dict[str, str], named: str
+    handlers: Path, published: Published, tmp_path: Path, stanza: dict[str, str], named: str
 ) -> None:
     with pytest.raises(build.BuildError, match=named):
         build.build_full(
-            dataclasses.replace(published, **stanza), tmp_path / "store", Places(tmp_path), silent, ignore, handlers
+            dataclasses.replace(published, **stanza),
+            tmp_path / "store",
+            SearchFolders(tmp_path),
+            silent,
+            ignore,
+            handlers,
         )
 
 
@@ -278,12 +283,12 @@ def test_a_lost_checkpoint_file_rebuilds(handlers: Path, tmp_path: Path) -> None
 
 
 def test_new_code_does_not_need_the_published_files_again(
-    handlers: Path, published: Weights, places: Places, tmp_path: Path
+    handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path
 ) -> None:
-    build.build_full(published, tmp_path / "store", places, silent, ignore, handlers)
+    build.build_full(published, tmp_path / "store", folders, silent, ignore, handlers)
     shutil.rmtree(tmp_path / "given")
     (handlers / "base.py").write_text("BASE = 'new'\n")
-    assert build.build_full(published, tmp_path / "store", places, silent, ignore, handlers)
+    assert build.build_full(published, tmp_path / "store", folders, silent, ignore, handlers)
     files = content(tmp_path / "store" / "tiny_full")
     assert files["weights.safetensors"] == CHECKPOINT
     assert files["handlers/base.py"] == b"BASE = 'new'\n"
@@ -297,7 +302,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from serve.archives import build
-from serve.archives.weights import Places
+from serve.archives.weights import SearchFolders
 from tests import test_archives
 
 def stuck(files, out, progress):
@@ -308,21 +313,21 @@ def stuck(files, out, progress):
 root = Path(sys.argv[1])
 test_archives.copy_first = stuck
 silent = lambda what, total: nullcontext(lambda done: None)
-places = Places(root / "downloads", root / "given")
-build.build_full(test_archives.published_again(), root / "store", places, silent, print, root / "src" / "handlers")
+folders = SearchFolders(root / "downloads", root / "given")
+build.build_full(test_archives.published_again(), root / "store", folders, silent, print, root / "src" / "handlers")
 """
 
 
-def published_again() -> Weights:
+def published_again() -> Published:
     """The stanza of `published` after its file has changed to b"second"."""
     file = File("model.pth", "model.pth", None, None, None, 6, hashlib.sha256(b"second").hexdigest())
-    return Weights("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {"network.yaml": "published.yaml"})
+    return Published("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {"network.yaml": "published.yaml"})
 
 
 def test_a_killed_build_leaves_the_old_archive_and_the_next_one_clears_up(
-    handlers: Path, published: Weights, places: Places, tmp_path: Path
+    handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path
 ) -> None:
-    build.build_full(published, tmp_path / "store", places, silent, ignore, handlers)
+    build.build_full(published, tmp_path / "store", folders, silent, ignore, handlers)
     before = content(tmp_path / "store" / "tiny_full")
     (tmp_path / "given" / "model.pth").write_bytes(b"second")
 
@@ -337,15 +342,15 @@ def test_a_killed_build_leaves_the_old_archive_and_the_next_one_clears_up(
     assert content(tmp_path / "store" / "tiny_full") == before
     (dead,) = (tmp_path / "store").glob(".build-*-tiny_full")
 
-    assert build.build_full(published_again(), tmp_path / "store", places, silent, ignore, handlers)
+    assert build.build_full(published_again(), tmp_path / "store", folders, silent, ignore, handlers)
     assert content(tmp_path / "store" / "tiny_full")["weights.safetensors"] == b"second"
     assert not dead.exists()
 
 
 def test_a_full_disk_leaves_the_old_archive(
-    handlers: Path, published: Weights, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build.build_full(published, tmp_path / "store", places, silent, ignore, handlers)
+    build.build_full(published, tmp_path / "store", folders, silent, ignore, handlers)
     before = content(tmp_path / "store" / "tiny_full")
     (tmp_path / "given" / "model.pth").write_bytes(b"second")
 
@@ -354,7 +359,7 @@ def test_a_full_disk_leaves_the_old_archive(
 
     monkeypatch.setattr("tests.test_archives.copy_first", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
-        build.build_full(published_again(), tmp_path / "store", places, silent, ignore, handlers)
+        build.build_full(published_again(), tmp_path / "store", folders, silent, ignore, handlers)
     assert content(tmp_path / "store" / "tiny_full") == before
     assert list((tmp_path / "store").glob(".build-*")) == []
 
@@ -488,13 +493,13 @@ def test_an_unknown_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_had_is_one_message_and_the_rest_is_built(
-    published: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: Path
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: Path
 ) -> None:
     (file,) = published.sources[0]
     gone = File("gone.pth", "gone.pth", None, None, None, 5, "0" * 64)
     known = {
-        "absent": Weights("absent", "tiny", "test", "MIT", ((gone,),), {}, True),
-        "tiny_full": Weights("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {}, True),
+        "absent": Published("absent", "tiny", "test", "MIT", ((gone,),), {}, True),
+        "tiny_full": Published("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {}, True),
     }
     monkeypatch.setattr(commands, "read_weights", lambda: known)
     monkeypatch.setattr(commands, "build_full", lambda *arguments: build.build_full(*arguments, handlers=handlers))

@@ -162,12 +162,12 @@ def test_a_killed_worker_gives_its_memory_back_and_the_next_request_is_served(se
 
 SPOILT_AFTER = """
 import ctypes
-from serve.engine.zygote import spoilt
+from serve.engine.zygote import unsafe_to_fork
 ctypes.CDLL("libcuda.so.1")
-print(spoilt())
+print(unsafe_to_fork())
 import torch
 torch.cuda.init()
-print(spoilt())
+print(unsafe_to_fork())
 """
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import bodies, jsontext, multipart
-from handlers.pictures.limits import LIMITS, Limits
+from handlers.pictures.limits import LIMITS, PictureLimits
 from handlers.sd.description import SCHEDULER
 from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
@@ -19,7 +19,7 @@ from serve.settings import MAX_PREDICT_TIMEOUT, Settings
 from serve.store.unpack import UnpackLimits
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
-HEAD = """# Limits and defaults
+HEAD = """# PictureLimits and defaults
 
 What is past a limit is refused with a 4xx that names the field and the limit, before it is decoded or computed. The
 server's own settings are in the [README](../README.md#settings). This page is checked against the code by
@@ -116,7 +116,9 @@ def http_limits() -> list[tuple[str, str, str]]:
 def picture_limits() -> list[tuple[str, int, str]]:
     """Name, value and the docstring's words of each of handlers.pictures.limits."""
     told: dict[str, str] = {}
-    for names, text in re.findall(r"^ *([a-z_, ]+): (.+?)(?=^ *[a-z_, ]+: |\Z)", Limits.__doc__ or "", re.M | re.S):
+    for names, text in re.findall(
+        r"^ *([a-z_, ]+): (.+?)(?=^ *[a-z_, ]+: |\Z)", str(PictureLimits.__doc__), re.M | re.S
+    ):
         told |= dict.fromkeys(names.split(", "), " ".join(text.split()))
     return [(name, value, told[name]) for name, value in LIMITS._asdict().items()]
 

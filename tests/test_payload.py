@@ -19,7 +19,7 @@ from handlers.pictures.decoding import decode_picture
 from handlers.pictures.picture import Metadata, Picture
 from handlers.requests.base64_text import array_to_text, from_base64, text_to_array, to_base64
 from handlers.requests.errors import BadRequest, Cancelled
-from handlers.requests.jobs import Job, attach
+from handlers.requests.jobs import SharedProgress, attach
 from handlers.requests.payload import Request
 from handlers.requests.reply import Reply
 from handlers.sam.description import MASK_INPUT
@@ -381,4 +381,4 @@ def test_a_job_shares_its_steps_and_stops_when_told() -> None:
 
 
 def test_without_a_gateway_nothing_is_shared() -> None:
-    Job().report(1, 2)
+    SharedProgress().report(1, 2)

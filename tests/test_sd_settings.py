@@ -4,7 +4,7 @@ import pytest
 
 from handlers.requests.payload import Request
 from handlers.sd.description import SEED, VARIANTS
-from handlers.sd.settings import Settings
+from handlers.sd.settings import PaintSettings
 from handlers.sd.syntax import foreign_syntax
 
 
@@ -16,14 +16,14 @@ class Tokenizer:
 @pytest.mark.parametrize("drawn", [0, 1, -1])
 def test_a_drawn_seed_is_one_that_javascript_reads_exactly(monkeypatch: pytest.MonkeyPatch, drawn: int) -> None:
     monkeypatch.setattr("secrets.randbelow", lambda bound: range(bound)[drawn])
-    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"variants": VARIANTS.high}}), 7.5)
+    settings = PaintSettings.parse(Request({"prompt": "x", "gen_args": {"variants": VARIANTS.high}}), 7.5)
     seeds = [settings.of_variant(index).seed for index in range(settings.variants)]
     assert max(seeds) < 2**53
     assert [int(float(seed)) for seed in seeds] == seeds == list(range(seeds[0], seeds[0] + VARIANTS.high))
 
 
 def test_a_clients_own_seed_may_be_larger() -> None:
-    settings = Settings.parse(Request({"prompt": "x", "gen_args": {"seed": SEED.high}}), 7.5)
+    settings = PaintSettings.parse(Request({"prompt": "x", "gen_args": {"seed": SEED.high}}), 7.5)
     assert settings.seed == SEED.high
 
 
@@ -39,7 +39,7 @@ def test_a_clients_own_seed_may_be_larger() -> None:
 def test_syntax_of_other_programs_ends_in_a_warning(prompt: str) -> None:
     for name in ("prompt", "negative_prompt"):
         request = Request({"prompt": ""} | {name: prompt})
-        Settings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
+        PaintSettings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
         (warning,) = request.warnings
         assert warning.startswith(f"{name}: ")
         assert "no effect" in warning
@@ -56,13 +56,13 @@ def test_syntax_of_other_programs_ends_in_a_warning(prompt: str) -> None:
 )  # fmt: skip
 def test_prose_does_not(prompt: str) -> None:
     request = Request({"prompt": prompt})
-    Settings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
+    PaintSettings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
     assert request.warnings == []
 
 
 def test_a_warning_of_syntax_is_short() -> None:
     request = Request({"prompt": "(" + "a" * 190 + ":1.4) " + " ".join(f"(a{number}:1.4)" for number in range(900))})
-    Settings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
+    PaintSettings.parse(request, 7.5).warn_of_syntax(request, Tokenizer())
     assert len(request.warnings[0]) < 300
 
 

@@ -18,8 +18,8 @@ import pytest
 from serve.archives.weights import (
     File,
     NotAvailable,
-    Places,
-    Weights,
+    Published,
+    SearchFolders,
     WrongFile,
     missing_report,
     obtain,
@@ -89,8 +89,8 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "downloads")
+def folders(tmp_path: Path) -> SearchFolders:
+    return SearchFolders(tmp_path / "downloads")
 
 
 def silent(what: str, total: int | None) -> nullcontext:
@@ -102,98 +102,100 @@ def pth(url: str | None, **changes: object) -> File:
     return replace(file, **changes)
 
 
-def weights(*sources: tuple[File, ...]) -> Weights:
-    return Weights("tiny", "tiny", "sam", "Apache-2.0", sources)
+def weights(*sources: tuple[File, ...]) -> Published:
+    return Published("tiny", "tiny", "sam", "Apache-2.0", sources)
 
 
-def fetch(file: File, places: Places) -> Path:
-    return obtain(weights((file,)), places, silent)[file]
+def fetch(file: File, folders: SearchFolders) -> Path:
+    return obtain(weights((file,)), folders, silent)[file]
 
 
-def test_a_dropped_download_goes_on_where_it_broke_off(server: FileServer, places: Places) -> None:
+def test_a_dropped_download_goes_on_where_it_broke_off(server: FileServer, folders: SearchFolders) -> None:
     server.drops = [300_000, 200_000]
-    path = fetch(pth(f"{server.url}/model.pth"), places)
+    path = fetch(pth(f"{server.url}/model.pth"), folders)
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=300000-", "bytes=500000-"]
 
 
-def test_the_next_run_goes_on_with_what_the_last_one_left(server: FileServer, places: Places) -> None:
-    part = places.downloads / "model.pth.part"
+def test_the_next_run_goes_on_with_what_the_last_one_left(server: FileServer, folders: SearchFolders) -> None:
+    part = folders.downloads / "model.pth.part"
     part.parent.mkdir()
     part.write_bytes(CONTENT[:123_456])
-    assert fetch(pth(f"{server.url}/model.pth"), places).read_bytes() == CONTENT
+    assert fetch(pth(f"{server.url}/model.pth"), folders).read_bytes() == CONTENT
     assert server.ranges == ["bytes=123456-"]
     assert not part.exists()
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
-def test_a_whole_part_needs_no_more_bytes(server: FileServer, places: Places, size: int | None) -> None:
-    (places.downloads).mkdir()
-    (places.downloads / "model.pth.part").write_bytes(CONTENT)
-    assert fetch(pth(f"{server.url}/model.pth", bytes=size), places).read_bytes() == CONTENT
+def test_a_whole_part_needs_no_more_bytes(server: FileServer, folders: SearchFolders, size: int | None) -> None:
+    (folders.downloads).mkdir()
+    (folders.downloads / "model.pth.part").write_bytes(CONTENT)
+    assert fetch(pth(f"{server.url}/model.pth", bytes=size), folders).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
-def test_a_part_longer_than_the_file_starts_afresh(server: FileServer, places: Places, size: int | None) -> None:
-    (places.downloads).mkdir()
-    (places.downloads / "model.pth.part").write_bytes(CONTENT + b"more")
-    assert fetch(pth(f"{server.url}/model.pth", bytes=size), places).read_bytes() == CONTENT
+def test_a_part_longer_than_the_file_starts_afresh(
+    server: FileServer, folders: SearchFolders, size: int | None
+) -> None:
+    (folders.downloads).mkdir()
+    (folders.downloads / "model.pth.part").write_bytes(CONTENT + b"more")
+    assert fetch(pth(f"{server.url}/model.pth", bytes=size), folders).read_bytes() == CONTENT
 
 
-def test_a_server_that_cannot_resume_sends_it_all_again(server: FileServer, places: Places) -> None:
+def test_a_server_that_cannot_resume_sends_it_all_again(server: FileServer, folders: SearchFolders) -> None:
     server.resumes = False
     server.drops = [300_000]
-    assert fetch(pth(f"{server.url}/model.pth"), places).read_bytes() == CONTENT
+    assert fetch(pth(f"{server.url}/model.pth"), folders).read_bytes() == CONTENT
 
 
-def test_a_finished_download_is_not_fetched_again(server: FileServer, places: Places) -> None:
-    fetch(pth(f"{server.url}/model.pth"), places)
-    fetch(pth(f"{server.url}/model.pth"), places)
+def test_a_finished_download_is_not_fetched_again(server: FileServer, folders: SearchFolders) -> None:
+    fetch(pth(f"{server.url}/model.pth"), folders)
+    fetch(pth(f"{server.url}/model.pth"), folders)
     assert len(server.ranges) == 1
 
 
 def test_a_download_with_the_wrong_hash_is_kept_aside_and_the_next_try_starts_afresh(
-    server: FileServer, places: Places
+    server: FileServer, folders: SearchFolders
 ) -> None:
     bad = b"x" * len(CONTENT)
     server.files["model.pth"] = bad
     with pytest.raises(WrongFile, match=r"model\.pth") as caught:
-        fetch(pth(f"{server.url}/model.pth"), places)
+        fetch(pth(f"{server.url}/model.pth"), folders)
     assert SHA256 in str(caught.value)
     assert hashlib.sha256(bad).hexdigest() in str(caught.value)
-    assert (places.downloads / "model.pth.corrupt").read_bytes() == bad
+    assert (folders.downloads / "model.pth.corrupt").read_bytes() == bad
 
     server.files["model.pth"] = CONTENT
-    assert fetch(pth(f"{server.url}/model.pth"), places).read_bytes() == CONTENT
+    assert fetch(pth(f"{server.url}/model.pth"), folders).read_bytes() == CONTENT
     assert server.ranges == [None, None]
 
 
-def test_a_server_that_never_ends_is_left(server: FileServer, places: Places) -> None:
+def test_a_server_that_never_ends_is_left(server: FileServer, folders: SearchFolders) -> None:
     server.files["model.pth"] = CONTENT + b"more"
     with pytest.raises(NotAvailable) as caught:
-        fetch(pth(f"{server.url}/model.pth"), places)
+        fetch(pth(f"{server.url}/model.pth"), folders)
     assert "more than the 1,048,576 bytes" in caught.value.missing[0][1]
 
 
-def test_two_builds_do_not_write_one_part(server: FileServer, places: Places) -> None:
-    part = places.downloads / "model.pth.part"
+def test_two_builds_do_not_write_one_part(server: FileServer, folders: SearchFolders) -> None:
+    part = folders.downloads / "model.pth.part"
     part.parent.mkdir()
     with open(part, "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(NotAvailable) as caught:
-            fetch(pth(f"{server.url}/model.pth"), places)
+            fetch(pth(f"{server.url}/model.pth"), folders)
     assert "another build is downloading" in caught.value.missing[0][1]
     assert server.ranges == []
 
 
 def test_a_users_file_with_the_wrong_hash_is_an_error_and_stays(
-    server: FileServer, places: Places, tmp_path: Path
+    server: FileServer, folders: SearchFolders, tmp_path: Path
 ) -> None:
     (tmp_path / "given").mkdir()
     mine = tmp_path / "given" / "model.pth"
     mine.write_bytes(b"mine")
     with pytest.raises(WrongFile) as caught:
-        fetch(pth(f"{server.url}/model.pth"), replace(places, given=mine.parent))
+        fetch(pth(f"{server.url}/model.pth"), replace(folders, given=mine.parent))
     for part in (str(mine), SHA256, hashlib.sha256(b"mine").hexdigest()):
         assert part in str(caught.value)
     assert mine.read_bytes() == b"mine"
@@ -203,68 +205,70 @@ def test_a_users_file_with_the_wrong_hash_is_an_error_and_stays(
 @pytest.mark.parametrize(
     "where", ["mirror/big/models/best.ckpt", "big/models/best.ckpt", "models/best.ckpt", "best.ckpt"]
 )
-def test_a_given_folder_may_hold_the_repository_or_a_part_of_it(places: Places, tmp_path: Path, where: str) -> None:
+def test_a_given_folder_may_hold_the_repository_or_a_part_of_it(
+    folders: SearchFolders, tmp_path: Path, where: str
+) -> None:
     path = tmp_path / "given" / where
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT)
     file = File("big/models/best.ckpt", "best.ckpt", None, "someone/mirror", "main", len(CONTENT), SHA256)
-    assert fetch(file, replace(places, given=tmp_path / "given")) == path
+    assert fetch(file, replace(folders, given=tmp_path / "given")) == path
 
 
-def test_a_name_that_two_files_share_is_not_enough(places: Places, tmp_path: Path) -> None:
+def test_a_name_that_two_files_share_is_not_enough(folders: SearchFolders, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     files = tuple(File(f"{part}/config.json", f"{part}/config.json", None, None, None) for part in ("unet", "vae"))
     with pytest.raises(NotAvailable):
-        obtain(weights(files), replace(places, given=tmp_path), silent)
+        obtain(weights(files), replace(folders, given=tmp_path), silent)
 
 
-def test_the_hugging_face_cache_is_looked_up(places: Places, hub_cache: Path) -> None:
+def test_the_hugging_face_cache_is_looked_up(folders: SearchFolders, hub_cache: Path) -> None:
     revision = "5f74973cbb64c8568780732c17f43eb269d63a0d"
     cached = hub_cache / "models--someone--mirror" / "snapshots" / revision / "unet" / "model.pth"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(CONTENT)
     file = File("unet/model.pth", "model.pth", None, "someone/mirror", revision, len(CONTENT), SHA256)
-    assert fetch(file, places) == cached
+    assert fetch(file, folders) == cached
 
 
 def test_a_source_that_is_here_is_preferred_to_one_that_must_be_downloaded(
-    server: FileServer, places: Places, tmp_path: Path
+    server: FileServer, folders: SearchFolders, tmp_path: Path
 ) -> None:
     (tmp_path / "other.pth").write_bytes(CONTENT)
     here = pth(None, path="other.pth")
-    found = obtain(weights((pth(f"{server.url}/model.pth"),), (here,)), replace(places, given=tmp_path), silent)
+    found = obtain(weights((pth(f"{server.url}/model.pth"),), (here,)), replace(folders, given=tmp_path), silent)
     assert found == {here: tmp_path / "other.pth"}
     assert server.ranges == []
 
 
-def test_the_next_source_is_taken_where_one_can_not_be_had(server: FileServer, places: Places) -> None:
+def test_the_next_source_is_taken_where_one_can_not_be_had(server: FileServer, folders: SearchFolders) -> None:
     second = pth(f"{server.url}/model.pth")
-    found = obtain(weights((pth(f"{server.url}/gone.pth", path="gone.pth"),), (second,)), places, silent)
+    found = obtain(weights((pth(f"{server.url}/gone.pth", path="gone.pth"),), (second,)), folders, silent)
     assert list(found) == [second]
 
 
-def test_an_optional_file_may_be_absent(server: FileServer, places: Places) -> None:
+def test_an_optional_file_may_be_absent(server: FileServer, folders: SearchFolders) -> None:
     file = pth(f"{server.url}/model.pth")
     extra = File("extra.json", "extra.json", f"{server.url}/extra.json", None, None, optional=True)
-    assert list(obtain(weights((file, extra)), places, silent)) == [file]
+    assert list(obtain(weights((file, extra)), folders, silent)) == [file]
     server.files["extra.json"] = b"{}"
-    assert list(obtain(weights((file, extra)), places, silent)) == [file, extra]
+    assert list(obtain(weights((file, extra)), folders, silent)) == [file, extra]
 
 
-def test_an_error_page_does_not_pass_for_a_config(server: FileServer, places: Places) -> None:
+def test_an_error_page_does_not_pass_for_a_config(server: FileServer, folders: SearchFolders) -> None:
     server.files["config.json"] = b"<html>Please log in</html>"
     with pytest.raises(WrongFile, match=r"config\.json is not a \.json text file"):
-        fetch(File("config.json", "config.json", f"{server.url}/config.json", None, None), places)
+        fetch(File("config.json", "config.json", f"{server.url}/config.json", None, None), folders)
 
 
 def test_what_is_missing_is_reported_with_commands_that_bring_it(
-    server: FileServer, places: Places, tmp_path: Path
+    server: FileServer, folders: SearchFolders, tmp_path: Path
 ) -> None:
     """The commands are run as printed, and the build then finds what they brought."""
     file = pth(f"{server.url}/model.pth")
     unreachable = weights((replace(file, url="http://127.0.0.1:9/model.pth"),))
     with pytest.raises(NotAvailable) as caught:
-        obtain(unreachable, places, silent)
+        obtain(unreachable, folders, silent)
     target = tmp_path / "my checkpoints"
     report = missing_report([caught.value], target, ["palimpsest", "archives", "build"])
     for expected in ("tiny", "Apache-2.0", "model.pth", "1,048,576 bytes", SHA256, "refused"):
@@ -274,14 +278,14 @@ def test_what_is_missing_is_reported_with_commands_that_bring_it(
     (curl,) = re.findall(r"^ +(curl .*)$", report, re.MULTILINE)
     curl = curl.replace("http://127.0.0.1:9", server.url)
     subprocess.run(curl, shell=True, check=True, capture_output=True, timeout=30)
-    assert fetch(file, replace(places, given=target)) == target / "model.pth"
+    assert fetch(file, replace(folders, given=target)) == target / "model.pth"
 
 
-def test_all_missing_archives_are_in_one_report(places: Places) -> None:
+def test_all_missing_archives_are_in_one_report(folders: SearchFolders) -> None:
     failures = []
     for name in ("first", "second"):
         with pytest.raises(NotAvailable) as caught:
-            obtain(replace(weights((pth(None, path=f"{name}.pth"),)), name=name), places, silent)
+            obtain(replace(weights((pth(None, path=f"{name}.pth"),)), name=name), folders, silent)
         failures.append(caught.value)
     report = missing_report(failures, Path("checkpoints"), ["palimpsest", "archives", "build"])
     assert "first.pth" in report

@@ -20,7 +20,7 @@ from torch import nn
 from handlers.pictures.picture import Picture
 from handlers.requests.payload import Request
 from handlers.sd.handler import SdHandler
-from handlers.sd.settings import Settings
+from handlers.sd.settings import PaintSettings
 from training import shapes
 from training.sd_vae import PIPELINE, load_photographs
 
@@ -68,14 +68,14 @@ class Painter:
             for case, prompt, avoid in zip(cases, prompts, negative, strict=True)
         ]
 
-    def _one(self, case: Case, settings: Settings) -> np.ndarray:
+    def _one(self, case: Case, settings: PaintSettings) -> np.ndarray:
         with torch.inference_mode():
             return self._handler.replace(Picture(case.photograph), case.hole, settings).samples
 
 
-def _settings(prompt: str, negative: str, guidance: float, seed: int) -> Settings:
+def _settings(prompt: str, negative: str, guidance: float, seed: int) -> PaintSettings:
     arguments = {"num_inference_steps": STEPS, "guidance_scale": guidance, "seed": seed}
-    return Settings.parse(Request({"prompt": prompt, "negative_prompt": negative, "gen_args": arguments}))
+    return PaintSettings.parse(Request({"prompt": prompt, "negative_prompt": negative, "gen_args": arguments}))
 
 
 def dominant_colour(picture: np.ndarray, hole: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Limits(NamedTuple):
+class PictureLimits(NamedTuple):
     """max_pixels: width times height of a picture or mask (413).
     max_side: of a picture or mask, pixels (413).
     small_picture, max_pixels_per_byte: a picture of more than small_picture pixels must not decode to more than
@@ -24,4 +24,4 @@ class Limits(NamedTuple):
     max_png_text_bytes: int = 4_000_000
 
 
-LIMITS = Limits()
+LIMITS = PictureLimits()

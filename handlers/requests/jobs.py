@@ -13,7 +13,7 @@ Report = Callable[[int, int], None]
 """Told (step, steps) after each step; may raise Cancelled."""
 
 
-class Job:
+class SharedProgress:
     """One request's steps. memory: contract.progress.SIZE writable bytes, shared or not."""
 
     def __init__(self, memory: mmap.mmap | bytearray | None = None) -> None:
@@ -27,10 +27,10 @@ class Job:
             raise Cancelled
 
 
-UNWATCHED: Report = Job().report
+UNWATCHED: Report = SharedProgress().report
 """Where no client waits."""
 
 
-def attach(descriptor: int) -> Job:
+def attach(descriptor: int) -> SharedProgress:
     """The job whose bytes a descriptor shares, which may be closed; raises OSError or ValueError where it can't."""
-    return Job(mmap.mmap(descriptor, SIZE))
+    return SharedProgress(mmap.mmap(descriptor, SIZE))

@@ -19,7 +19,7 @@ from handlers.pictures.masks import WHAT_A_MASK_IS
 from handlers.pictures.picture import Mask, Picture
 from handlers.requests.base64_text import from_base64
 from handlers.requests.errors import BadRequest
-from handlers.requests.jobs import Job
+from handlers.requests.jobs import SharedProgress
 from handlers.requests.reply import Reply
 
 __all__ = ["Arguments", "BadRequest", "Reply", "Request", "is_number"]
@@ -36,20 +36,22 @@ class Request:
     progress. warnings: what the client should know although the request is served; handlers put them into their reply.
     """
 
-    def __init__(self, fields: Mapping[str, Any], job: Job | None = None, body: Buffer = b"") -> None:
+    def __init__(self, fields: Mapping[str, Any], job: SharedProgress | None = None, body: Buffer = b"") -> None:
         self.fields = fields
-        self.job = job or Job()
+        self.job = job or SharedProgress()
         self.warnings: list[str] = []
         self._body = body
 
     @classmethod
-    def read(cls, content_type: str, content_encoding: str, body: Buffer, job: Job | None = None) -> "Request":
+    def read(
+        cls, content_type: str, content_encoding: str, body: Buffer, job: SharedProgress | None = None
+    ) -> "Request":
         """A request whose body comes as it was sent. Raises BadRequest."""
         with _as_bad_request():
             return cls(read_body(content_type, content_encoding, body), job, body)
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any], job: Job | None = None) -> "Request":
+    def parse(cls, data: Mapping[str, Any], job: SharedProgress | None = None) -> "Request":
         """data: TorchServe's view of a request: the raw or already decoded JSON under "body", or multipart parts."""
         body = data.get("body", data.get("data"))
         if body is None:

@@ -18,7 +18,7 @@ from handlers.requests.jobs import UNWATCHED, Report
 from handlers.requests.payload import Reply, Request
 from handlers.sd import network
 from handlers.sd.description import PROMPT, STEPS
-from handlers.sd.settings import DEFAULT_GUIDANCE, Settings
+from handlers.sd.settings import DEFAULT_GUIDANCE, PaintSettings
 from handlers.weights.precision import first_finite, wide_copy
 from handlers.worker.base import Handler
 
@@ -48,13 +48,13 @@ class SdHandler(Handler):
     def warm_up(self) -> None:
         side = self.native
         # Two steps: the second meets what the first one left in the scheduler.
-        settings = Settings.parse(Request({PROMPT.name: "", "gen_args": {STEPS.name: 2}}))
+        settings = PaintSettings.parse(Request({PROMPT.name: "", "gen_args": {STEPS.name: 2}}))
         self._paint(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), settings)
 
     def predict(self, request: Request) -> Reply:
         picture = request.picture("image")
         mask = request.mask("mask_image", picture)
-        settings = Settings.parse(request, self.default_guidance)
+        settings = PaintSettings.parse(request, self.default_guidance)
         settings.warn_of_syntax(request, self.pipeline.tokenizer)
         settings.warn_of_cut(request, self.pipeline.tokenizer)
 
@@ -68,7 +68,7 @@ class SdHandler(Handler):
             fields["seeds"] = [variant.seed for variant in variants]
         return Reply(pictures[0], fields, request.warnings, variants=pictures[1:], output_format=settings.output_format)
 
-    def replace(self, picture: Picture, mask: Mask, settings: Settings, report: Report = UNWATCHED) -> Picture:
+    def replace(self, picture: Picture, mask: Mask, settings: PaintSettings, report: Report = UNWATCHED) -> Picture:
         """The picture with the masked pixels repainted as the settings say, `variants` aside; raises as _paint."""
         box = geometry.context_box(mask, self.native)
         edit = Edit(picture, mask, settings.feather)
@@ -80,7 +80,7 @@ class SdHandler(Handler):
         text = {"parameters": json.dumps(prompts | settings.parameters(self.default_scheduler))}
         return edit.picture._replace(metadata=picture.metadata._replace(text=text))
 
-    def _paint(self, rgb: RGB, mask: Mask, settings: Settings, report: Report = UNWATCHED) -> RGB:
+    def _paint(self, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report = UNWATCHED) -> RGB:
         """rgb native x native x 3, mask native x native -> the model's picture, uint8 of the same shape.
 
         Raises NotFinite, and what report raises.
@@ -94,14 +94,14 @@ class SdHandler(Handler):
         picture = first_finite(attempts)
         return (picture / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
 
-    def _paint_wide(self, rgb: RGB, mask: Mask, settings: Settings, report: Report) -> Tensor:
+    def _paint_wide(self, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report) -> Tensor:
         parts = self.pipeline.components
         wide = {name: wide_copy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
         pipeline = type(self.pipeline)(**wide, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return _decoded(pipeline.vae, self._denoise(pipeline, rgb, mask, settings, report))
 
-    def _denoise(self, pipeline: Any, rgb: RGB, mask: Mask, settings: Settings, report: Report) -> Tensor:
+    def _denoise(self, pipeline: Any, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report) -> Tensor:
         """The finished latents, 1x4xhxw."""
 
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ DEFAULT_GUIDANCE = 7.5  # as Stable Diffusion's own; `handler.guidance_scale` in
 _RANDOM_SEEDS = 2**53 - VARIANTS.high
 
 
-class Settings(NamedTuple):
+class PaintSettings(NamedTuple):
     """What to paint and how, as description.py says each. seed: drawn where the request has none.
 
     scheduler: a key of SCHEDULERS, or "" for the archive's own. output_format: a value of OUTPUT_FORMATS.
@@ -58,7 +58,7 @@ class Settings(NamedTuple):
     embed_parameters: bool
 
     @classmethod
-    def parse(cls, request: Request, default_guidance: float = DEFAULT_GUIDANCE) -> "Settings":
+    def parse(cls, request: Request, default_guidance: float = DEFAULT_GUIDANCE) -> "PaintSettings":
         """Reads prompt, negative_prompt and gen_args; raises BadRequest. default_guidance: the archive's own."""
         arguments = request.arguments()
         seed = arguments.integer(SEED)
@@ -79,7 +79,7 @@ class Settings(NamedTuple):
         settings._check(request)
         return settings
 
-    def of_variant(self, index: int) -> "Settings":
+    def of_variant(self, index: int) -> "PaintSettings":
         """These settings with the seed of the variant; the one after the largest is 0."""
         return self._replace(seed=(self.seed + index) % (SEED.high + 1))
 

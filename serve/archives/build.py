@@ -19,7 +19,7 @@ from py_compile import PycInvalidationMode
 from typing import Any
 
 from handlers.building.files import ProgressBar, copy
-from serve.archives.weights import File, Places, Weights, default_names, obtain, read_weights
+from serve.archives.weights import File, Published, SearchFolders, default_names, obtain, read_weights
 from serve.descriptions import HANDLERS, descriptions
 from serve.store.publish import Report, replace_directory, staging_folder
 
@@ -45,7 +45,7 @@ class BuildError(Exception):
 
 
 @dataclass(frozen=True)
-class Archive:
+class BuildPlan:
     """What to build. code_key, checkpoint_key: hashes of what the two halves of the archive are made from."""
 
     name: str
@@ -57,14 +57,19 @@ class Archive:
 
 
 def build_full(
-    weights: Weights, store: Path, places: Places, progress: ProgressBar, report: Report, handlers: Path = HANDLERS
+    weights: Published,
+    store: Path,
+    folders: SearchFolders,
+    progress: ProgressBar,
+    report: Report,
+    handlers: Path = HANDLERS,
 ) -> bool:
     """Builds STORE/<name>; False where it is up to date. Raises BuildError and what obtain and converters raise."""
     convert = _converter(weights, handlers)
     folder = handlers / weights.handler
     configs = {path: folder / source for path, source in weights.configs.items()}
     code = _code(weights.handler, folder / MODEL_CONFIG, handlers)
-    archive = Archive(
+    archive = BuildPlan(
         name=weights.name,
         store=store,
         target=store / weights.name,
@@ -79,7 +84,7 @@ def build_full(
         # Only code changed: no need for the published files, which may be long gone from this machine.
         _build(archive, lambda out: _link(archive.target, record["checkpoint"], out, progress), report)
     else:
-        files = obtain(weights, places, progress)
+        files = obtain(weights, folders, progress)
         _build(archive, lambda out: _convert(convert, files, configs, out, progress), report)
     return True
 
@@ -93,7 +98,7 @@ def build_demo(name: str, store: Path, report: Report, handlers: Path = HANDLERS
     code = _code(name, config, handlers)
     # Random weights also depend on the code that draws them.
     drawn_by = {} if trained else {f"{name}/{path.name}": path for path in _random_weights_code(name, handlers)}
-    archive = Archive(
+    archive = BuildPlan(
         name=name,
         store=store,
         target=store / "demo" / name,
@@ -126,7 +131,7 @@ def demo_names() -> list[str]:
     return [name for name in default_names(read_weights()) if name in known and known[name].demo]
 
 
-def _build(archive: Archive, fill: Callable[[Path], None], report: Report) -> None:
+def _build(archive: BuildPlan, fill: Callable[[Path], None], report: Report) -> None:
     """Fills an empty folder with the checkpoint files, adds the code, and swaps the result in."""
     with staging_folder(archive.store, archive.name, report) as staging:
         if _is_current(archive, _read_record(archive.target)):
@@ -174,18 +179,18 @@ def _read_record(target: Path) -> dict[str, Any]:
     return record
 
 
-def _is_current(archive: Archive, record: Mapping[str, Any]) -> bool:
+def _is_current(archive: BuildPlan, record: Mapping[str, Any]) -> bool:
     return record.get("code") == archive.code_key and _has_checkpoint(archive, record)
 
 
-def _has_checkpoint(archive: Archive, record: Mapping[str, Any]) -> bool:
+def _has_checkpoint(archive: BuildPlan, record: Mapping[str, Any]) -> bool:
     files = record.get("checkpoint", {}).items()
     return record.get("weights") == archive.checkpoint_key and all(
         (archive.target / path).is_file() and (archive.target / path).stat().st_size == size for path, size in files
     )
 
 
-def _package(archive: Archive, staging: Path) -> Path:
+def _package(archive: BuildPlan, staging: Path) -> Path:
     """Has torch-model-archiver lay out the code and the manifest; it gets relative paths, as it splits at commas."""
     source, temporary, result = staging / "code", staging / "tmp", staging / "archive"
     for path, file in archive.code.items():
@@ -257,7 +262,7 @@ def _copy_small(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _converter(weights: Weights, handlers: Path) -> Converter:
+def _converter(weights: Published, handlers: Path) -> Converter:
     """Before gigabytes are fetched. Raises BuildError where there is no such handler or converter."""
     models = descriptions(handlers)
     if weights.handler not in models:

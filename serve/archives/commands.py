@@ -14,7 +14,14 @@ from rich.console import Console
 from handlers.building.checkpoint import CheckpointError
 from serve.archives import export as exporting
 from serve.archives.build import BuildError, build_demo, build_full, demo_names
-from serve.archives.weights import NotAvailable, Places, WeightsError, default_names, missing_report, read_weights
+from serve.archives.weights import (
+    NotAvailable,
+    SearchFolders,
+    WeightsError,
+    default_names,
+    missing_report,
+    read_weights,
+)
 
 SMALL = 16 << 20  # bytes; less than this needs no bar
 
@@ -50,7 +57,7 @@ def build(
     """Build archives from the published checkpoints (full) or from what the repository carries (demo)."""
     with one_message_per_error(store):
         if models is Models.FULL or (models is Models.AUTO and given):
-            missing = ensure_full(store, Places(state / "downloads", given), names or [])
+            missing = ensure_full(store, SearchFolders(state / "downloads", given), names or [])
             if missing:
                 _fail(missing)
         else:
@@ -95,7 +102,7 @@ def _find(store: Path, name: str, models: Models) -> Path:
     return store / name
 
 
-def ensure_full(store: Path, places: Places, names: Sequence[str] = ()) -> str | None:
+def ensure_full(store: Path, folders: SearchFolders, names: Sequence[str] = ()) -> str | None:
     """Builds the full-size archives that are not up to date; all default ones if no names are given.
 
     Returns None, or a report of every file that is not to be had and of the commands that fetch it.
@@ -105,13 +112,13 @@ def ensure_full(store: Path, places: Places, names: Sequence[str] = ()) -> str |
     unavailable: list[NotAvailable] = []
     for name in names or default_names(known):
         try:
-            build_full(known[name], store, places, _show, console.print)
+            build_full(known[name], store, folders, _show, console.print)
         except NotAvailable as error:
             unavailable.append(error)
     if not unavailable:
         return None
     command = ["palimpsest", "archives", "build", "--models", "full", "--store", str(store)]
-    return missing_report(unavailable, places.given or Path("checkpoints"), command)
+    return missing_report(unavailable, folders.given or Path("checkpoints"), command)
 
 
 @contextmanager

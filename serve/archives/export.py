@@ -1,6 +1,6 @@
 """One file of an archive, for a stock TorchServe, KServe or SageMaker, with the libraries that its code needs by name.
 
-Same archive, same bytes: entries are sorted, without times and owners. Weights hardly compress, so a `.mar` stores
+Same archive, same bytes: entries are sorted, without times and owners. Published hardly compress, so a `.mar` stores
 them and a `.tar.gz` is packed at the fastest level.
 """
 

@@ -37,7 +37,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Published:
     """One stanza. sources: each a tuple of files that are needed together; any one of the sources will do."""
 
     name: str
@@ -50,7 +50,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Places:
+class SearchFolders:
     """Where files are looked for. given: the user's folder (--from). downloads: ours, beside the store."""
 
     downloads: Path
@@ -73,37 +73,37 @@ class WrongFile(WeightsError):
 class NotAvailable(WeightsError):
     """missing: for each source the files that were not found, with the reason why the first was not downloaded."""
 
-    def __init__(self, weights: Weights, missing: Sequence[tuple[Sequence[File], str]]) -> None:
+    def __init__(self, weights: Published, missing: Sequence[tuple[Sequence[File], str]]) -> None:
         super().__init__(f"{weights.name}: no source of its weights is at hand")
         self.weights, self.missing = weights, missing
 
 
-def read_weights(path: Path = WEIGHTS_TOML) -> dict[str, Weights]:
+def read_weights(path: Path = WEIGHTS_TOML) -> dict[str, Published]:
     """The stanzas by name, in the file's order; TypeError names a key that does not exist."""
     stanzas = tomllib.loads(path.read_text())
     return {name: _weights(name, stanza) for name, stanza in stanzas.items()}
 
 
-def default_names(known: Mapping[str, Weights]) -> list[str]:
+def default_names(known: Mapping[str, Published]) -> list[str]:
     """The archives that make up a set: those that are built and served without being asked for by name."""
     return [name for name, weights in known.items() if weights.default]
 
 
-def obtain(weights: Weights, places: Places, progress: ProgressBar) -> dict[File, Path]:
+def obtain(weights: Published, folders: SearchFolders, progress: ProgressBar) -> dict[File, Path]:
     """All files of one source, checked: of one that is here already, else of the first that can be downloaded.
 
     An optional file may be absent. Raises NotAvailable or WrongFile.
     """
     missing = []
-    for source in sorted(weights.sources, key=lambda source: not _is_here(source, places)):
+    for source in sorted(weights.sources, key=lambda source: not _is_here(source, folders)):
         obtained: dict[File, Path] = {}
         try:
             for file in source:
-                if path := _obtain(file, source, places, progress):
+                if path := _obtain(file, source, folders, progress):
                     obtained[file] = path
             return obtained
         except DownloadFailed as failure:
-            absent = [file for file in source if file not in obtained and not _find(file, source, places)]
+            absent = [file for file in source if file not in obtained and not _find(file, source, folders)]
             missing.append((absent, str(failure)))
     raise NotAvailable(weights, missing)
 
@@ -126,9 +126,9 @@ def missing_report(failures: Iterable[NotAvailable], directory: Path, build: Seq
     return "\n".join(lines)
 
 
-def _weights(name: str, stanza: dict[str, Any]) -> Weights:
+def _weights(name: str, stanza: dict[str, Any]) -> Published:
     sources = tuple(_source(**source) for source in stanza.pop("sources"))
-    return Weights(name=name, sources=sources, **stanza)
+    return Published(name=name, sources=sources, **stanza)
 
 
 def _source(
@@ -140,16 +140,16 @@ def _source(
     return tuple(build(**file) for file in files)
 
 
-def _is_here(source: Sequence[File], places: Places) -> bool:
-    return all(file.optional or _find(file, source, places) for file in source)
+def _is_here(source: Sequence[File], folders: SearchFolders) -> bool:
+    return all(file.optional or _find(file, source, folders) for file in source)
 
 
-def _find(file: File, source: Sequence[File], places: Places) -> Path | None:
-    candidates = list(_given_candidates(file, source, places.given)) if places.given else []
+def _find(file: File, source: Sequence[File], folders: SearchFolders) -> Path | None:
+    candidates = list(_given_candidates(file, source, folders.given)) if folders.given else []
     if file.repo:
         cached = try_to_load_from_cache(file.repo, file.path, revision=file.revision)
         candidates += [Path(cached)] if isinstance(cached, str) else []
-    candidates.append(_download_path(file, places))
+    candidates.append(_download_path(file, folders))
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -164,13 +164,13 @@ def _given_candidates(file: File, source: Sequence[File], given: Path) -> Iterab
             yield given / tail
 
 
-def _obtain(file: File, source: Sequence[File], places: Places, progress: ProgressBar) -> Path | None:
+def _obtain(file: File, source: Sequence[File], folders: SearchFolders, progress: ProgressBar) -> Path | None:
     """The checked file, None for an optional one that can't be had; DownloadFailed or WrongFile for another."""
-    path = _find(file, source, places)
-    if path and not path.is_relative_to(places.downloads):
+    path = _find(file, source, folders)
+    if path and not path.is_relative_to(folders.downloads):
         _check(file, path, progress)
         return path
-    target = _download_path(file, places)
+    target = _download_path(file, folders)
     try:
         if path is None:
             _download(file, target, progress)
@@ -216,8 +216,8 @@ def _check_text(path: Path) -> None:
         raise WrongFile(f"{path} is not a {path.suffix} text file: {error}") from None
 
 
-def _download_path(file: File, places: Places) -> Path:
-    return places.downloads / (PurePosixPath(file.repo).name if file.repo else "") / file.path
+def _download_path(file: File, folders: SearchFolders) -> Path:
+    return folders.downloads / (PurePosixPath(file.repo).name if file.repo else "") / file.path
 
 
 def _url(file: File) -> str | None:

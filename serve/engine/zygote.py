@@ -6,9 +6,9 @@ arguments, environment, working directory and the three standard descriptors. Th
 interpreter would have become; it ends with its launcher, and the launcher with it, with the same exit code.
 
 A fork copies one thread and no CUDA context. A zygote that has a second thread, or has begun to use CUDA, is therefore
-spoilt: it refuses, and the launcher becomes a fresh interpreter. numpy and OpenCV start OpenBLAS' threads unless a
-variable says otherwise (FOR_IMPORTS), which no child sees; diffusers asks whether there is a GPU, which starts CUDA, or
-a thread of NVML's, were it not answered here (_import). A package that spoils the zygote all the same when it is
+unsafe to fork: it refuses, and the launcher becomes a fresh interpreter. numpy and OpenCV start OpenBLAS' threads
+unless a variable says otherwise (FOR_IMPORTS), which no child sees; diffusers asks whether there is a GPU, which starts
+CUDA, or a thread of NVML's, were it not answered here (_import). A package that makes it unsafe all the same when it is
 imported is left to the workers that need it.
 
 What a child cannot take from its launcher is what the libraries read when they were imported. TorchServe and the zygote
@@ -85,7 +85,7 @@ def main() -> None:
     _imported()
     gc.collect()
     gc.freeze()
-    _say(f"ready after {time.monotonic() - began:.1f} s, {spoilt() or 'fit to fork'}")
+    _say(f"ready after {time.monotonic() - began:.1f} s, {unsafe_to_fork() or 'fit to fork'}")
     _report(reports, READY)
     start = Zygote(listener, environment, reports).until_forked()
     # From here on this process is a child.
@@ -189,7 +189,7 @@ class Zygote:
 
     def _fork(self, start: Start) -> bool:
         """Whether this process is the child."""
-        reason = spoilt() or hindrance(start.environment, self._environment)
+        reason = unsafe_to_fork() or why_not_forkable(start.environment, self._environment)
         pid = -1
         if reason is None:
             try:
@@ -237,7 +237,7 @@ def _import(libraries: list[str], environment: Environment) -> None:
         except ImportError as error:
             # The workers that need it will say so, or never will.
             _say(f"cannot import {name}: {error}")
-        if reason := spoilt():
+        if reason := unsafe_to_fork():
             _begin_again(libraries, name.partition(".")[0], reason, environment)
         if asks_driver is None and (torch := sys.modules.get("torch")):
             asks_driver = torch.cuda.is_available
@@ -268,7 +268,7 @@ def compaction() -> Iterator[int]:
                 yield page
 
 
-def spoilt() -> str | None:
+def unsafe_to_fork() -> str | None:
     """Why this process must not fork; None if it may."""
     if len(os.listdir("/proc/self/task")) > 1:
         return "the zygote has a second thread"
@@ -295,7 +295,7 @@ def _driver(handle: int) -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1", handle=handle)
 
 
-def hindrance(workers: Environment, zygotes: Environment) -> str | None:
+def why_not_forkable(workers: Environment, zygotes: Environment) -> str | None:
     """Why a child would not be like a fresh interpreter in the worker's environment; None if it would."""
     differing = sorted(
         name.decode(errors="replace")

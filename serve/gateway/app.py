@@ -31,7 +31,7 @@ from serve.gateway.metrics import Metrics
 from serve.gateway.services import EngineHost, Services
 from serve.residency.events import Event, What
 from serve.residency.memory import Memory
-from serve.residency.scheduler import Limits, Scheduler
+from serve.residency.scheduler import Scheduler, SchedulerLimits
 from serve.residency.workers import Workers
 from serve.settings import Settings
 from serve.store.catalog import Catalog
@@ -188,8 +188,8 @@ def _paths_in_use(scheduler: Scheduler) -> set[Path]:
     return {m.archive.path for m in scheduler.active()}
 
 
-def _limits(settings: Settings) -> Limits:
-    return Limits(
+def _limits(settings: Settings) -> SchedulerLimits:
+    return SchedulerLimits(
         queue_per_model=settings.queue_per_model,
         queue_total=settings.queue_total,
         wait=settings.queue_timeout,

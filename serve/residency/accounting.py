@@ -31,14 +31,14 @@ class Memory(Protocol):
         """What the archive's model will take once it is parked; None where it can't be, or where that frees nothing."""
 
 
-class Books:
+class Accounting:
     """models: those that are in memory or in use, as they change."""
 
     def __init__(self, memory: Memory, models: Mapping[str, Model]) -> None:
         self._memory, self._models = memory, models
 
     def room(self) -> int:
-        """Bytes that nobody holds by the books, or on the device where that has less; may be negative."""
+        """Bytes that nobody holds by the accounts, or on the device where that has less; may be negative."""
         reserved = sum(m.reserved for m in self._models.values())
         loading = sum(m.reserved for m in self._models.values() if m.state in STARTING)
         return min(self._memory.budget - reserved, self._memory.free() - loading)

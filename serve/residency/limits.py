@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class SchedulerLimits:
     """queue_per_model, queue_total: waiting requests. wait: seconds that one waits at most. concurrent_loads: at a
     time. minimum_stay: seconds that a busy model keeps its place. keep_alive: seconds until an idle model goes even
     if nobody needs its place (None: never; 0: after each answer). failure_pause: seconds in which a model that failed

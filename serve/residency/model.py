@@ -100,8 +100,8 @@ class Model:
     them that it keeps between two requests, as last measured; the rest is what the request that runs is expected to
     take beside. host: bytes held for it in host memory, from the start of its parking. parking: what it takes, or will
     take, when it is parked; None where it is not and won't be. stale: a newer version was asked for. unwanted: why it
-    is to leave as soon as it can. squeezed: the device had less room for it than the books said. effect: what runs to
-    load, park, wake or unload it. leaving: resolved when its memory is back. evicted_at: when it last had to go.
+    is to leave as soon as it can. squeezed: the device had less room for it than was accounted for. effect: what runs
+    to load, park, wake or unload it. leaving: resolved when its memory is back. evicted_at: when it last had to go.
     rests_until: no load is tried before, for the engine could not be reached. refused_at: when it was first found
     larger than the budget. error: of the last load. hits: requests that found it ready.
     """

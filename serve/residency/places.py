@@ -1,7 +1,7 @@
 """Who gets a place in memory and who gives one up: starts loads, wakings, parkings and unloads, and takes note of how
 they end.
 
-Three modules help: books (sums of bytes), policy (who must go), effects (what runs).
+Three modules help: accounting (sums of bytes), policy (who must go), effects (what runs).
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from serve.errors import (
     PalimpsestError,
     WorkerDied,
 )
-from serve.residency.accounting import Books, Memory
+from serve.residency.accounting import Accounting, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.events import Event, What
-from serve.residency.limits import Limits
+from serve.residency.limits import SchedulerLimits
 from serve.residency.model import IN_MEMORY, STARTING, Model, Reason, State, Taken
 from serve.residency.policy import Resident, choose_victims
 
@@ -42,13 +42,13 @@ class Places:
         self,
         engine: Engine,
         memory: Memory,
-        limits: Limits,
+        limits: SchedulerLimits,
         models: Mapping[str, Model],
         on_event: Callable[[Event], None],
         on_change: Callable[[], None],
     ) -> None:
         self._memory, self._limits, self._models, self._on_event = memory, limits, models, on_event
-        self._books = Books(memory, models)
+        self._accounting = Accounting(memory, models)
         self._effects = Effects(engine, self, on_change)
 
     def clear(self, active: Sequence[Model]) -> None:
@@ -81,7 +81,7 @@ class Places:
         if model.state in IN_MEMORY:
             return None
         need = 1 if self._is_open(model) else self._memory.predict(model.archive)
-        return self._books.refusal(model) if need > self._books.largest(model) else None
+        return self._accounting.refusal(model) if need > self._accounting.largest(model) else None
 
     def works_within(self, model: Model) -> bool:
         """Whether the model's next request is expected to take no more memory than is held for the model anyway."""
@@ -93,11 +93,11 @@ class Places:
         Idle models leave for it, and what others will soon give back is waited for. A request that needs more than can
         be had runs all the same, with as little beside it as may be: what it really takes, it will show.
         """
-        missing = self._memory.predict_peak(model.archive) - model.reserved - self._books.room()
+        missing = self._memory.predict_peak(model.archive) - model.reserved - self._accounting.room()
         if missing <= 0:
             return True
-        self._evict_idle(missing - self._books.coming())
-        return not self._books.coming() and not self._books.at_work()
+        self._evict_idle(missing - self._accounting.coming())
+        return not self._accounting.coming() and not self._accounting.at_work()
 
     def begin_work(self, model: Model) -> None:
         model.reserved = max(model.reserved, self._memory.predict_peak(model.archive))
@@ -169,8 +169,8 @@ class Places:
 
     def _serve_first(self, model: Model) -> bool:
         """Loads or wakes the model, or makes room for it; False where those behind it have to wait, too."""
-        need, coming, room = self._memory.predict(model.archive), self._books.coming(), self._books.room()
-        attainable = room + self._books.obtainable()
+        need, coming, room = self._memory.predict(model.archive), self._accounting.coming(), self._accounting.room()
+        attainable = room + self._accounting.obtainable()
         if attainable > 0 and self._is_open(model):
             # Alone with all that can be had it is tried, whatever was guessed.
             need = min(need, attainable)
@@ -181,12 +181,12 @@ class Places:
             return True
         self._make_room(model, missing - coming)
         # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
-        return missing > self._books.obtainable()
+        return missing > self._accounting.obtainable()
 
     def _make_room(self, model: Model, need: int) -> None:
         """Others are parked; where that is not enough, they are unloaded."""
         for park in (True, False):
-            others = [r for r in self._books.evictable(park) if r.key != model.archive.engine_name]
+            others = [r for r in self._accounting.evictable(park) if r.key != model.archive.engine_name]
             victims = choose_victims(need, others, _now(), self._limits.minimum_stay)
             if victims is not None:
                 self._evict(victims, Reason.MEMORY, park)
@@ -194,19 +194,19 @@ class Places:
 
     def _shrink_to_budget(self) -> None:
         """A model may turn out larger than predicted; idle ones then make up for it."""
-        self._evict_idle(self._books.excess())
+        self._evict_idle(self._accounting.excess())
 
     def _evict_idle(self, need: int) -> None:
         """For `need` bytes, or as many of them as idle models hold."""
         if need > 0:
-            idle = self._books.idle()
+            idle = self._accounting.idle()
             victims = choose_victims(min(need, sum(r.size for r in idle)), idle, _now(), 0)
             self._evict(victims, Reason.MEMORY, park=True)
 
     def _evict(self, victims: list[Resident] | None, reason: Reason, park: bool) -> None:
         for victim in victims or []:
             model = self._models[victim.key]
-            self._drain(model, reason, self._books.parked(model) if park else None)
+            self._drain(model, reason, self._accounting.parked(model) if park else None)
 
     def _drain(self, model: Model, reason: Reason, parking: Taken | None) -> None:
         """Admits nothing new; what runs finishes first."""
@@ -230,14 +230,16 @@ class Places:
         elif self._has_host_room(model.parking.host - model.host):
             model.host = model.parking.host
             self._effects.park(model)
-        elif not self._books.host_coming():
+        elif not self._accounting.host_coming():
             self._effects.unload(model)
 
     def _has_host_room(self, need: int) -> bool:
         """Where there is none yet, parked models leave for it, those unused longest first."""
-        missing = self._books.host_missing(need)
+        missing = self._accounting.host_missing(need)
         if missing > 0:
-            victims = choose_victims(missing - self._books.host_coming(), self._books.idle_parked(), _now(), 0)
+            victims = choose_victims(
+                missing - self._accounting.host_coming(), self._accounting.idle_parked(), _now(), 0
+            )
             self._evict(victims, Reason.HOST_MEMORY, park=False)
         return missing <= 0
 
@@ -252,9 +254,9 @@ class Places:
             model.loads += 1
             model.error = None
             self._on_ready(model, What.LOADED, Taken(outcome, 0), seconds)
-            if self._memory.is_measured(model.archive) and outcome > self._books.largest(model):
+            if self._memory.is_measured(model.archive) and outcome > self._accounting.largest(model):
                 model.refused_at, model.unwanted = _now(), Reason.TOO_LARGE
-                model.fail_waiters(self._books.refusal(model))
+                model.fail_waiters(self._accounting.refusal(model))
 
     def on_parked(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
         if isinstance(outcome, PalimpsestError):
@@ -298,10 +300,10 @@ class Places:
         model.fail_waiters(error)
 
     def _on_out_of_memory(self, model: Model) -> None:
-        """The device had less room than the books said: one idle model goes before the next try, or nobody is left."""
+        """The device had less room than was accounted for: one idle model goes before the next try, or all have."""
         self._on_event(Event(What.LOAD_OUT_OF_MEMORY, model))
-        idle = self._books.idle()
-        hopeless = not idle and not self._books.coming()
+        idle = self._accounting.idle()
+        hopeless = not idle and not self._accounting.coming()
         if model.state is State.WAKING and model.parking:
             model.to(State.PARKED)
             model.hold(model.parking.device)

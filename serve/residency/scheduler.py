@@ -5,7 +5,7 @@ Whatever changes the state calls it: a request that comes or goes, a load or unl
 a timer where time alone allows a step.
 
 scheduler (requests, leases) ─┬─► versions (what is remembered)
-                              └─► places (loads, evictions) ──► books, policy, effects;  all know: model
+                              └─► places (loads, evictions) ──► accounting, policy, effects;  all know: model
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from serve.errors import EngineUnavailable, ModelNotReady, PalimpsestError, Queu
 from serve.residency.accounting import Memory
 from serve.residency.effects import Engine
 from serve.residency.events import Event, What
-from serve.residency.limits import Limits
+from serve.residency.limits import SchedulerLimits
 from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter
 from serve.residency.places import Places
 from serve.residency.versions import Versions
 from serve.store.catalog import Archive
 
-__all__ = ["Engine", "Limits", "Memory", "Model", "Scheduler", "State"]
+__all__ = ["Engine", "Memory", "Model", "Scheduler", "SchedulerLimits", "State"]
 
 
 class Scheduler:
@@ -36,7 +36,7 @@ class Scheduler:
         self,
         engine: Engine,
         memory: Memory,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: SchedulerLimits = SchedulerLimits(),  # noqa: B008 - frozen
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self._limits, self._on_event = limits, on_event
