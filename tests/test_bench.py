@@ -6,6 +6,8 @@ import pytest
 
 from bench import coldstart, residency
 
+pytestmark = pytest.mark.torchserve
+
 
 def test_twenty_models_with_room_for_four_lose_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "")  # the bench sets it: put it back afterwards

@@ -18,6 +18,7 @@ from fakes import FakeTorchServe, make_store
 from test_edit import arguments, handler, parts
 
 from handlers.requests.payload import Request
+from handlers.sam import description as sam
 
 FOLDER = Path(__file__).parent / "data" / "clients"
 RECORDED = sorted(path.stem for path in FOLDER.glob("*.http"))
@@ -186,4 +187,4 @@ def test_predictions(server: door.Server, fake: FakeTorchServe, name: str) -> No
     (call,) = asked(server, fake, name)
     request = Request.read(call.headers.get("content-type", ""), "", call.content)
     assert request.picture("image").size == (64, 48)
-    assert request.arguments().get("point_coords") in ([30, 24], [[30, 24]])
+    assert request.arguments().structure(sam.POINTS) in ([30, 24], [[30, 24]])

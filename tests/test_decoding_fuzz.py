@@ -269,7 +269,7 @@ MOST_MEMORY = 150_000_000  # for a million pixels of 4 x 16 bits, which several 
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = LIMITS._replace(max_pixels=MOST_PIXELS, small_picture=MOST_PIXELS // 4)
     for module in ("pixels", "tiff_layout"):
-        monkeypatch.setattr(f"handlers.{module}.LIMITS", limits)
+        monkeypatch.setattr(f"handlers.pictures.{module}.LIMITS", limits)
 
 
 @pytest.mark.usefixtures("small_limits")

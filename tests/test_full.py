@@ -25,7 +25,7 @@ from serving import ROOT, Server, serving
 from handlers.lama import network as lama_network
 from handlers.sam import network as sam_network
 from serve.archives.build import build_full
-from serve.archives.weights import File, Places, Weights, read_weights
+from serve.archives.weights import File, Published, SearchFolders, read_weights
 
 pytestmark = pytest.mark.full
 HANDLERS = ROOT / "handlers"
@@ -37,7 +37,7 @@ def test_checkpoint_to_answer(tmp_path: Path, dog: bytes, dog_mask: bytes, name:
     MAKERS[name](checkpoints)
     weights = on_record(dataclasses.replace(read_weights()[PUBLISHED[name]], name=name), checkpoints)
     began = time.monotonic()
-    build_full(weights, store, Places(tmp_path / "downloads", checkpoints), no_progress, print)
+    build_full(weights, store, SearchFolders(tmp_path / "downloads", checkpoints), no_progress, print)
     report: dict[str, float] = {"build s": time.monotonic() - began}
     shutil.rmtree(checkpoints)
 
@@ -106,7 +106,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {"sam": make_sam, "lama": make_lama,
 PUBLISHED = {"sam": "sam_vit_b", "lama": "lama", "sd": "sd"}
 
 
-def on_record(weights: Weights, folder: Path) -> Weights:
+def on_record(weights: Published, folder: Path) -> Published:
     """The stanza with the hashes of our random files in place of the published ones."""
 
     def record(file: File) -> File:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from handlers.sd import network as sd_network
+from handlers.weights import tensors as weights
 from handlers.weights.mapped_file import MappedFile
 from handlers.weights.tensors import CopiedWeights, MappedWeights, empty_network, fill, open_weights
-from handlers.weights.tensors import tensors as weights
 
 CPU = torch.device("cpu")
 

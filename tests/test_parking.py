@@ -21,9 +21,9 @@ from ts.context import RequestProcessor
 
 from handlers.requests.payload import Request
 from handlers.requests.reply import Reply
+from handlers.weights import tensors as weights
 from handlers.weights.mapped_file import MappedFile
 from handlers.weights.tensors import CopiedWeights, MappedWeights, empty_network, fill
-from handlers.weights.tensors import tensors as weights
 from handlers.worker.base import Handler
 
 KEY = "a secret of the gateway's"
