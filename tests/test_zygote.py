@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import select
+import shlex
 import signal
 import sys
 import tempfile
@@ -154,7 +155,7 @@ print(json.dumps({
     "handlers": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
     "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "mask": os.umask(0),
     "descriptors": len(os.listdir("/proc/self/fd")), "line buffered": sys.stdout.line_buffering,
-    "shown": open("/proc/self/cmdline").read().rstrip(chr(0)).split(chr(0))[2:],
+    "shown": open("/proc/self/cmdline").read().rstrip(chr(0)).split(chr(0)),
 }))
 print("a complaint", file=sys.stderr)
 """
@@ -173,6 +174,8 @@ async def test_a_forked_worker_finds_what_a_fresh_one_would(tmp_path: Path) -> N
         assert warm.slow_starts == 0
     assert (code, errors) == (fresh_code, fresh_errors) == (0, b"a complaint\n")
     forked, fresh = json.loads(output), json.loads(fresh_output)
+    (title,) = forked.pop("shown")
+    assert shlex.split(title)[2:] == fresh.pop("shown")[2:]
     assert float(forked["environment"]["PALIMPSEST_WORKER_STARTED"]) > 0
     for worker in forked, fresh:
         # Those of the launcher and of the shell that starts it.

@@ -34,15 +34,19 @@ import marshal
 import os
 import re
 import select
+import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
+
+import setproctitle
+import threadpoolctl
 
 # What every model's worker imports; each model's own are in handlers/<name>/description.py.
 LIBRARIES = (
@@ -70,6 +74,9 @@ def main() -> None:
     address, reports, *libraries = sys.argv[1:]
     began = time.monotonic()
     environment = dict(os.environb)
+    # It finds where the arguments stand by the environment as this process got it, and is to leave that as it is.
+    os.environ["SPT_NOENV"] = "1"
+    setproctitle.getproctitle()
     # Before the imports: a launcher that comes early waits.
     listener = _listen(address)
     # This file's folder: a worker has its own there.
@@ -81,7 +88,7 @@ def main() -> None:
     # The first thing that the worker's script does. It touches every logger that the libraries have made: in a child
     # that would be a copy of a page for nearly each of them, 10 to 20 ms in all.
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
-    _blas_setters()
+    _blas()
     _imported()
     gc.collect()
     gc.freeze()
@@ -374,14 +381,8 @@ def _maps() -> bytes:
 
 
 def _show_arguments(arguments: list[str]) -> None:
-    """Writes the worker's arguments over the zygote's, for ps and nvidia-smi; as many as find room."""
-    with open("/proc/self/stat") as stat:
-        # Of proc(5), fields 48 and 49: where the kernel put this process's arguments.
-        start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
-    name = os.path.basename(arguments[0])
-    text = b"\0".join(map(os.fsencode, [sys.executable, name, *arguments[1:]]))
-    room = end - start
-    ctypes.memmove(start, text[: room - 1].ljust(room, b"\0"), room)
+    """The worker's instead of the zygote's, for ps and nvidia-smi; as many as find room."""
+    setproctitle.setproctitle(shlex.join([sys.executable, os.path.basename(arguments[0]), *arguments[1:]]))
 
 
 def _renew_random_state() -> None:
@@ -401,18 +402,14 @@ def _start_blas_threads(environment: Environment) -> None:
     for name in (b"OMP_NUM_THREADS", b"GOTO_NUM_THREADS", b"OPENBLAS_NUM_THREADS"):
         wanted = re.match(rb"\s*\d+", environment.get(name, b""))
         count = int(wanted[0]) if wanted and int(wanted[0]) else count
-    for set_threads in _blas_setters():
-        set_threads(count)
+    for library in _blas():
+        library.set_num_threads(count)
 
 
 @functools.cache
-def _blas_setters() -> list[Callable[[int], object]]:
-    """Of every copy of OpenBLAS in this process, what sets its number of threads."""
-    mapped = {line[line.index(b"/") :] for line in _maps().splitlines() if b"openblas" in line.rpartition(b"/")[2]}
-    # numpy's copy has a prefix, and a suffix where its integers are of 64 bits.
-    symbols = ("openblas_set_num_threads", "scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads")
-    libraries = [ctypes.CDLL(os.fsdecode(path)) for path in mapped]
-    return [getattr(library, symbol) for library in libraries for symbol in symbols if hasattr(library, symbol)]
+def _blas() -> list[threadpoolctl.LibController]:
+    """Every copy of OpenBLAS in this process."""
+    return [library for library in threadpoolctl.ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
 def _say(text: str) -> None:
