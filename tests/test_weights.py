@@ -2,9 +2,12 @@
 
 import fcntl
 import hashlib
+import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -49,7 +52,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked = self.headers.get("Range")
-            state.ranges.append(asked)
+            if self.path.lstrip("/") in state.files:
+                state.ranges.append(asked)
             content = state.files.get(self.path.lstrip("/"))
             if content is None:
                 self.send_error(404)
@@ -68,6 +72,20 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
             self.end_headers()
             body = content[start:]
             self.wfile.write(body[: state.drops.pop(0)] if state.drops else body)
+
+        def do_HEAD(self) -> None:
+            """As the hub answers, whose library asks for size and hash first."""
+            content = state.files.get(self.path.lstrip("/"))
+            if content is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            for name, value in (
+                ("Content-Length", len(content)), ("ETag", '"' + hashlib.sha256(content).hexdigest() + '"'),
+                ("X-Repo-Commit", "0" * 40), ("Accept-Ranges", "bytes"),
+            ):  # fmt: skip
+                self.send_header(name, str(value))
+            self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -310,3 +328,53 @@ def test_an_unknown_key_in_weights_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "weights.toml").write_text('[x]\nhandlr = "sam"\nconvert = "sam"\nlicence = "?"\nsources = []\n')
     with pytest.raises(TypeError, match="handlr"):
         read_weights(tmp_path / "weights.toml")
+
+
+# The hub
+
+
+FROM_HUB = """
+import json, sys
+from contextlib import nullcontext
+from pathlib import Path
+from serve.archives.weights import File, Published, SearchFolders, obtain
+
+told = []
+file = File("unet/w.bin", "w.bin", None, "org/tiny", "main", *json.loads(sys.argv[2]))
+published = Published("tiny", "tiny", "sam", "Apache-2.0", ((file,),))
+found = obtain(published, SearchFolders(Path(sys.argv[1])), lambda what, total: nullcontext(told.append))
+print(json.dumps([str(found[file]), sum(told)]))
+"""
+
+
+def from_hub(server: FileServer, folder: Path, *record: object) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the library reads its endpoint when it is imported."""
+    return subprocess.run(
+        [sys.executable, "-c", FROM_HUB, str(folder), json.dumps(record)],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_file_of_the_hub_comes_by_the_hubs_own_library(server: FileServer, tmp_path: Path) -> None:
+    server.files["org/tiny/resolve/main/unet/w.bin"] = CONTENT
+    server.drops = [300_000]
+    done = from_hub(server, tmp_path, len(CONTENT), SHA256)
+    assert done.returncode == 0, done.stderr
+    path, told = json.loads(done.stdout)
+    assert Path(path) == tmp_path / "tiny" / "unet" / "w.bin"
+    assert Path(path).read_bytes() == CONTENT
+    assert told == 2 * len(CONTENT)  # fetched, then verified
+    assert len(server.ranges) == 2
+
+
+def test_what_the_hub_lacks_or_has_too_much_of_is_not_had(server: FileServer, tmp_path: Path) -> None:
+    lacking = from_hub(server, tmp_path, len(CONTENT), SHA256)
+    assert "NotAvailable" in lacking.stderr
+    server.files["org/tiny/resolve/main/unet/w.bin"] = CONTENT + b"more"
+    large = from_hub(server, tmp_path, len(CONTENT), SHA256)
+    assert "NotAvailable" in large.stderr
+    assert server.ranges == []

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
 from handlers.building.files import ProgressBar
+from serve.archives import hub
 from serve.archives.download import DownloadFailed, download, sha256_of
 
 WEIGHTS_TOML = Path(__file__).with_name("weights.toml")
@@ -187,10 +188,14 @@ def _obtain(file: File, source: Sequence[File], folders: SearchFolders, progress
 
 
 def _download(file: File, target: Path, progress: ProgressBar) -> None:
-    url = _url(file)
-    if url is None:
+    limit = file.bytes if file.sha256 else MAX_TEXT
+    if file.url:
+        download(file.url, target, file.bytes, limit, progress)
+    elif file.repo:
+        folder = Path(str(target).removesuffix(f"/{file.path}"))
+        hub.download(file.repo, file.path, file.revision, folder, limit, progress)
+    else:
         raise DownloadFailed("it has no address of its own")
-    download(url, target, file.bytes, file.bytes if file.sha256 else MAX_TEXT, progress)
 
 
 def _check(file: File, path: Path, progress: ProgressBar) -> None:
