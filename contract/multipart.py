@@ -68,7 +68,7 @@ def parts_of(body: memoryview, content_type: Header) -> Iterator[Part]:
             raise BodyError(f"the headers of part {count} do not end within {MAX_HEADERS >> 10} KiB")
         start = at + blank.end()
         # An empty part's line end may be the one that ends its headers.
-        before, at, last = _next_delimiter(body, delimiter, start)
+        before, at, last = _next_delimiter(body, delimiter, start, returns=b"\r" in blank[0])
         yield _part(head[: blank.start()], start, before, count)
 
 
@@ -78,12 +78,15 @@ def _delimiter(body: memoryview, delimiter: bytes) -> tuple[int, bool]:
         after = _AFTER_BOUNDARY.match(bytes(body[len(delimiter) : len(delimiter) + _MAX_PADDING]))
         if after:
             return len(delimiter) + after.end(), bool(after[1])
-    _, end, last = _next_delimiter(body, delimiter, 0)
+    _, end, last = _next_delimiter(body, delimiter, 0, returns=True)
     return end, last
 
 
-def _next_delimiter(body: memoryview, delimiter: bytes, start: int) -> tuple[int, int, bool]:
-    """Where the line end before the next boundary begins, where the boundary's line ends; whether it is the last."""
+def _next_delimiter(body: memoryview, delimiter: bytes, start: int, returns: bool) -> tuple[int, int, bool]:
+    """Where the line end before the next boundary begins, where the boundary's line ends; whether it is the last.
+
+    returns: lines end with CR LF. To a client that sends LF alone, a CR before it is the content's.
+    """
     wanted = b"\n" + delimiter
     at = max(start - 1, 0)
     for _ in range(MAX_PARTS):
@@ -93,7 +96,7 @@ def _next_delimiter(body: memoryview, delimiter: bytes, start: int) -> tuple[int
         end = at + len(wanted)
         after = _AFTER_BOUNDARY.match(bytes(body[end : end + _MAX_PADDING]))
         if after:
-            before = at - 1 if at > start and body[at - 1] == ord("\r") else at
+            before = at - 1 if returns and at > start and body[at - 1] == ord("\r") else at
             return max(before, start), end + after.end(), bool(after[1])
         at = end  # a longer word that begins like the boundary
     raise BodyError("the multipart body is cut off: its last boundary is missing")

@@ -75,20 +75,21 @@ def environment(port: int, folder: Path, store: Path, models: str = "demo") -> d
     }
 
 
-def palimpsest(tree: Path = ROOT) -> list[str]:
+def palimpsest(tree: Path | None = None) -> list[str]:
     """The command of a source tree: the installed one runs this repository's."""
-    return [str(PALIMPSEST)] if tree == ROOT else [sys.executable, "-c", "from serve.cli import run; run()"]
+    return [str(PALIMPSEST)] if tree is None else [sys.executable, "-c", "from serve.cli import run; run()"]
 
 
-def own_path(tree: Path) -> dict[str, str]:
-    return {} if tree == ROOT else {"PYTHONPATH": str(tree)}
+def own_path(tree: Path | None) -> dict[str, str]:
+    return {} if tree is None else {"PYTHONPATH": str(tree)}
 
 
 @contextmanager
 def serving(
-    folder: Path, store: Path, models: str = "demo", cpu_only: bool = False, tree: Path = ROOT
+    folder: Path, store: Path, models: str = "demo", cpu_only: bool = False, tree: Path | None = None
 ) -> Iterator[Server]:
-    """cpu_only: even where there is a GPU, for models that take main memory whatever there is. tree: whose code."""
+    """cpu_only: even where there is a GPU, for models that take main memory whatever there is. tree: whose code, where
+    not this repository's."""
     if models == "full":
         name_full_set(store)
     port = free_port()
@@ -97,7 +98,7 @@ def serving(
     # A process group of its own, as a shell's job has: Ctrl-C goes to all of it.
     process = subprocess.Popen(
         [*palimpsest(tree), "serve"],
-        cwd=tree,
+        cwd=tree or ROOT,
         env=environ | own_path(tree),
         stdout=log,
         stderr=log,

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contract.bodies import BodyError, PartText, Repeated, Slice, read_body, text_of
@@ -95,6 +95,7 @@ def styled(random: random.Random, name: str, file: bool) -> str:
 
 
 @settings(deadline=None)
+@example({"0": b"\r"}, "\n", random.Random(0))
 @given(
     st.dictionaries(NAMES.filter(str.strip).map(str.strip), st.binary(max_size=90) | TEXTS, max_size=5),
     st.sampled_from(["\r\n", "\n"]),

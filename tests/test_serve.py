@@ -110,7 +110,7 @@ def test_an_archive_runs_its_own_code_not_that_of_the_checkout(server: Server, d
     """Both are importable in the worker; and an archive put into the store while it runs is served."""
     own = demo_store / "team" / "own"
     shutil.copytree(demo_store / "demo" / "sam", own)
-    code = own / "handlers" / "payload.py"
+    code = own / "handlers" / "requests" / "payload.py"
     code.write_text(code.read_text().replace("is missing", "is missing in this archive"))
     answer = server.http.post("/predictions/team/own", json={})
     assert "is missing in this archive" in answer.json()["error"]["message"]
