@@ -19,8 +19,8 @@ from serving import Server, own_path, palimpsest, serving
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
-WIDTH = 2048  # 151 MB of weights
-GREY = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
+WIDTH = 2560  # 236 MB of weights: room for one such model and another that is parked, not for two
+GREY = np.add.outer(np.arange(12), np.arange(18)).astype(np.uint8)
 PICTURE = np.stack((GREY, GREY[::-1], GREY[:, ::-1]), axis=2)
 
 
@@ -76,13 +76,14 @@ def test_a_fourth_model_is_one_folder_and_one_stanza(
     assert load_file(store / "demo" / "upscale" / "weights.safetensors")["2.weight"].std() > 0  # drawn
     shutil.copytree(store / "upscale", store / "rival")
 
-    monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "330")
-    monkeypatch.setenv("PALIMPSEST_HOST_BUDGET", "500")
+    monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "450")
+    monkeypatch.setenv("PALIMPSEST_HOST_BUDGET", "600")
     monkeypatch.setenv("PALIMPSEST_MINIMUM_STAY", "0")
     with serving(tmp_path, store, "full", cpu_only=True, tree=tree) as server:
         interpolated = enlarged(server, "demo/upscale", detail=0)
-        assert interpolated.shape == (80, 120, 3)
+        assert interpolated.shape == (24, 36, 3)
         assert np.any(enlarged(server, "demo/upscale") != interpolated)  # what random weights make of it
+        server.http.post("/v1/models/demo/upscale/unload").raise_for_status()
         brighter = enlarged(server, "upscale")
         assert np.array_equal(brighter, np.minimum(interpolated + 10, 255))
 

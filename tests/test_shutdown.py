@@ -107,9 +107,13 @@ def serving(
         environment(port, folder, store) | settings | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
     )
     log = log or folder / "log"
+    # SIGHUP as a terminal's processes have it, also where the tests run under nohup, which has children ignore it.
     command = f'ulimit -n {descriptors}; exec "{sys.executable}" "{TESTS / "serve_fake.py"}"'
     with log.open("wb") as output:
-        process = subprocess.Popen(["bash", "-c", command], env=environ, stdout=output, stderr=output, cwd=folder)
+        process = subprocess.Popen(
+            ["env", "--default-signal=HUP", "bash", "-c", command],
+            env=environ, stdout=output, stderr=output, cwd=folder,
+        )  # fmt: skip
     running = Process(process, Server(None, port), log)  # type: ignore[arg-type]
     try:
         door.until(lambda: "is ready" in running.said or process.poll() is not None or not _refused(port), 60)
