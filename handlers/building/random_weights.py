@@ -7,6 +7,8 @@ model's are drawn is in handlers/<model>/random_weights.py.
 """
 
 import argparse
+import shutil
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
@@ -30,6 +32,14 @@ def write(model: str, config_dir: Path, out_dir: Path, seed: int, dtype: torch.d
     description: Description = import_module(f"handlers.{model}.description").DESCRIPTION
     out_dir.mkdir(parents=True, exist_ok=True)
     resolve_name(description.random_weights)(config_dir, out_dir, seed, dtype)
+
+
+def write_one(config: Path, build: Callable[[Path], nn.Module], out_dir: Path, seed: int, dtype: torch.dtype) -> None:
+    """For a model of one network, which `build` makes of its configuration: weights.safetensors, and a copy of that."""
+    torch.manual_seed(seed)
+    save(build(config), out_dir / "weights.safetensors", dtype)
+    if config.resolve().parent != out_dir.resolve():
+        shutil.copy(config, out_dir)
 
 
 def save(network: nn.Module, path: Path, dtype: torch.dtype, prefix: str = "") -> None:

@@ -1,18 +1,18 @@
 """A LaMa of random weights."""
 
-import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from handlers.building.random_weights import save
+from handlers.building.random_weights import write_one
 from handlers.lama import network
 
 
 def write(config_dir: Path, out_dir: Path, seed: int, dtype: torch.dtype) -> None:
     """Reads config.yaml of config_dir; see handlers.building.random_weights."""
-    config = config_dir / "config.yaml"
-    torch.manual_seed(seed)
-    save(network.build(network.load_config(config)), out_dir / "weights.safetensors", dtype)
-    if config.resolve().parent != out_dir.resolve():
-        shutil.copy(config, out_dir)
+    write_one(config_dir / "config.yaml", _build, out_dir, seed, dtype)
+
+
+def _build(config: Path) -> nn.Module:
+    return network.build(network.load_config(config))
