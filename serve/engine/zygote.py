@@ -409,7 +409,8 @@ def _start_blas_threads(environment: Environment) -> None:
 @functools.cache
 def _blas() -> list[threadpoolctl.LibController]:
     """Every copy of OpenBLAS in this process."""
-    return [library for library in threadpoolctl.ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    found = threadpoolctl.ThreadpoolController().lib_controllers
+    return [library for library in found if library.internal_api == "openblas"]
 
 
 def _say(text: str) -> None:

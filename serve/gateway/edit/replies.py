@@ -34,8 +34,9 @@ class HandlerError(PalimpsestError):
     def __init__(self, answer: Answer) -> None:
         text = answer.beginning(_ERROR_BYTES)
         try:
-            self.code, message, field = read_error(text)
+            code, message, field = read_error(text)
             super().__init__(renamed(message), field and renamed(field))
+            self.code = code
         except (ValueError, TypeError, AttributeError):  # an archive of another make
             super().__init__(text[:500])
         self.status = answer.status
