@@ -1,6 +1,5 @@
 """A request's body -> checked fields."""
 
-import asyncio
 import re
 import reprlib
 from typing import Any, TypeVar, get_args
@@ -27,7 +26,7 @@ async def read_fields(request: Request, kind: type[Fields], body: MemoryFile) ->
     """
     headers = request.headers
     content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-    return await asyncio.to_thread(parse, content_type, encoding, body.mapped(), kind)
+    return await body.examined(lambda content: parse(content_type, encoding, content, kind))
 
 
 def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Fields]) -> Fields:

@@ -75,7 +75,7 @@ async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, pic
 
 async def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
     """A handler's JSON with its picture (and the variants of it) under the name `picture`."""
-    fields = dict(await asyncio.to_thread(_read, answer.file) if answer.fields is None else answer.fields)
+    fields = dict(await _read(answer.file) if answer.fields is None else answer.fields)
     fields[picture] = fields.pop("generated_image")
     if "variants" in fields:
         fields[f"{picture}s"] = fields.pop("variants")
@@ -83,9 +83,9 @@ async def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
     return fields
 
 
-def _read(file: MemoryFile) -> dict[str, Any]:
+async def _read(file: MemoryFile) -> dict[str, Any]:
     """The JSON of an archive of another make; what is large in it stays where it is."""
-    fields = read_body(JSON, "", file.mapped())
+    fields = await file.examined(lambda content: read_body(JSON, "", content))
     return {
         name: Part(file, value.start, value.stop, text=True) if isinstance(value, Slice) else value
         for name, value in fields.items()

@@ -1,6 +1,5 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
-import asyncio
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from contract import commands
 from contract.accept import JSON, OWN
-from contract.bodies import BodyError, Slice, check_encoding, unescaped_pieces
+from contract.bodies import BodyError, Buffer, Slice, check_encoding, unescaped_pieces
 from contract.pictures import is_picture
 from serve.engine.answer import Answer
 from serve.engine.question import Form
@@ -189,7 +188,9 @@ async def _picture(
     if isinstance(value, str) and value.startswith(PREFIX):
         return whole(files.enter_context(services.images.get(value, field)))
     if isinstance(value, Slice) and value.escaped:
-        return whole(files.enter_context(await asyncio.to_thread(_unescaped, body, value, field)), text=True)
+        file = files.enter_context(MemoryFile())
+        await body.examined(lambda content: _unescape(content, value, field, file))
+        return whole(file, text=True)
     if isinstance(value, Slice) and value.start < value.stop:
         return Part(body, value.start, value.stop, value.text)
     if isinstance(value, Slice) or not value:
@@ -197,15 +198,12 @@ async def _picture(
     return value
 
 
-def _unescaped(body: MemoryFile, value: Slice, field: str) -> MemoryFile:
-    file = MemoryFile()
+def _unescape(content: Buffer, value: Slice, field: str, file: MemoryFile) -> None:
     try:
-        for piece in unescaped_pieces(body.mapped(), value, field):
+        for piece in unescaped_pieces(content, value, field):
             file.write(piece.encode())
     except BodyError as error:
-        file.close()
         raise body_refused(error) from None
-    return file
 
 
 def _check_mask(fields: Painted) -> None:
