@@ -56,7 +56,7 @@ class MemoryFile:
         return os.pread(self.descriptor, (self.size if stop is None else stop) - start, start)
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Of PIECE bytes each but the last."""
+        """Reads it in pieces of PIECE bytes; the last may be shorter."""
         end = self.size if stop is None else stop
         for at in range(start, end, PIECE):
             yield self.read(at, min(at + PIECE, end))
@@ -77,7 +77,7 @@ class MemoryFile:
             raise
 
     def seal(self) -> None:
-        """From here on nobody can change it."""
+        """Keeps everybody from changing it from here on."""
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
 
     def duplicate(self) -> "MemoryFile":
@@ -125,11 +125,11 @@ class Part(NamedTuple):
 
     @property
     def text_size(self) -> int:
-        """Of text_pieces, together."""
+        """The bytes of text_pieces, together."""
         return self.size if self.text else (self.size + 2) // 3 * 4
 
     def text_pieces(self) -> Iterator[bytes]:
-        """As the inside of a JSON string: base64, unless it is text already."""
+        """Reads it as the inside of a JSON string: base64, unless it is text already."""
         return self.pieces() if self.text else map(base64.b64encode, self.pieces())
 
 
@@ -138,7 +138,7 @@ def whole(file: MemoryFile, text: bool = False) -> Part:
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """Of the functions that an error, and those that led to it, came through."""
+    """Clears the frames of the functions that an error, and those that led to it, came through."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -35,7 +35,7 @@ class Answer:
         return self.file.pieces() if self.fields is None else json_pieces(self.fields)
 
     def beginning(self, size: int) -> str:
-        """Of an error's body, as text."""
+        """Returns the first bytes of an error's body as text."""
         return self.file.read(0, min(size, self.file.size)).decode(errors="replace")
 
     def close(self) -> None:

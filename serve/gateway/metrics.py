@@ -118,7 +118,7 @@ class Metrics:
         self._downloading.observe(seconds, self._busiest.label(archive.name))
 
     def on_phases(self, archive: Archive, phases: Mapping[str, float]) -> None:
-        """Of a load, as the worker timed them itself."""
+        """Notes how long each phase of a load took, as the worker timed it itself."""
         name = self._busiest.label(archive.name)
         for phase in _PHASES & phases.keys():
             self._loading.observe(phases[phase], name, phase)

@@ -143,12 +143,12 @@ def address(request: Request) -> str:
 
 
 def headers_of(request: Request) -> dict[str, str]:
-    """By name in lower case; of one that was sent twice the first. dict(request.headers) would take quadratic time."""
+    """Returns headers by name in lower case, the first of each. dict(request.headers) would take quadratic time."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers.raw)}
 
 
 async def _archive(catalog: Catalog, model: str) -> Archive:
-    """By its name, or as TorchServe has it by name and version: sam/1.0. Raises ModelNotFound."""
+    """Finds it by its name, or as TorchServe does by name and version: sam/1.0. Raises ModelNotFound."""
     try:
         return catalog.find(model)
     except BadRequest as error:

@@ -20,7 +20,7 @@ from serve.store.catalog import Archive
 
 
 class Device(Protocol):
-    """Where models live."""
+    """The memory in which models live."""
 
     name: str
     gpu: int | None  # its index, as nvidia-smi counts; None for a host

@@ -30,7 +30,7 @@ async def read_fields(request: Request, kind: type[Fields], body: MemoryFile) ->
 
 
 def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Fields]) -> Fields:
-    """To be called beside the event loop. Raises BadRequest."""
+    """Reads and checks the fields; to be called beside the event loop. Raises BadRequest."""
     try:
         sent = read_body(content_type, content_encoding, body, LISTS)
         values = {name: _value(name, value, body, kind) for name, value in sent.items()}
@@ -101,5 +101,5 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> BadRequest:
 
 
 def _shown(value: Any) -> str:
-    """Without a look at the whole of it."""
+    """Shows a value's beginning without a look at the whole of it."""
     return f"{value.stop - value.start} bytes" if isinstance(value, Slice) else f"{reprlib.repr(value):.60}"

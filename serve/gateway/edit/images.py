@@ -93,7 +93,7 @@ class Images:
 
 
 def _copied(image: Part) -> tuple[str, MemoryFile]:
-    """Its id and a copy of it, made piece by piece: the event loop runs in between."""
+    """Copies the picture piece by piece, so that the event loop runs in between; returns its id and the copy."""
     file, digest = MemoryFile(), hashlib.sha256()
     try:
         for piece in image.pieces():

@@ -58,7 +58,7 @@ class Job:
 
     @property
     def error(self) -> BaseException | None:
-        """Of the task, which is done."""
+        """Returns the error of the task, which is done."""
         return Cancelled("the job was cancelled") if self.task.cancelled() else self.task.exception()
 
     @property
@@ -112,7 +112,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def start(self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack) -> Job:
-        """As Job."""
+        """Starts a job; the arguments are those of Job."""
         job = Job(work, files)
         self._jobs[job.id] = job
         job.task.add_done_callback(lambda task: self._jobs.pop(job.id))
