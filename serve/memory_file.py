@@ -104,12 +104,13 @@ class MemoryFile:
 
 
 class Part(NamedTuple):
-    """Bytes start to stop of a file; text as in contract.ticket.Part."""
+    """Bytes start to stop of a file; text and content as in contract.ticket.Part."""
 
     file: MemoryFile
     start: int
     stop: int
     text: bool = False
+    content: str = ""
 
     @property
     def size(self) -> int:

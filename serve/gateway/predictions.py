@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
@@ -193,7 +194,7 @@ async def invoke(
         except NotReached:
             answer = await _invoke_once(services, archive, question, client, job, invocation)
         invocation.status = answer.status
-        return answer
+        return replace(answer, timings=invocation.timings | answer.timings)
 
 
 async def _invoke_once(

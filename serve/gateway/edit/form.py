@@ -8,9 +8,9 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from contract.bodies import BodyError, Buffer, PartText, Repeated, Slice, read_body, read_value, text_of
+from contract.pictures import PREFIX
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit.fields import LISTS, PICTURES, as_points
-from serve.gateway.edit.images import PREFIX
 from serve.memory_file import MemoryFile
 
 Fields = TypeVar("Fields", bound=BaseModel)

@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from contract.pictures import name_of
 from serve.errors import BadRequest, RequestTooLarge
 from serve.memory_file import MemoryFile, Part
 
-PREFIX = "img_"
 MOST = 500
 """Uploads at once: each takes a descriptor."""
 
@@ -103,4 +103,4 @@ def _copied(image: Part) -> tuple[str, MemoryFile]:
     except BaseException:
         file.close()
         raise
-    return PREFIX + digest.hexdigest()[:40], file
+    return name_of(digest.digest()), file

@@ -9,14 +9,13 @@ from pydantic import BaseModel, Field
 from contract import commands
 from contract.accept import JSON, OWN
 from contract.bodies import BodyError, Buffer, Slice, check_encoding, unescaped_pieces
-from contract.pictures import is_picture
+from contract.pictures import PREFIX, is_picture
 from serve.engine.answer import Answer
 from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit import openapi
 from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceFields, SegmentFields, Selection
 from serve.gateway.edit.form import read_fields
-from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
@@ -178,6 +177,7 @@ async def _ask(
     if answer.status >= 400:
         with answer.file:
             raise HandlerError(answer)
+    job.took(answer.timings)
     return answer
 
 
@@ -186,7 +186,7 @@ async def _picture(
 ) -> Part | str:
     """What the client sent; of an id, what it stands for. files: takes what is made for it."""
     if isinstance(value, str) and value.startswith(PREFIX):
-        return whole(files.enter_context(services.images.get(value, field)))
+        return whole(files.enter_context(services.images.get(value, field)))._replace(content=value)
     if isinstance(value, Slice) and value.escaped:
         file = files.enter_context(MemoryFile())
         await body.examined(lambda content: _unescape(content, value, field, file))
