@@ -70,7 +70,7 @@ print(json.dumps(measured))
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, int]]:
-    """By how a request ended: page faults of 10 BLOCKs one after another; bytes that are left, from the first one on."""
+    """By how a request ended: page faults of 10 BLOCKs one after another; bytes left since before the first."""
     command = [sys.executable, "-c", REQUESTS, str(BLOCK), *ENDS]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return dict(json.loads(subprocess.check_output(command, env=environment, cwd=ROOT, timeout=250)))
