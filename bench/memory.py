@@ -82,13 +82,10 @@ def build_store(folder: Path, tree: Path | None, full_size: Path | None) -> Path
 
 
 def processes(server: Server, when: str) -> Rows:
-    """MB; of the gateway, and of what it has started beside launchers and workers."""
-    found = {"gateway": psutil.Process(server.process.pid)}
-    for process in server.family():
-        if process.name() == "java":
-            found["Java"] = process
-        elif any(argument.endswith("/zygote.py") for argument in process.cmdline()):
-            found["zygote"] = process
+    """MB; of the gateway and what it has started itself."""
+    gateway = psutil.Process(server.process.pid)
+    java, zygote = sorted(gateway.children(), key=lambda process: process.name() != "java")
+    found = {"gateway": gateway, "Java": java, "zygote": zygote}
     return {
         f"{name}, {when}: {field} MB": value
         for name, process in found.items()

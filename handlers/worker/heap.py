@@ -9,8 +9,9 @@ import ctypes
 import mmap
 from pathlib import Path
 
-KEPT = 64 << 20
-"""Bytes that a request may leave free on the heap, about what glibc itself would: a small one costs no trimming."""
+KEPT = 16 << 20
+"""Bytes that requests may leave on the heap: a small one costs no trimming, a few milliseconds. With more, idle workers
+would hold more than by glibc's own ways."""
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
