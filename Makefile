@@ -36,10 +36,11 @@ test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes
 test-sdk: $(VENV)/.dev .venv-sagemaker/.ready ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
 	$(BIN)/python -m pytest tests/test_sdks.py
 
-bench: $(VENV)/.dev ## what the gateway adds, hit rate under pressure, 10,000 archives, cold starts, codecs, HTTP clients
+bench: $(VENV)/.dev ## what the gateway adds, hit rate under pressure, 10,000 archives, cold starts, memory, codecs, HTTP clients
 	$(BIN)/python -m bench.residency
 	$(BIN)/python -m bench.many_archives
 	$(BIN)/python -m bench.coldstart
+	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.codecs
 	$(BIN)/python -m bench.http_clients
 

@@ -193,9 +193,9 @@ def question(name: str) -> dict[str, Any]:
     return picture | mask | {"prompt": "a red ball", "gen_args": {"seed": 1, "num_inference_steps": 1}}
 
 
-def reduced(file: str, mode: str) -> bytes:
+def reduced(file: str, mode: str, size: tuple[int, int] = SIZE) -> bytes:
     buffer = io.BytesIO()
-    Image.open(DATA / file).convert(mode).resize(SIZE).save(buffer, "PNG")
+    Image.open(DATA / file).convert(mode).resize(size).save(buffer, "PNG")
     return buffer.getvalue()
 
 

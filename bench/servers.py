@@ -68,7 +68,7 @@ class System(ABC):
     def memory(self, before: Iterable[psutil.Process]) -> dict[str, float]:
         """Of the processes that came since `before`. private: written by them alone, what a further worker costs for
         good. pss: with its share of what it has in common with others, the pages of files included."""
-        rollups = [_rollup(process.pid) for process in self.processes() - set(before)]
+        rollups = [rollup(process.pid) for process in self.processes() - set(before)]
         return {
             f"{field} MB": sum(r[key] for r in rollups) for field, key in (("private", "Private_Dirty"), ("pss", "Pss"))
         }
@@ -207,7 +207,7 @@ def _wait(condition: Any) -> None:
         time.sleep(0.1)
 
 
-def _rollup(pid: int) -> dict[str, float]:
+def rollup(pid: int) -> dict[str, float]:
     """/proc/PID/smaps_rollup in MB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines}

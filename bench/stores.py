@@ -41,7 +41,7 @@ def build_full_size(store: Path, models: list[str], dtype: torch.dtype = torch.f
             random_weights.write(
                 name, _configuration(name, store.parent / "configuration"), store / name, seed=0, dtype=dtype
             )
-        _copy_code(demo / name, store / name)
+        copy_code(demo / name, store / name)
     return store
 
 
@@ -80,7 +80,8 @@ def _configuration(name: str, folder: Path) -> Path:
     return folder
 
 
-def _copy_code(archive: Path, target: Path) -> None:
+def copy_code(archive: Path, target: Path) -> None:
+    """Makes the handlers of a folder of weights those of the archive."""
     for name in ("handler.py", "model-config.yaml"):
         shutil.copy(archive / name, target / name)
     for name in ("handlers", "MAR-INF"):

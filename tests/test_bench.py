@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import coldstart, residency
+from bench import coldstart, memory, residency
 
 pytestmark = pytest.mark.torchserve
 
@@ -29,3 +29,15 @@ def test_ours_answers_sooner_than_stock(tmp_path: Path) -> None:
 def test_the_cuda_mode_runs_dry(tmp_path: Path) -> None:
     report = coldstart.run(tmp_path, rounds=1, models=["sam"], full_size=None, cuda=True)
     assert report.keys() == {"sam", "copies"}
+
+
+def test_what_processes_hold_and_requests_cost_is_measured() -> None:
+    table = memory.run(rounds=1, full_size=None, baseline=None)["here"]
+    for process in ("gateway", "Java", "zygote"):
+        for when in ("idle", "after these"):
+            resident, private = (table[f"{process}, {when}: {kind} MB"][0] for kind in ("resident", "private"))
+            assert resident > private > 0
+    for model in ("demo SAM", "demo LaMa", "demo SD"):
+        assert table[f"{model}: user s"][0] > 0
+        assert table[f"{model}: peak MB"][0] >= table[f"{model}: resident MB, then"][0] > 0
+    assert len(memory.as_text({"here": table}).splitlines()) == 2 + len(table)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from conftest import DATA, encoded, pixels
 from serving import PALIMPSEST, ROOT, Server, environment, serving, until
 
-from serve.engine import homes
+from serve.engine import computing, homes
 from serve.settings import Settings
 
 pytestmark = pytest.mark.torchserve
@@ -104,6 +105,13 @@ def test_a_large_picture_as_base64_is_served(server: Server) -> None:
     assert len(reply["generated_image"]) > 6_553_500
     after = pixels(base64.b64decode(reply["generated_image"]))
     assert np.array_equal(after[hole == 0], noise[hole == 0])
+
+
+def test_workers_compute_as_the_server_says(server: Server, dog: bytes) -> None:
+    server.ask("sam", image=dog, gen_args={"point_coords": [750, 500]})
+    given = server.worker("sam").environ()
+    for name, value in computing.variables().items():
+        assert given[name] == os.environ.get(name, value)
 
 
 def test_an_archive_runs_its_own_code_not_that_of_the_checkout(server: Server, demo_store: Path) -> None:

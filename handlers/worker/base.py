@@ -3,7 +3,6 @@
 Not TorchServe's BaseHandler: importing that changes the matmul precision of the process and touches CUDA.
 """
 
-import ctypes
 import hmac
 import json
 import logging
@@ -11,7 +10,6 @@ import os
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from handlers.requests.reply import Encoded
 from handlers.weights.mapped_file import FileChanged
 from handlers.weights.tensors import DtypeOf, Weights, open_weights
 from handlers.worker import tickets
+from handlers.worker.heap import Heap
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +88,7 @@ class Handler:
             # a demo model's first answer, but 6 s for SD-2 even at 64 x 64 pixels.
             if self.device.type == "cuda":
                 self.warm_up()
+        self._heap = Heap()
         read, copy = (sum(weights.seconds[phase] for weights in self._weights) for phase in ("read", "copy"))
         self.phases = _start_phases(called) | {
             "build": loaded - called - read - copy,
@@ -115,6 +115,8 @@ class Handler:
             status, body = self._error(error)
             context.set_response_status(code=status, idx=0)
             content_type = "application/json"
+        # Here: an error's frames hold what the request was computed with.
+        self._heap.trim_if_grown()
         context.set_response_content_type(0, content_type)
         return [body]
 
@@ -191,8 +193,7 @@ class Handler:
             weights.drop()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        with suppress(AttributeError):  # not every C library has it
-            ctypes.CDLL(None).malloc_trim(0)
+        self._heap.trim()
 
     def _error(self, error: Exception) -> tuple[int, bytes]:
         if isinstance(error, RequestError):

