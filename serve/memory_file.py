@@ -1,6 +1,5 @@
 """Bytes in memory that another process can open: bodies and replies on their way between clients and workers."""
 
-import base64
 import fcntl
 import mmap
 import os
@@ -8,6 +7,8 @@ from collections.abc import Callable, Iterator
 from secrets import token_hex
 from types import TracebackType
 from typing import NamedTuple
+
+import pybase64
 
 from contract import ticket
 
@@ -105,7 +106,7 @@ class Part(NamedTuple):
 
     def text_pieces(self) -> Iterator[bytes]:
         """As the inside of a JSON string: base64, unless it is text already."""
-        return self.pieces() if self.text else map(base64.b64encode, self.pieces())
+        return self.pieces() if self.text else map(pybase64.b64encode, self.pieces())
 
 
 def whole(file: MemoryFile, text: bool = False) -> Part:
