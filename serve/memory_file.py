@@ -3,7 +3,6 @@
 import fcntl
 import mmap
 import os
-import threading
 from collections.abc import Callable, Iterator
 from secrets import token_hex
 from types import TracebackType
@@ -14,7 +13,6 @@ import pybase64
 from contract import ticket
 
 PIECE = 192 * 1024  # bytes read at once; a multiple of three, so that pieces of base64 fit together
-_AT_ONCE = 8 * 2**20  # bytes that the system takes back without holding the event loop up
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
@@ -67,12 +65,8 @@ class MemoryFile:
         return MemoryFile(os.dup(self.descriptor), self._name)
 
     def close(self) -> None:
-        """The memory of a large file is given back in a thread: page by page, 128 MiB take tens of milliseconds."""
         if self.descriptor >= 0:
-            if self.size <= _AT_ONCE:
-                os.close(self.descriptor)
-            else:
-                threading.Thread(target=os.close, args=(self.descriptor,)).start()
+            os.close(self.descriptor)
             self.descriptor = -1
             self.on_close()
 

@@ -1,8 +1,6 @@
 """A body on its way in: received in pieces, within bounds, and given to a worker only when it is whole."""
 
 import asyncio
-import os
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from starlette.requests import ClientDisconnect
 from serve.errors import BadRequest, BodyTimeout, QueueFull, RequestTooLarge
 from serve.gateway import body as body_module
 from serve.gateway.body import Bodies
-from serve.memory_file import MemoryFile
 
 pytestmark = pytest.mark.anyio
 
@@ -203,22 +200,3 @@ async def test_a_request_that_reached_nobody_is_sent_again_with_all_of_its_body(
 
     assert (await gateway.post("/predictions/sam", content=pieces())).status_code == 200
     assert bodies == [b"one two three"] * 2
-
-
-def test_giving_a_large_body_back_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system may take as long as it likes."""
-    closed, may_close, close = threading.Event(), threading.Event(), os.close
-
-    def slowly(descriptor: int) -> None:
-        if descriptor == own:
-            assert may_close.wait(10)
-            closed.set()
-        close(descriptor)
-
-    file = MemoryFile()
-    own = file.descriptor
-    os.truncate(own, 100 << 20)
-    monkeypatch.setattr("os.close", slowly)
-    file.close()
-    may_close.set()
-    assert closed.wait(10)
