@@ -39,7 +39,7 @@ class Slice(NamedTuple):
 
 
 def find(view: memoryview, wanted: bytes, start: int, stop: int) -> int:
-    """Where `wanted` begins in view[start:stop], or -1."""
+    """Returns where `wanted` begins in view[start:stop], or -1."""
     size = _FIRST_WINDOW  # most are near
     while start < stop:
         at = bytes(view[start : min(start + size + len(wanted) - 1, stop)]).find(wanted)

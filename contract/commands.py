@@ -4,6 +4,11 @@ A command is a request with the header COMMAND. It needs the key, which the gate
 environment: anybody could have models parked and files opened otherwise.
 """
 
+VERSION = 2
+"""Of commands and tickets, as an archive's model-config.yaml names it (`handler.commands`). An archive of another
+version is served as one of another make: by plain requests, and never parked.
+"""
+
 PREFIX = "x-palimpsest-"
 """Of the headers that are ours: none of a client's reaches a worker, all of a worker's reach the client."""
 

@@ -160,7 +160,7 @@ class _Reader:
         return unescaped(text, self._field) if escaped else text
 
     def _bounds(self) -> tuple[int, int, bool]:
-        """Of the inside of the string that begins here, and whether it has escapes; the place behind it is next."""
+        """Returns start and end of the string's inside, and whether it has escapes; the place behind it is next."""
         start = at = self._at + 1
         escaped, size = False, 512
         while at < self._stop:

@@ -83,7 +83,7 @@ def _delimiter(body: memoryview, delimiter: bytes) -> tuple[int, bool]:
 
 
 def _next_delimiter(body: memoryview, delimiter: bytes, start: int, returns: bool) -> tuple[int, int, bool]:
-    """Where the line end before the next boundary begins, where the boundary's line ends; whether it is the last.
+    """Returns where the line end before the next boundary begins, where the boundary's line ends, if it is the last.
 
     returns: lines end with CR LF. To a client that sends LF alone, a CR before it is the content's.
     """
@@ -135,7 +135,7 @@ def _parameter(parameters: dict[str, str], name: str) -> str:
 
 
 def _unquoted(value: str) -> str:
-    """Without quotes. A backslash escapes a quote or itself only: old browsers send C:\\path; new ones write %22."""
+    """Removes quotes. A backslash escapes a quote or itself only: old browsers send C:\\path; new ones write %22."""
     if not value.startswith('"'):
         return value
     return re.sub(r'\\(["\\])', r"\1", value[1:-1]).replace("%22", '"')

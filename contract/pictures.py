@@ -1,4 +1,6 @@
-"""How files of known picture formats begin."""
+"""How files of known picture formats begin, and what a file is called."""
+
+PREFIX = "img_"
 
 _SIGNATURES = (
     b"\x89PNG",
@@ -17,3 +19,8 @@ def is_picture(head: bytes | bytearray | memoryview) -> bool:
     """Whether the first 8 bytes are those of a picture format."""
     head = bytes(head[:8])
     return head.startswith(_SIGNATURES) or head[4:] == b"ftyp"  # HEIC, AVIF
+
+
+def name_of(digest: bytes) -> str:
+    """Of a file whose bytes have this SHA-256: no two files have one name."""
+    return PREFIX + digest.hex()[:40]

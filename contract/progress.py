@@ -32,5 +32,5 @@ class Progress(NamedTuple):
 
 
 def packed_steps(step: int, steps: int) -> bytes:
-    """To be written at the beginning."""
+    """Returns the bytes that are written at the beginning."""
     return _STEPS.pack(step, steps)

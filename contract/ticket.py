@@ -27,12 +27,16 @@ class File(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Bytes start to stop of a file. text: they are text, most often base64; else a picture's own, or either."""
+    """Bytes start to stop of a file. text: they are text, most often base64; else a picture's own, or either.
+
+    content: the name that contract.pictures gives these bytes, of an upload. Who knows them by it need not read them.
+    """
 
     file: File
     start: int
     stop: int
     text: bool = False
+    content: str = ""
 
 
 class Ticket(NamedTuple):
@@ -79,13 +83,14 @@ class Written(NamedTuple):
     """What a worker has written into the reply's file. headers: further ones of the reply.
 
     fields: of a reply in JSON, the small ones; spans: its large ones, by name, which leave as base64. Without fields
-    the file is the reply's body.
+    the file is the reply's body. timings: as contract.timings has them.
     """
 
     content_type: str
     headers: Mapping[str, str] = MappingProxyType({})
     fields: Mapping[str, Any] | None = None
     spans: Mapping[str, Span | list[Span]] = MappingProxyType({})
+    timings: Mapping[str, float] = MappingProxyType({})
 
     def to_json(self) -> bytes:
         return json.dumps(self._asdict(), default=dict).encode()
@@ -95,7 +100,7 @@ class Written(NamedTuple):
         """Raises ValueError, KeyError or TypeError where it is none."""
         values = json.loads(text)
         spans = {name: _spans(each) for name, each in values["spans"].items()}
-        return cls(values["content_type"], values["headers"], values["fields"], spans)
+        return cls(values["content_type"], values["headers"], values["fields"], spans, values["timings"])
 
 
 def _spans(value: list[Any]) -> Span | list[Span]:

@@ -80,7 +80,7 @@ class Unread:
             raise QueueFull(full, RETRY_AFTER) from None
 
     def count(self, file: MemoryFile) -> None:
-        """Until it is closed. It never grows again."""
+        """Counts the file's bytes until it is closed. It never grows again."""
         size = file.size
         self.used += size
 

@@ -12,6 +12,6 @@ HANDLERS = Path(__file__).resolve().parent.parent / "handlers"
 
 @cache
 def descriptions(handlers: Path = HANDLERS) -> Mapping[str, Description]:
-    """By the name of the model's folder. Read by path: the server imports no handler."""
+    """Reads each model's description, by the name of its folder. It is read by path: the server imports no handler."""
     files = sorted(handlers.glob("*/description.py"))
     return {file.parent.name: runpy.run_path(str(file))["DESCRIPTION"] for file in files}

@@ -47,7 +47,7 @@ def listener(settings: Settings) -> str:
 
 
 def url(settings: Settings) -> str:
-    """Where this machine reaches the server."""
+    """Returns the address at which this machine reaches the server."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 

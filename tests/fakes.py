@@ -12,6 +12,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from contract.commands import VERSION
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.gateway.app import create_app
 from serve.residency.memory import Memory
@@ -133,7 +134,7 @@ def make_store(folder: Path, *names: str, memory_mib: int = 0, ours: bool = Fals
         (folder / name / "MAR-INF").mkdir(parents=True)
         (folder / name / "MAR-INF" / "MANIFEST.json").write_text("{}")
         if memory_mib or ours:
-            config = f"handler: {{memory_mib: {memory_mib}, commands: {str(ours).lower()}}}"
+            config = f"handler: {{memory_mib: {memory_mib}, commands: {VERSION if ours else 0}}}"
             (folder / name / "model-config.yaml").write_text(config)
     return folder
 

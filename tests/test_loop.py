@@ -93,9 +93,24 @@ async def test_reading_a_body(name: str) -> None:
         assert await held(read) < HELD
 
 
+@pytest.mark.parametrize("name", ["a picture in JSON", "JSON in UTF-16", "a file", "a form of escapes"])
+async def test_refusing_a_body(name: str) -> None:
+    kind, content = BODIES[name]()
+    request = Request({"type": "http", "headers": [(b"content-type", kind.encode())]})
+    for points in (b"[[1, 2]]", b"[[1,2]]", "[[1, 2]]".encode("utf-16-le")):
+        content = content.replace(points, points.replace(b"2", b"x"))
+    with file_of(content) as body:
+
+        async def read() -> None:
+            with pytest.raises(BadRequest):
+                await read_fields(request, SegmentFields, body)
+
+        assert await held(read) < HELD
+
+
 async def test_taking_escapes_out_of_a_picture() -> None:
     with file_of(b'{"image": "' + (b"ab\\/d" + b"A" * 55) * MIB + b'"}') as body:
-        image = read_body(JSON, "", body.mapped())["image"]
+        image = (await body.examined(lambda content: read_body(JSON, "", content)))["image"]
         assert isinstance(image, Slice)
         assert image.escaped
 
@@ -114,3 +129,14 @@ async def test_keeping_an_upload() -> None:
     with file_of(os.urandom(90 * MIB)) as body:
         assert await held(lambda: images.put(whole(body))) < HELD
     images.close()
+
+
+async def test_giving_memory_back() -> None:
+    content = bytes(90 * MIB)
+    files = [file_of(content) for _ in range(5)]
+
+    async def give() -> None:
+        files.pop().close()
+
+    assert await held(give) < HELD
+    assert not files

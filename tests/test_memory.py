@@ -9,8 +9,11 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+import yaml
 from fakes import FakeDevice
+from serving import ROOT
 
+from contract.commands import VERSION
 from serve.residency.memory import HostDevice, Memory, find_device, parse_budget
 from serve.residency.model import Taken
 from serve.store.catalog import Archive
@@ -89,7 +92,7 @@ def test_copies_of_an_archive_share_what_was_measured_and_other_content_does_not
 
 
 def test_footprints_of_earlier_versions_are_understood(tmp_path: Path) -> None:
-    first = archive(tmp_path / "m", "handler: {commands: true}")
+    first = archive(tmp_path / "m", f"handler: {{commands: {VERSION}}}")
     file = tmp_path / "footprints.json"
     file.write_text(json.dumps({first.engine_name: [32 * MIB, 185 * MIB, 4 * MIB, 28 * MIB], "p.short.1": [7, 9]}))
     device = CountingDevice()
@@ -133,7 +136,7 @@ def test_the_host_counts_a_processes_own_memory() -> None:
 
 def test_what_parking_taught_outlives_the_next_load(tmp_path: Path) -> None:
     device, file = CountingDevice(), tmp_path / "footprints.json"
-    memory, model = Memory(device, 2**40, file), archive(tmp_path / "m", "handler: {commands: true}")
+    memory, model = Memory(device, 2**40, file), archive(tmp_path / "m", f"handler: {{commands: {VERSION}}}")
     device.used = 300 * MIB
     memory.measure_load(model, 1, 0)
     device.used = 40 * MIB
@@ -184,3 +187,15 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES names 7, which is no GPU here"):
         find_device()
+
+
+@pytest.mark.parametrize(("said", "ours"), [(VERSION, True), ("true", False), (1, False), (VERSION + 1, False)])
+def test_a_handler_of_another_version_is_one_of_another_make(tmp_path: Path, said: object, ours: bool) -> None:
+    memory = Memory(FakeDevice(), 100 * MIB, tmp_path / "footprints.json")
+    assert memory.takes_commands(archive(tmp_path / "m", f"handler: {{commands: {said}}}")) is ours
+
+
+def test_the_models_here_are_of_this_version() -> None:
+    files = [file for folder in ("handlers", "docs") for file in (ROOT / folder).rglob("model-config.yaml")]
+    assert len(files) > 3
+    assert {yaml.safe_load(file.read_text())["handler"]["commands"] for file in files} == {VERSION}

@@ -35,6 +35,12 @@ def whole(name: str, high: int, default: int = 0) -> Integer:
     return Integer(name, default, 0, high, "")
 
 
+def sent_as(reply: Reply, accept: str) -> tuple[bytes, str, dict[str, str]]:
+    """Body, content type and headers."""
+    encoded = reply.encoded(accept)
+    return encoded.body(), encoded.content_type, encoded.headers
+
+
 def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:
     bodies = [
         {"body": json.dumps({"image": TEXT, "gen_args": '{"a": 1}'}).encode()},
@@ -258,11 +264,11 @@ def test_accept_decides_the_form_of_the_reply(accept: str, expected: str | None)
 def test_replies_as_json_and_as_bytes() -> None:
     reply = Reply(Picture(np.zeros((2, 2, 3), np.uint8)), {"seed": 5, "logits": "x", "parameters": {"a": 1}})
     reply.warnings.append("a\r\nb: c")
-    body, kind, headers = reply.encode("")
+    body, kind, headers = sent_as(reply, "")
     assert (kind, headers) == ("application/json", {})
     assert json.loads(body)["seed"] == 5
     assert json.loads(body)["content_type"] == "image/png"
-    body, kind, headers = reply.encode("image/jpeg")
+    body, kind, headers = sent_as(reply, "image/jpeg")
     assert (kind, body[:3]) == ("image/jpeg", b"\xff\xd8\xff")
     assert headers == {
         "X-Palimpsest-Seed": "5",
@@ -284,7 +290,7 @@ def test_replies_as_json_and_as_bytes() -> None:
 def test_warnings_always_leave_in_a_header(warnings: list[str]) -> None:
     """Which is ASCII, and JSON: nothing in it ends it."""
     reply = Reply(Picture(np.zeros((2, 2, 3), np.uint8)), {"labels": ["é", "😀"]}, warnings=list(warnings))
-    headers = reply.encode("image/png")[2]
+    headers = sent_as(reply, "image/png")[2]
     for value in headers.values():
         assert value.isascii()
         assert value.isprintable()
@@ -298,10 +304,10 @@ def test_warnings_always_leave_in_a_header(warnings: list[str]) -> None:
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/webp", "image/tiff"])
 def test_the_inputs_own_format_on_request(kind: str) -> None:
     picture = Picture(np.zeros((2, 2, 3), np.uint8), metadata=Metadata(content_type=kind))
-    body, sent, _ = Reply(picture).encode("image/*")
+    body, sent, _ = sent_as(Reply(picture), "image/*")
     assert sent == kind
     assert decode_picture(body).metadata.content_type == kind
-    fields = json.loads(Reply(picture, output_format="image/*").encode("")[0])
+    fields = json.loads(sent_as(Reply(picture, output_format="image/*"), "")[0])
     assert fields["content_type"] == kind
     assert base64.b64decode(fields["generated_image"]) == body
 
@@ -327,22 +333,22 @@ def test_the_inputs_own_format_on_request(kind: str) -> None:
 )
 def test_what_a_format_loses_is_said(picture: Picture, kind: str, sent: str, words: str) -> None:
     reply = Reply(picture)
-    assert reply.encode(kind)[1] == sent
+    assert sent_as(reply, kind)[1] == sent
     assert words in reply.warnings[0]
 
 
 def test_variants_are_for_json() -> None:
     pictures = [Picture(np.full((2, 2, 3), value, np.uint8)) for value in (1, 2, 3)]
-    fields = json.loads(Reply(pictures[0], variants=pictures[1:]).encode("")[0])
+    fields = json.loads(sent_as(Reply(pictures[0], variants=pictures[1:]), "")[0])
     assert [decode_picture(base64.b64decode(text)).samples[0, 0, 0] for text in fields["variants"]] == [1, 2, 3]
     assert fields["generated_image"] == fields["variants"][0]
     reply = Reply(pictures[0], variants=pictures[1:])
-    assert decode_picture(reply.encode("image/png")[0]).samples[0, 0, 0] == 1
+    assert decode_picture(sent_as(reply, "image/png")[0]).samples[0, 0, 0] == 1
     assert "first variant" in reply.warnings[0]
 
 
 def test_a_mask_is_never_a_jpeg() -> None:
-    body, kind, _ = Reply(np.ones((4, 4), bool)).encode("image/jpeg")
+    body, kind, _ = sent_as(Reply(np.ones((4, 4), bool)), "image/jpeg")
     assert kind == "image/png"
     assert body.startswith(b"\x89PNG")
 

@@ -1,6 +1,8 @@
 """handlers.sam.network: published sizes, loading without a copy, half-precision encoder."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -9,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from segment_anything import SamPredictor, sam_model_registry
-from segment_anything.modeling.image_encoder import Attention
+from segment_anything.modeling.image_encoder import Block
 
 from handlers.sam import network
-from handlers.sam.attention import FusedAttention
+from handlers.sam.attention import FusedAttention, _places, fuse
 
 SAM = Path(network.__file__).parent
 DEMO = SAM / "demo" / "network.yaml"
@@ -141,15 +143,42 @@ def test_a_negative_click_takes_away_what_a_positive_one_adds(
     assert iou(alone, dog_mask) > iou(both, dog_mask) + 0.1
 
 
-@pytest.mark.parametrize(("side", "windows"), [(16, 3), (64, 1)])
-def test_fused_attention_is_the_librarys(side: int, windows: int) -> None:
+@pytest.mark.parametrize(("side", "window"), [(16, 0), (64, 0), (16, 8), (16, 14), (64, 14)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fused_attention_is_the_librarys(side: int, window: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is for a GPU is computed on the CPU here."""
     torch.manual_seed(0)
-    plain = Attention(32, num_heads=2, use_rel_pos=True, input_size=(side, side))
+    plain = Block(32, num_heads=2, use_rel_pos=True, window_size=window, input_size=(side, side))
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    tokens = torch.randn(windows, side, side, 32)
+    fused = copy.deepcopy(plain)
+    fuse(SimpleNamespace(blocks=[fused]))
+    if device == "cuda":
+        monkeypatch.setattr(FusedAttention, "_attend_on_cpu", FusedAttention._attend)
+    tokens = torch.randn(1, side, side, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(FusedAttention(plain)(tokens), plain(tokens), rtol=0, atol=1e-4)
+        expected = plain(tokens)
+        torch.testing.assert_close(fused(tokens), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_no_work_is_done_for_the_padding_of_windows() -> None:
+    block = Block(8, num_heads=2, use_rel_pos=True, window_size=14, input_size=(16, 16))
+    fuse(SimpleNamespace(blocks=[block]))
+    seen: list[int] = []
+    for projection in (block.attn.qkv, block.attn.proj):
+        projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel() // 8))
+    with torch.inference_mode():
+        block(torch.randn(1, 16, 16, 8))
+    assert seen == [16 * 16] * 2
+
+
+def test_the_tables_of_positions_are_made_once_for_all_blocks() -> None:
+    _places.cache_clear()
+    encoder = network.load(DEMO, WEIGHTS).image_encoder
+    with torch.inference_mode():
+        for _ in range(2):
+            encoder(torch.zeros(1, 3, 128, 128))
+    assert _places.cache_info().misses == len({block.attn.window for block in encoder.blocks})
 
 
 def test_a_served_encoder_is_the_librarys(dog: np.ndarray) -> None:

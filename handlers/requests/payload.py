@@ -4,16 +4,17 @@ The original example's payloads are taken as they are: a JSON object with base64
 string, or the same fields as multipart parts. Whatever is wrong with them raises BadRequest, which names the field.
 """
 
+import hashlib
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from contract.bodies import BodyError, Buffer, Slice, read_body, read_value, text_of
 from contract.buffers import whole
 from contract.description import MAX_TEXT, Choice, Flag, Integer, Number, Structure
-from contract.pictures import is_picture
+from contract.pictures import is_picture, name_of
 from handlers.pictures import decoding
 from handlers.pictures.masks import WHAT_A_MASK_IS
 from handlers.pictures.picture import Mask, Picture
@@ -21,8 +22,17 @@ from handlers.requests.base64_text import from_base64
 from handlers.requests.errors import BadRequest
 from handlers.requests.jobs import SharedProgress
 from handlers.requests.reply import Reply
+from handlers.requests.timings import Timings
 
-__all__ = ["Arguments", "BadRequest", "Reply", "Request", "is_number"]
+__all__ = ["Arguments", "BadRequest", "Reply", "Request", "Upload", "is_number"]
+
+
+class Upload(NamedTuple):
+    """A file in a field that is read on demand. content: the name that contract.pictures gives its bytes."""
+
+    content: str
+    read: Callable[[], bytes]
+
 
 _Decoded = TypeVar("_Decoded")
 _Value = TypeVar("_Value")
@@ -34,13 +44,16 @@ class Request:
 
     fields: as contract.bodies reads them, or as TorchServe does. body: what their slices are of. job: where to tell the
     progress. warnings: what the client should know although the request is served; handlers put them into their reply.
+    timings: what its stages took so far.
     """
 
     def __init__(self, fields: Mapping[str, Any], job: SharedProgress | None = None, body: Buffer = b"") -> None:
         self.fields = fields
         self.job = job or SharedProgress()
         self.warnings: list[str] = []
+        self.timings = Timings()
         self._body = body
+        self._files: dict[str, bytes] = {}  # read for their names, and not decoded yet
 
     @classmethod
     def read(
@@ -66,13 +79,28 @@ class Request:
 
     def picture(self, name: str) -> Picture:
         """The upright picture in field `name`; 413 where it is past a limit."""
-        picture = _decoded(decoding.decode_picture, self._bytes(name), name)
-        self.warnings += [f"{name} {note}" for note in picture.notes]
+        with self.timings.stage("decode"):
+            picture = _decoded(decoding.decode_picture, self._bytes(name), name)
+        self.note(name, picture.notes)
         return picture
+
+    def note(self, name: str, notes: Iterable[str]) -> None:
+        """Warns of what a Picture says of itself, which field `name` holds."""
+        self.warnings += [f"{name} {note}" for note in notes]
+
+    def content(self, name: str) -> str:
+        """The name that contract.pictures gives the file in field `name`; an upload is not read for it."""
+        value = self.fields.get(name)
+        if isinstance(value, Upload):
+            return value.content
+        with self.timings.stage("decode"):
+            self._files[name] = self._bytes(name)
+            return name_of(hashlib.sha256(self._files[name]).digest())
 
     def mask(self, name: str, picture: Picture) -> Mask:
         """The mask in field `name`, which must be as large as the picture and mark at least one pixel of it."""
-        mask = _decoded(lambda data: decoding.decode_mask(data, picture), self._bytes(name), name)
+        with self.timings.stage("decode"):
+            mask = _decoded(lambda data: decoding.decode_mask(data, picture), self._bytes(name), name)
         if not mask.any():
             raise BadRequest(f"{name}: the mask is empty: {WHAT_A_MASK_IS}", name)
         if mask.all():
@@ -112,7 +140,11 @@ class Request:
             return text_of(self._body, value, name, max_characters) if isinstance(value, Slice) else value
 
     def _bytes(self, name: str) -> bytes:
+        if name in self._files:
+            return self._files.pop(name)
         value = self.fields.get(name)
+        if isinstance(value, Upload):
+            return value.read()
         if isinstance(value, Slice):
             if value.text:
                 return from_base64(self._as_text(name, value, len(memoryview(self._body))), name)

@@ -35,11 +35,6 @@ class Reply:
     variants: list[Picture] = field(default_factory=list)
     output_format: str = "image/png"
 
-    def encode(self, accept: str) -> tuple[bytes, str, dict[str, str]]:
-        """Returns (body, content type, headers) in the form that the Accept header asks for: `encoded` in one piece."""
-        reply = self.encoded(accept)
-        return reply.body(), reply.content_type, reply.headers
-
     def encoded(self, accept: str) -> "Encoded":
         """In the form that the Accept header asks for.
 

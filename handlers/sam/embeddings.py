@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,31 @@ from torch import Tensor
 MAX_BYTES = 128 << 20
 """Of all embeddings: 32 pictures at the published networks' 4 MiB each."""
 
+MAX_FILES = 1000
+"""Files whose picture is remembered."""
+
+
+class Sight(NamedTuple):
+    """A picture as far as a click on it needs it.
+
+    size: (width, height). shown: (height, width) of what the encoder sees. key: its embedding's. notes: a Picture's.
+    """
+
+    size: tuple[int, int]
+    shown: tuple[int, int]
+    key: bytes
+    notes: tuple[str, ...]
+
 
 class Embeddings:
-    """The least recently used go first. In host memory: copying one to a GPU takes a fraction of a millisecond, and a
-    parked model keeps them without any of the device."""
+    """Of one network. The least recently used go first. In host memory: copying one to a GPU takes a fraction of a
+    millisecond, and a parked model keeps them without any of the device. They go with the worker, as its weights do.
+    """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
+        self._max_bytes, self._max_files = max_bytes, max_files
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._files: OrderedDict[str, Sight] = OrderedDict()
 
     def get(self, key: bytes) -> Tensor | None:
         if key in self._kept:
@@ -29,6 +47,21 @@ class Embeddings:
         self._kept[key] = embedding.to("cpu", copy=True)
         while sum(each.nbytes for each in self._kept.values()) > self._max_bytes:
             self._kept.popitem(last=False)
+
+    def sight(self, content: str) -> Sight | None:
+        """What the file of that name (contract.pictures) shows, where its embedding is kept."""
+        if content not in self._files:
+            return None
+        self._files.move_to_end(content)
+        sight = self._files[content]
+        return sight if sight.key in self._kept else None
+
+    def remember(self, content: str, sight: Sight) -> None:
+        """So that the file need not be decoded again."""
+        self._files[content] = sight
+        self._files.move_to_end(content)
+        if len(self._files) > self._max_files:
+            self._files.popitem(last=False)
 
 
 def key_of(shown: NDArray[np.uint8]) -> bytes:

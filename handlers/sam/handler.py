@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything import SamPredictor
 from torch import Tensor
 
 from handlers.editing.geometry import bounding_box
@@ -15,9 +14,10 @@ from handlers.requests.base64_text import array_to_text
 from handlers.requests.payload import Request
 from handlers.requests.reply import Reply
 from handlers.sam import network
+from handlers.sam.decoder import candidates, mask_of
 from handlers.sam.description import MASKS, MULTIMASK, RETURN_LOGITS
-from handlers.sam.embeddings import Embeddings, key_of
-from handlers.sam.prompt import parse_prompt
+from handlers.sam.embeddings import Embeddings, Sight, key_of
+from handlers.sam.prompt import Prompt, parse_prompt
 from handlers.sam.resize import Resize
 from handlers.sam.shaping import Shaping
 from handlers.weights.precision import first_finite, wide_copy
@@ -39,50 +39,65 @@ class SamHandler(Handler):
 
     def warm_up(self) -> None:
         side = self.model.image_encoder.img_size
-        predictor = SamPredictor(self.model)
-        predictor.set_image(np.zeros((side, side, 3), np.uint8))
-        predictor.predict(np.full((1, 2), side / 2), np.ones(1, np.int64))
+        shown = np.zeros((side, side, 3), np.uint8)
+        sight = Sight((side, side), (side, side), b"", ())
+        prompt = Prompt(np.full((1, 2), side / 2), np.ones(1, np.int64), None, None)
+        found = candidates(self.model, self.resize, sight, self._embedded(shown), prompt, multimask=True)
+        mask_of(self.model, sight, found.logits[0, 0])
 
     def predict(self, request: Request) -> Reply:
-        picture = request.picture("image")
+        sight, shown = self._look(request)
         arguments = request.arguments()
-        prompt = parse_prompt(arguments, picture.size, self._logits_shape())
+        prompt = parse_prompt(arguments, sight.size, self._logits_shape())
         all_masks = arguments.choice(MASKS) == "all"
         multimask = arguments.flag(MULTIMASK, prompt.is_ambiguous or all_masks)
         return_logits = arguments.flag(RETURN_LOGITS)
         shaping = Shaping.parse(arguments)
         arguments.finish()
 
-        predictor = self._look_at(picture.rgb)
-        raw_masks, scores, logits = predictor.predict(**prompt.as_arguments(), multimask_output=multimask)
-        masks = [shaping.applied(mask) for mask in raw_masks]
-        best = int(scores.argmax())
-        if not masks[best].any():
+        embedding = self._embedding(request, sight, shown)
+        with request.timings.stage("mask"):
+            scores, logits = candidates(self.model, self.resize, sight, embedding, prompt, multimask)
+            best = int(scores.argmax())
+            wanted = range(len(scores)) if all_masks else [best]
+            masks = {each: shaping.applied(mask_of(self.model, sight, logits[0, each])) for each in wanted}
+        mask = masks[best]
+        if not mask.any():
             request.warnings.append("nothing was found at this prompt: the mask is empty")
 
-        fields: dict[str, Any] = {"score": _rounded(scores[best]), "box": _box(masks[best]), "area": _area(masks[best])}
+        fields: dict[str, Any] = {"score": _rounded(scores[best]), "box": _box(mask), "area": _area(mask)}
         if all_masks:
-            fields["masks"] = [encoding.encode_mask(mask) for mask in masks]
+            with request.timings.stage("encode"):
+                fields["masks"] = [encoding.encode_mask(each) for each in masks.values()]
             fields["scores"] = [_rounded(score) for score in scores]
-            fields["boxes"] = [_box(mask) for mask in masks]
-            fields["areas"] = [_area(mask) for mask in masks]
+            fields["boxes"] = [_box(each) for each in masks.values()]
+            fields["areas"] = [_area(each) for each in masks.values()]
         if return_logits:
-            fields["logits"] = array_to_text(logits[best][None])
-        return Reply(masks[best], fields, request.warnings)
+            fields["logits"] = array_to_text(logits[:, best].cpu().numpy())
+        return Reply(mask, fields, request.warnings)
 
-    def _look_at(self, rgb: RGB) -> SamPredictor:
-        """A predictor that has seen the picture, of its own per request: no other's clicks can meet it."""
-        predictor = SamPredictor(self.model)
-        predictor.transform = self.resize
-        shown = self.resize.apply_image(rgb)
-        predictor.original_size, predictor.input_size = rgb.shape[:2], shown.shape[:2]
-        key = key_of(shown)
-        known = self.embeddings.get(key)
-        if known is None:
-            known = self._embedded(shown)
-            self.embeddings.put(key, known)
-        predictor.features, predictor.is_image_set = known.to(self.device), True
-        return predictor
+    def _look(self, request: Request) -> tuple[Sight, RGB | None]:
+        """Of a picture that is known only what is known of it; else what the encoder is to be shown, too."""
+        content = request.content("image")
+        known = self.embeddings.sight(content)
+        if known:
+            request.note("image", known.notes)
+            return known, None
+        picture = request.picture("image")
+        with request.timings.stage("decode"):
+            shown = self.resize.apply_image(picture.rgb)
+            sight = Sight(picture.size, shown.shape[:2], key_of(shown), picture.notes)
+        self.embeddings.remember(content, sight)
+        return sight, shown
+
+    def _embedding(self, request: Request, sight: Sight, shown: RGB | None) -> Tensor:
+        known = self.embeddings.get(sight.key)
+        with request.timings.stage("recall" if known is not None else "embed"):
+            if known is None:
+                assert shown is not None, "what _look knows is kept"
+                known = self._embedded(shown)
+                self.embeddings.put(sight.key, known)
+        return known
 
     def _embedded(self, shown: RGB) -> Tensor:
         """What the encoder makes of a picture of its own size; raises NotFinite."""

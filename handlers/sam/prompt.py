@@ -25,16 +25,6 @@ class Prompt(NamedTuple):
         """Whether it is one lone point, which may mean a part or the whole."""
         return self.box is None and self.mask_input is None and len(self.points) == 1
 
-    def as_arguments(self) -> dict[str, Any]:
-        """As SamPredictor.predict takes them."""
-        some = len(self.points) > 0
-        return {
-            "point_coords": self.points if some else None,
-            "point_labels": self.labels if some else None,
-            "box": self.box,
-            "mask_input": self.mask_input,
-        }
-
 
 def parse_prompt(arguments: Arguments, size: tuple[int, int], logits_shape: tuple[int, int, int]) -> Prompt:
     """Reads point_coords, point_labels, box and mask_input for a picture of `size` (width, height).

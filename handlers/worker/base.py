@@ -20,8 +20,10 @@ from torch import Tensor
 
 from contract import commands
 from contract.errors import error_object
+from contract.timings import HEADER, server_timing
 from handlers.requests.errors import RequestError
 from handlers.requests.payload import Reply, Request
+from handlers.requests.reply import Encoded
 from handlers.weights.mapped_file import FileChanged
 from handlers.weights.tensors import DtypeOf, Weights, open_weights
 from handlers.worker import tickets
@@ -117,15 +119,19 @@ class Handler:
         return [body]
 
     def _answer(self, fields: Mapping[str, Any], context: Any) -> tuple[bytes, str]:
-        body, content_type, headers = self._predict(Request.parse(fields)).encode(_header(context, "accept"))
-        for name, value in headers.items():
+        request = Request.parse(fields)
+        reply = self._reply(request, context)
+        for name, value in {**reply.headers, HEADER: server_timing(request.timings.seconds)}.items():
             context.set_response_header(0, name, value)
-        return body, content_type
+        return reply.body(), reply.content_type
 
-    def _predict(self, request: Request) -> Reply:
+    def _reply(self, request: Request, context: Any) -> Encoded:
         if self._parked:
             raise Refused(503, "parked", "the model is parked: wake it first")
-        return self.predict(request)
+        with request.timings.stage("model"):
+            reply = self.predict(request)
+        with request.timings.stage("encode"):
+            return reply.encoded(_header(context, "accept"))
 
     def _answer_ticket(self, body: Any, context: Any) -> bytes:
         try:
@@ -133,8 +139,8 @@ class Handler:
         except tickets.Unusable as error:
             raise Refused(500, "internal", str(error)) from None
         with opened:
-            reply = self._predict(Request(opened.fields(), opened.job)).encoded(_header(context, "accept"))
-            return opened.write(reply).to_json()
+            request = Request(opened.fields(), opened.job)
+            return opened.write(self._reply(request, context), request.timings).to_json()
 
     def _obey(self, command: str, data: Mapping[str, Any], context: Any) -> bytes:
         key, expected = _header(context, commands.KEY), os.environ.get(commands.KEY_VARIABLE, "")

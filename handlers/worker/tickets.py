@@ -7,10 +7,12 @@ from typing import Any
 
 from contract.bodies import Buffer, Slice, read_body, text_of
 from contract.errors import BodyError
-from contract.ticket import File, Span, Ticket, Written
+from contract.ticket import File, Part, Span, Ticket, Written
 from handlers.requests import jobs
 from handlers.requests.errors import BadRequest
+from handlers.requests.payload import Upload
 from handlers.requests.reply import Encoded, is_large
+from handlers.requests.timings import Timings
 
 
 class Unusable(Exception):
@@ -38,11 +40,7 @@ class Opened(ExitStack):
     def fields(self) -> dict[str, Any]:
         """Of the request: JSON values, texts, and files as bytes. Raises BadRequest."""
         if self._ticket.body is None:
-            parts = {
-                name: _copy(self._files[part.file], part.start, part.stop, part.text)
-                for name, part in self._ticket.parts.items()
-            }
-            return {**self._ticket.fields, **parts}
+            return {**self._ticket.fields, **{name: self._part(part) for name, part in self._ticket.parts.items()}}
         descriptor = self._files[self._ticket.body]
         size = os.fstat(descriptor).st_size
         # Closed when nothing refers to it any more, such as the frames of an error.
@@ -53,11 +51,17 @@ class Opened(ExitStack):
         except BodyError as error:
             raise BadRequest(error.message, error.field, status=error.status) from None
 
-    def write(self, reply: Encoded) -> Written:
+    def _part(self, part: Part) -> bytes | str | Upload:
+        descriptor = self._files[part.file]
+        if part.content:
+            return Upload(part.content, lambda: os.pread(descriptor, part.stop - part.start, part.start))
+        return _copy(descriptor, part.start, part.stop, part.text)
+
+    def write(self, reply: Encoded, timings: Timings) -> Written:
         """Puts the reply where the gateway looks for it."""
         if reply.fields is None:
             self._write(reply.picture)
-            return Written(reply.content_type, reply.headers)
+            return Written(reply.content_type, reply.headers, timings=timings.seconds)
         small = {name: value for name, value in reply.fields.items() if not is_large(value)}
         spans: dict[str, Span | list[Span]] = {}
         written: dict[int, Span] = {}  # the first variant is the picture itself
@@ -65,7 +69,7 @@ class Opened(ExitStack):
             if name not in small:
                 several = [self._span(each, written) for each in (value if isinstance(value, list) else [value])]
                 spans[name] = several if isinstance(value, list) else several[0]
-        return Written(reply.content_type, reply.headers, small, spans)
+        return Written(reply.content_type, reply.headers, small, spans, timings.seconds)
 
     def _span(self, data: bytes, written: dict[int, Span]) -> Span:
         if id(data) not in written:

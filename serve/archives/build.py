@@ -263,7 +263,7 @@ def _copy_small(source: Path, target: Path) -> None:
 
 
 def _converter(weights: Published, handlers: Path) -> Converter:
-    """Before gigabytes are fetched. Raises BuildError where there is no such handler or converter."""
+    """Finds the converter before gigabytes are fetched. Raises BuildError if there is no such handler or converter."""
     models = descriptions(handlers)
     if weights.handler not in models:
         raise BuildError(f"{weights.name}: there is no handler {weights.handler!r}; there are {', '.join(models)}")

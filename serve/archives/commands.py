@@ -94,7 +94,7 @@ def export(
 
 
 def _find(store: Path, name: str, models: Models) -> Path:
-    """As the server looks a bare name up: in the demo set first, or, as long as the full one is not built, too."""
+    """Finds an archive as the server does: in the demo set first, or, as long as the full one is not built, too."""
     order = [store / "demo" / name, store / name]
     for folder in order if models is Models.DEMO else order[::-1] if models is Models.AUTO else order[1:]:
         if exporting.is_archive(folder):

@@ -52,7 +52,7 @@ class Published:
 
 @dataclass(frozen=True)
 class SearchFolders:
-    """Where files are looked for. given: the user's folder (--from). downloads: ours, beside the store."""
+    """The folders in which files are sought. given: the user's folder (--from). downloads: ours, beside the store."""
 
     downloads: Path
     given: Path | None = None
@@ -155,7 +155,7 @@ def _find(file: File, source: Sequence[File], folders: SearchFolders) -> Path | 
 
 
 def _given_candidates(file: File, source: Sequence[File], given: Path) -> Iterable[Path]:
-    """In a clone of the repository; else by the file's path or an end of it that no other file shares."""
+    """Looks in a clone of the repository; else for the file's path or an end of it that no other file shares."""
     if file.repo:
         yield given / PurePosixPath(file.repo).name / file.path
     parts = PurePosixPath(file.path).parts

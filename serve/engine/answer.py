@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from contract.ticket import Written
@@ -12,7 +12,7 @@ from serve.memory_file import MemoryFile, Part
 
 @dataclass(frozen=True)
 class Answer:
-    """Header names are in lower case. file: closed by whoever has the answer.
+    """Header names are in lower case. file: closed by whoever has the answer. timings: as contract.timings has them.
 
     fields: of a reply in JSON; values are of JSON, or a Part or a list of Parts for what leaves as base64. Where there
     are none the file is the reply's body.
@@ -22,6 +22,7 @@ class Answer:
     headers: dict[str, str]
     file: MemoryFile
     fields: dict[str, Any] | None = None
+    timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -35,7 +36,7 @@ class Answer:
         return self.file.pieces() if self.fields is None else json_pieces(self.fields)
 
     def beginning(self, size: int) -> str:
-        """Of an error's body, as text."""
+        """Returns the first bytes of an error's body as text."""
         return self.file.read(0, min(size, self.file.size)).decode(errors="replace")
 
     def close(self) -> None:
@@ -50,12 +51,12 @@ def written(file: MemoryFile, told: bytes) -> Answer:
         raise EngineUnavailable("the worker's answer cannot be read: try again") from None
     headers = {"content-type": written.content_type} | {name.lower(): text for name, text in written.headers.items()}
     if written.fields is None:
-        return Answer(200, headers, file)
+        return Answer(200, headers, file, None, dict(written.timings))
     large = {
         name: [Part(file, *span) for span in spans] if isinstance(spans, list) else Part(file, *spans)
         for name, spans in written.spans.items()
     }
-    return Answer(200, headers, file, {**large, **written.fields})
+    return Answer(200, headers, file, {**large, **written.fields}, dict(written.timings))
 
 
 def json_length(fields: dict[str, Any]) -> int:

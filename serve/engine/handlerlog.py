@@ -21,7 +21,7 @@ class HandlerLog:
         self._begin = log.stat().st_size if log.exists() else 0
 
     async def reason(self, archive: Path) -> str:
-        """In words, one short line; empty if the log does not say.
+        """Says why in one short line; empty if the log does not tell.
 
         A missing library is named. Of any other exception only the type is told: its text is the handler's own, and
         may hold what is nobody's business.

@@ -26,7 +26,7 @@ class Said:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Of the body, where it is a JSON object."""
+        """Parses the body where it is a JSON object."""
         try:
             body = json.loads(self.body)
         except ValueError:

@@ -49,7 +49,7 @@ METRICS_TIMEOUT = 1.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where one running TorchServe listens, its two tokens, and the key that its workers' commands need."""
+    """The address of one running TorchServe, its two tokens, and the key that its workers' commands need."""
 
     inference: str
     management: str

@@ -165,7 +165,7 @@ def all_libraries() -> list[str]:
 
 
 def _opened(log: Path) -> BinaryIO:
-    """To add to it; where the disk has no room for one more file, nothing is kept."""
+    """Opens the log for adding to it; where the disk has no room for one more file, nothing is kept."""
     try:
         return log.open("ab")
     except OSError:

@@ -228,7 +228,7 @@ class Zygote:
         _send(start.launcher, f"ended {code if code >= 0 else 128 - code}")
 
     def _forget(self) -> None:
-        """In a child: a copy of another launcher's socket would outlive the zygote."""
+        """Closes the sockets in a child: a copy of another launcher's would outlive the zygote."""
         self._listener.close()
         for descriptor, (_, start) in self._workers.items():
             os.close(descriptor)
@@ -338,7 +338,7 @@ def _path(environment: Environment) -> list[str]:
 
 
 def _run(script: str) -> None:
-    """As runpy.run_path, which would compile the script each time."""
+    """Runs the script as runpy.run_path does, which would compile it each time."""
     code = SourceFileLoader("__main__", script).get_code("__main__")
     assert code is not None
     module = sys.modules["__main__"] = ModuleType("__main__")

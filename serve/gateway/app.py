@@ -61,7 +61,7 @@ class Gateway(FastAPI):
         return Door(super().build_middleware_stack(), self._hosts)
 
     def methods(self, path: str) -> list[str]:
-        """Those that exist for a path, HEAD and OPTIONS included; none where nothing does."""
+        """Lists the methods that exist for a path, HEAD and OPTIONS included; none where nothing does."""
         scope = {"type": "http", "path": path, "root_path": "", "headers": []}
         found = {
             method

@@ -24,7 +24,7 @@ class Busiest:
         self._named: set[str] = set()
 
     def label(self, name: str) -> str:
-        """Under which something about the model is counted now."""
+        """Returns the series under which something about the model is counted now."""
         if name in self._named:
             return name
         if len(self._named) < self._room:
@@ -60,5 +60,5 @@ class Busiest:
         self._on_leave(name)
 
     def _forget_half(self) -> None:
-        """Of every count, and all of those that were asked for once."""
+        """Halves every count, and drops those that were asked for once."""
         self._uses = Counter({name: count // 2 for name, count in self._uses.items() if count > 1})

@@ -56,7 +56,7 @@ class Doorkeeper:
         return True
 
     def waits(self, guest: Guest) -> None:
-        """From now on, after all that wait already."""
+        """Puts the guest behind all that wait already."""
         self._waiting.pop(guest, None)
         if guest in self._homes:
             self._waiting[guest] = None
@@ -93,7 +93,7 @@ def raise_descriptor_limit() -> int:
 
 
 def most_connections(descriptors: int) -> int:
-    """With `descriptors` in all."""
+    """Returns how many connections fit into `descriptors` descriptors."""
     return max(8, min(MOST, (descriptors - OWN_DESCRIPTORS) // DESCRIPTORS_EACH))
 
 

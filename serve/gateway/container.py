@@ -185,7 +185,7 @@ def _not_loaded(name: str) -> ModelNotFound:
 
 
 def _loaded_model(services: Services, name: str) -> LoadedModel | None:
-    """By the name under which it is listed, or by any spelling of its archive's name."""
+    """Finds a model by the name under which it is listed, or by any spelling of its archive's name."""
     loaded = _loaded(services)
     by_name = next((m for m in loaded if m.name == name), None)
     if by_name is not None:

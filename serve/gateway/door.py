@@ -207,7 +207,7 @@ def _completed(headers: Iterable[tuple[bytes, bytes]], status: int) -> list[tupl
 
 
 def _reply(path: str, error: PalimpsestError) -> Response:
-    """In the shape of the API that the path belongs to."""
+    """Puts the error into the shape of the API that the path belongs to."""
     if path.startswith("/endpoints/"):
         response = sagemaker.reply(error)
         response.status_code = error.status

@@ -118,7 +118,7 @@ class Metrics:
         self._downloading.observe(seconds, self._busiest.label(archive.name))
 
     def on_phases(self, archive: Archive, phases: Mapping[str, float]) -> None:
-        """Of a load, as the worker timed them itself."""
+        """Notes how long each phase of a load took, as the worker timed it itself."""
         name = self._busiest.label(archive.name)
         for phase in _PHASES & phases.keys():
             self._loading.observe(phases[phase], name, phase)
@@ -138,7 +138,7 @@ class Metrics:
         self._lookups.labels(name).inc()
         if hit:
             self._hits.labels(name).inc()
-        invocation = Invocation()
+        invocation = Invocation("queue" if hit else "load", began)
         try:
             yield invocation
         except Exception as error:
@@ -185,12 +185,20 @@ class Metrics:
 class Invocation:
     """One request to a model. status: of its answer; 0 while there is none.
 
+    waits_for: "load" where its model is not in memory, else "queue". began: when it was asked.
     entered: when it went to the engine for the first time. engine_seconds: time in the engine, all tries together.
     """
 
+    waits_for: str
+    began: float
     status: int = 0
     entered: float = 0.0
     engine_seconds: float = 0.0
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """As contract.timings has them, so far."""
+        return {self.waits_for: self.entered - self.began, "engine": self.engine_seconds}
 
     @contextmanager
     def in_engine(self) -> Iterator[None]:

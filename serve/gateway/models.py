@@ -206,7 +206,7 @@ async def _set_pin(services: Services, name: str, pinned: bool) -> ModelStatus:
 
 
 def _page(catalog: Catalog, also: set[str], after: str, limit: int) -> tuple[list[Archive], str | None]:
-    """Of what requests can name and the names in `also` the next ones after `after`; and the last of them, unless none
+    """Returns the next names after `after`, of what requests can name and of `also`; and the last of them, unless none
     follows. Asks the disk, so not in the event loop.
     """
     stored = catalog.names()

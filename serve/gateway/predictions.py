@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
@@ -143,12 +144,12 @@ def address(request: Request) -> str:
 
 
 def headers_of(request: Request) -> dict[str, str]:
-    """By name in lower case; of one that was sent twice the first. dict(request.headers) would take quadratic time."""
+    """Returns headers by name in lower case, the first of each. dict(request.headers) would take quadratic time."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers.raw)}
 
 
 async def _archive(catalog: Catalog, model: str) -> Archive:
-    """By its name, or as TorchServe has it by name and version: sam/1.0. Raises ModelNotFound."""
+    """Finds it by its name, or as TorchServe does by name and version: sam/1.0. Raises ModelNotFound."""
     try:
         return catalog.find(model)
     except BadRequest as error:
@@ -193,7 +194,7 @@ async def invoke(
         except NotReached:
             answer = await _invoke_once(services, archive, question, client, job, invocation)
         invocation.status = answer.status
-        return answer
+        return replace(answer, timings=invocation.timings | answer.timings)
 
 
 async def _invoke_once(

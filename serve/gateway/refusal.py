@@ -15,7 +15,7 @@ class Refused(PalimpsestError):
         self.status, self.code, self.retry_after = status, code, retry_after
 
     def reply(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """As it goes out. headers: those that every reply has."""
+        """Makes the reply. headers: those that every reply has."""
         body = json.dumps(self.body()).encode()
         own = {
             "content-type": "application/json",

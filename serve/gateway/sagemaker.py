@@ -285,7 +285,7 @@ def _model_error(status: int, original: str) -> Response:
 
 
 def unknown_operation(message: str, status: int, headers: Mapping[str, str]) -> Response:
-    """For paths below /endpoints/ and methods that the runtime API does not have."""
+    """Answers for paths below /endpoints/ and methods that the runtime API does not have."""
     response = _error("UnknownOperationException", message, headers)
     response.status_code = status
     return response

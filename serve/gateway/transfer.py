@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from contract.timings import HEADER, server_timing
 from serve.engine.answer import Answer
 from serve.memory_file import PIECE
 
@@ -39,9 +40,9 @@ class Transfer(Response):
 
     @classmethod
     def of(cls, answer: Answer, headers: Mapping[str, str] = {}) -> "Transfer":
-        """The answer as it is, with further headers."""
-        pieces = paced(answer.pieces())
-        return cls(pieces, answer.close, {**answer.headers, **headers}, answer.status, answer.length)
+        """The answer as it is, with what it took and further headers."""
+        pieces, timing = paced(answer.pieces()), {HEADER: server_timing(answer.timings)}
+        return cls(pieces, answer.close, {**answer.headers, **timing, **headers}, answer.status, answer.length)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.create_task(_until_gone(receive))

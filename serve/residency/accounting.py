@@ -69,7 +69,7 @@ class Accounting:
         ]
 
     def idle(self) -> list[Resident]:
-        """Those of them that nobody uses and whose going frees something, parked where they can be."""
+        """The models that nobody uses and whose going frees something, parked where they can be."""
         return [r for r in self.evictable(park=True) if not r.in_use and r.size > 0]
 
     def parked(self, model: Model) -> Taken | None:
@@ -86,7 +86,7 @@ class Accounting:
         return sum(m.host for m in self._models.values() if m.state is State.UNLOADING)
 
     def idle_parked(self) -> list[Resident]:
-        """By what they hold of host memory."""
+        """The idle parked models with what each holds of host memory."""
         return [
             _resident(key, m, m.host)
             for key, m in self._models.items()
@@ -100,7 +100,7 @@ class Accounting:
         )
 
     def refusal(self, model: Model) -> OutOfMemory:
-        """Of a model larger than that."""
+        """Returns the error for a model that is larger than that."""
         name, budget = model.archive.name, self._memory.budget
         pinned = budget - self.largest(model)
         held = f", of which pinned models hold {_mib(pinned)}" if pinned else ""

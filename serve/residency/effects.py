@@ -94,7 +94,7 @@ class Effects:
         act: Callable[[Archive], Awaitable[Result]],
         on_end: Callable[[Model, Result | PalimpsestError, float], None],
     ) -> None:
-        """Where the state is no longer `state` at the end, engine or worker was lost meanwhile, and nobody is told."""
+        """Runs one effect. If the state is not `state` at its end, engine or worker was lost, and nobody is told."""
         began = _now()
         outcome = await _outcome(model, done, act)
         if model.state is state:

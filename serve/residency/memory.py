@@ -20,7 +20,7 @@ from serve.store.catalog import Archive
 
 
 class Device(Protocol):
-    """Where models live."""
+    """The memory in which models live."""
 
     name: str
     gpu: int | None  # its index, as nvidia-smi counts; None for a host
@@ -187,7 +187,7 @@ class Memory:
         return parked if seed.takes_commands and parked.device < known.load else None
 
     def takes_commands(self, archive: Archive) -> bool:
-        """Whether the archive says that its handler knows the commands of handlers/worker/base.py."""
+        """Whether the archive says that its handler knows the commands of contract/commands.py."""
         return self._seed(archive).takes_commands
 
     def response_timeout(self, archive: Archive) -> int:

@@ -159,12 +159,12 @@ class Model:
 
     @property
     def in_line_since(self) -> float:
-        """Its turn among those that wait for a place. One that was evicted goes to the end of the line, or requests
+        """The time that decides its turn among those that wait. One that was evicted goes to the end, or requests
         that it could not serve would bring it back before the model that it made room for."""
         return max(self.waiters[0].since, self.evicted_at)
 
     def hold(self, size: int) -> None:
-        """So many bytes are its own, whether it works or not."""
+        """Reserves so many bytes for it, whether it works or not."""
         self.reserved = self.resting = size
 
     def fail_waiters(self, error: PalimpsestError) -> None:
@@ -174,7 +174,7 @@ class Model:
                 waiter.settle(error)
 
     def leave_memory(self, state: State = State.ABSENT) -> None:
-        """Its worker is gone and its bytes are back."""
+        """Notes that its worker is gone and its bytes are back."""
         self.to(state)
         self.hold(0)
         self.host, self.parking = 0, None

@@ -197,7 +197,7 @@ class Places:
         self._evict_idle(self._accounting.excess())
 
     def _evict_idle(self, need: int) -> None:
-        """For `need` bytes, or as many of them as idle models hold."""
+        """Evicts idle models for `need` bytes, or for as many of them as idle models hold."""
         if need > 0:
             idle = self._accounting.idle()
             victims = choose_victims(min(need, sum(r.size for r in idle)), idle, _now(), 0)
@@ -220,7 +220,7 @@ class Places:
         self._leave(model)
 
     def _leave(self, model: Model) -> None:
-        """Once nothing runs in it any more: to host memory if that is where it goes and there is room, else away."""
+        """Sends it away when nothing runs in it: to host memory if it is to be parked and has room, else to disk."""
         if model.leases or model.effect:
             return
         if model.unwanted or model.stale:
@@ -234,7 +234,7 @@ class Places:
             self._effects.unload(model)
 
     def _has_host_room(self, need: int) -> bool:
-        """Where there is none yet, parked models leave for it, those unused longest first."""
+        """Says whether host memory has room. Where it has none yet, parked models leave, those unused longest first."""
         missing = self._accounting.host_missing(need)
         if missing > 0:
             victims = choose_victims(

@@ -102,7 +102,7 @@ class Scheduler:
         return list(self._models.values())
 
     def active(self) -> list[Model]:
-        """Those in memory or in use; read only."""
+        """The models in memory or in use; read only."""
         return [m for m in self._active.values() if m.active]
 
     def get(self, archive: Archive) -> Model | None:
@@ -220,7 +220,7 @@ class Scheduler:
             )
 
     def _grant_turns(self, active: list[Model]) -> None:
-        """In the order of arrival; one that needs memory beside its model's own does not overtake another such."""
+        """Grants leases in the order of arrival; a request that needs more memory does not overtake another such."""
         behind = False
         for model in sorted((m for m in active if m.waits_for_turn), key=lambda m: m.waiters[0].since):
             if self._places.works_within(model) or not (behind or (behind := not self._places.may_work(model))):
@@ -273,7 +273,7 @@ class Scheduler:
 
 
 def _share(limit: int) -> int:
-    """Of a queue, what one address may fill."""
+    """Returns how many places of a queue one address may fill."""
     return -(-limit // 2)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from contract import commands
 from serve.store.catalog import Archive
 from serve.store.unpack import MANIFEST
 
@@ -40,7 +41,7 @@ def read_seed(archive: Archive) -> Seed:
     return Seed(
         _whole(handler.get("memory_mib"), 0) * 2**20,
         sum(files.values()),
-        handler.get("commands") is True,
+        handler.get("commands") == commands.VERSION,
         _whole(config.get("responseTimeout"), TIMEOUT),
         _whole(config.get("startupTimeout"), TIMEOUT),
         _content(archive, files),

@@ -46,7 +46,7 @@ class Versions:
                     self._forget(model)
 
     def forget_oldest(self) -> None:
-        """Of those that are not active and not pinned, as many as are too many."""
+        """Forgets as many as are too many, of those that are neither active nor pinned."""
         surplus = len(self.all) - len(self.active) - MAX_REMEMBERED
         if surplus > 0:
             absent = (m for key, m in self.all.items() if key not in self.active and not m.pinned)

@@ -30,7 +30,7 @@ class Worker:
             self._descriptor = -1
 
     def mark_dead(self) -> None:
-        """It is known to have ended."""
+        """Notes that it has ended."""
         self.close()
         if not self.died.done():
             self.died.set_result(None)

@@ -87,7 +87,7 @@ class Workers:
         return await asyncio.to_thread(self._memory.measure_load, archive, pid, taken)
 
     async def _start(self, archive: Archive) -> None:
-        """Once more where the worker was killed: nothing is wrong with the model, and its killer may have gone."""
+        """Starts a worker; again if it was killed: nothing is wrong with the model, and its killer may have gone."""
         for last in (False, True):
             self._host.take_end(archive.path)
             began = asyncio.get_running_loop().time()
@@ -164,7 +164,7 @@ class Workers:
         return Taken(device, int(status["host_bytes"]))
 
     def _pid(self, archive: Archive) -> int:
-        """Of the model's worker; WorkerDied where it is gone."""
+        """Returns the process id of the model's worker; raises WorkerDied where it is gone."""
         worker = self._workers.get(archive.engine_name)
         if worker is None:
             raise _died(archive)

@@ -248,7 +248,7 @@ def _is_name(name: str) -> bool:
 
 
 def _folder_version(path: Path) -> str | None:
-    """Of the folder's identity and that of the files that say what it is; None where it is no archive."""
+    """Hashes the identity of the folder and of the files that say what it is; None where it is no archive."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
@@ -263,7 +263,7 @@ def _folder_version(path: Path) -> str | None:
 
 
 def _file_identity(path: Path | str, folder: int | None = None) -> Identity | None:
-    """Of a regular file; None where there is none."""
+    """Returns the identity of a regular file; None where there is none."""
     try:
         status = os.stat(path, dir_fd=folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -41,7 +41,7 @@ class Listing:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Of every archive, sorted. At first reads all folders, later asks each for its time."""
+        """Lists all archives, sorted. It reads all folders at first, and later asks each for its time."""
         with self._lock:
             before, self._folders = self._folders, {}
             self._read(before, "")
@@ -51,7 +51,7 @@ class Listing:
             return self._names
 
     def glance(self) -> list[str]:
-        """As names, or as it last was where that could take a while."""
+        """Lists them as names() does, or returns the last list where that could take a while."""
         may_wait = not self._was_read or len(self._names) + len(self._folders) <= _SMALL
         return self.names() if may_wait and not self._lock.locked() else self._names
 

@@ -68,7 +68,7 @@ class Prefetch:
         self._used = True
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Works until it is cancelled."""
         while True:
             if self._used and self._idle():
                 self._used = False

@@ -128,7 +128,7 @@ class _MeteredGzip(gzip.GzipFile):
     _allowed = 0
 
     def allow(self, size: int) -> None:
-        """From here on, `size` bytes more."""
+        """Allows `size` bytes more from here on."""
         self._allowed = self.tell() + size
 
     def read(self, size: int | None = -1) -> bytes:

@@ -57,7 +57,7 @@ def _like(argument: Integer | Fraction | Flag | Choice, example: Any) -> Any:
 
 
 class Fields(BaseModel):
-    """Of any request about a picture."""
+    """The fields of any request about a picture."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

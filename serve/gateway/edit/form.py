@@ -1,6 +1,5 @@
 """A request's body -> checked fields."""
 
-import asyncio
 import re
 import reprlib
 from typing import Any, TypeVar, get_args
@@ -9,9 +8,9 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from contract.bodies import BodyError, Buffer, PartText, Repeated, Slice, read_body, read_value, text_of
+from contract.pictures import PREFIX
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit.fields import LISTS, PICTURES, as_points
-from serve.gateway.edit.images import PREFIX
 from serve.memory_file import MemoryFile
 
 Fields = TypeVar("Fields", bound=BaseModel)
@@ -27,11 +26,11 @@ async def read_fields(request: Request, kind: type[Fields], body: MemoryFile) ->
     """
     headers = request.headers
     content_type, encoding = headers.get("content-type", ""), headers.get("content-encoding", "")
-    return await asyncio.to_thread(parse, content_type, encoding, body.mapped(), kind)
+    return await body.examined(lambda content: parse(content_type, encoding, content, kind))
 
 
 def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Fields]) -> Fields:
-    """To be called beside the event loop. Raises BadRequest."""
+    """Reads and checks the fields; to be called beside the event loop. Raises BadRequest."""
     try:
         sent = read_body(content_type, content_encoding, body, LISTS)
         values = {name: _value(name, value, body, kind) for name, value in sent.items()}
@@ -102,5 +101,5 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> BadRequest:
 
 
 def _shown(value: Any) -> str:
-    """Without a look at the whole of it."""
+    """Shows a value's beginning without a look at the whole of it."""
     return f"{value.stop - value.start} bytes" if isinstance(value, Slice) else f"{reprlib.repr(value):.60}"

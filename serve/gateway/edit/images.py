@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from contract.pictures import name_of
 from serve.errors import BadRequest, RequestTooLarge
 from serve.memory_file import MemoryFile, Part
 
-PREFIX = "img_"
 MOST = 500
 """Uploads at once: each takes a descriptor."""
 
@@ -93,7 +93,7 @@ class Images:
 
 
 def _copied(image: Part) -> tuple[str, MemoryFile]:
-    """Its id and a copy of it, made piece by piece: the event loop runs in between."""
+    """Copies the picture piece by piece, so that the event loop runs in between; returns its id and the copy."""
     file, digest = MemoryFile(), hashlib.sha256()
     try:
         for piece in image.pieces():
@@ -103,4 +103,4 @@ def _copied(image: Part) -> tuple[str, MemoryFile]:
     except BaseException:
         file.close()
         raise
-    return PREFIX + digest.hexdigest()[:40], file
+    return name_of(digest.digest()), file

@@ -5,7 +5,7 @@ A job shares a few bytes with the worker (contract/progress.py).
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ class JobProgress:
 class Job:
     """One request of a client, which may ask several models in turn. task: ends when the last worker is free again,
     whether or not the client still waits. also: what a reply in JSON has to say besides the last model's answer.
+    timings: as contract.timings has them, of all answers so far.
 
     Whoever starts one calls close() once the answer has left, or nobody waits for it any more.
     """
@@ -51,6 +52,7 @@ class Job:
         self._shared = files.enter_context(MemoryFile())
         self._shared.write(bytes(progress.SIZE))
         self.also: dict[str, Any] = {}
+        self.timings: dict[str, float] = {}
         self._model = ""
         self._running = False
         self.task = asyncio.create_task(work(self))
@@ -58,7 +60,7 @@ class Job:
 
     @property
     def error(self) -> BaseException | None:
-        """Of the task, which is done."""
+        """Returns the error of the task, which is done."""
         return Cancelled("the job was cancelled") if self.task.cancelled() else self.task.exception()
 
     @property
@@ -70,6 +72,10 @@ class Job:
         """The next model that it waits for."""
         self._model, self._running = model, False
         os.pwrite(self._shared.descriptor, progress.packed_steps(0, 0), 0)
+
+    def took(self, timings: Mapping[str, float]) -> None:
+        """What a model's answer took, by stages: of several models together."""
+        self.timings = {name: self.timings.get(name, 0) + timings.get(name, 0) for name in {**self.timings, **timings}}
 
     def begin(self) -> None:
         """The model is held: from now on the worker itself ends the work."""
@@ -112,7 +118,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def start(self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack) -> Job:
-        """As Job."""
+        """Starts a job; the arguments are those of Job."""
         job = Job(work, files)
         self._jobs[job.id] = job
         job.task.add_done_callback(lambda task: self._jobs.pop(job.id))

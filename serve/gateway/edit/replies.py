@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from contract.accept import JSON, OWN, PICTURES, preferred
 from contract.bodies import Slice, read_body
 from contract.errors import read_error
+from contract.timings import HEADER, in_milliseconds, server_timing
 from serve.engine.answer import Answer, json_length, json_pieces
 from serve.errors import UNEXPECTED, PalimpsestError
 from serve.gateway.edit.fields import renamed
@@ -62,20 +63,26 @@ async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, pic
         await asyncio.wait({job.task})
         if job.error is not None:
             raise job.error
-        answer = job.task.result()
+        answer, timing = job.task.result(), {HEADER: server_timing(job.timings)}
         if kind != JSON:
-            return Transfer(paced(answer.pieces()), job.close, answer.headers, length=answer.length)
-        fields = await in_own_names(answer, picture) | job.also
-        headers = {"content-type": JSON}
+            headers = answer.headers | timing
+            return Transfer(paced(answer.pieces()), job.close, headers, length=answer.length)
+        fields = await _fields(job, picture)
+        headers = {"content-type": JSON} | timing
         return Transfer(paced(json_pieces(fields)), job.close, headers, length=json_length(fields))
     except BaseException:
         job.close()
         raise
 
 
+async def _fields(job: Job, picture: str) -> dict[str, Any]:
+    """Of the job's reply in JSON."""
+    return await in_own_names(job.task.result(), picture) | job.also | {"timings": in_milliseconds(job.timings)}
+
+
 async def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
     """A handler's JSON with its picture (and the variants of it) under the name `picture`."""
-    fields = dict(await asyncio.to_thread(_read, answer.file) if answer.fields is None else answer.fields)
+    fields = dict(await _read(answer.file) if answer.fields is None else answer.fields)
     fields[picture] = fields.pop("generated_image")
     if "variants" in fields:
         fields[f"{picture}s"] = fields.pop("variants")
@@ -83,9 +90,9 @@ async def in_own_names(answer: Answer, picture: str) -> dict[str, Any]:
     return fields
 
 
-def _read(file: MemoryFile) -> dict[str, Any]:
+async def _read(file: MemoryFile) -> dict[str, Any]:
     """The JSON of an archive of another make; what is large in it stays where it is."""
-    fields = read_body(JSON, "", file.mapped())
+    fields = await file.examined(lambda content: read_body(JSON, "", content))
     return {
         name: Part(file, value.start, value.stop, text=True) if isinstance(value, Slice) else value
         for name, value in fields.items()
@@ -121,7 +128,7 @@ async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator
 async def _last_event(job: Job, picture: str) -> Iterable[bytes]:
     error = job.error
     if error is None:
-        fields = await in_own_names(job.task.result(), picture) | job.also
+        fields = await _fields(job, picture)
         return chain([b"event: done\ndata: "], json_pieces(fields), [b"\n\n"])
     if not isinstance(error, PalimpsestError):
         logger.error("job failed", exc_info=error)

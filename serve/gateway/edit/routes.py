@@ -1,6 +1,5 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
-import asyncio
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,15 +8,14 @@ from pydantic import BaseModel, Field
 
 from contract import commands
 from contract.accept import JSON, OWN
-from contract.bodies import BodyError, Slice, check_encoding, unescaped_pieces
-from contract.pictures import is_picture
+from contract.bodies import BodyError, Buffer, Slice, check_encoding, unescaped_pieces
+from contract.pictures import PREFIX, is_picture
 from serve.engine.answer import Answer
 from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit import openapi
 from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceFields, SegmentFields, Selection
 from serve.gateway.edit.form import read_fields
-from serve.gateway.edit.images import PREFIX
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
@@ -179,6 +177,7 @@ async def _ask(
     if answer.status >= 400:
         with answer.file:
             raise HandlerError(answer)
+    job.took(answer.timings)
     return answer
 
 
@@ -187,9 +186,11 @@ async def _picture(
 ) -> Part | str:
     """What the client sent; of an id, what it stands for. files: takes what is made for it."""
     if isinstance(value, str) and value.startswith(PREFIX):
-        return whole(files.enter_context(services.images.get(value, field)))
+        return whole(files.enter_context(services.images.get(value, field)))._replace(content=value)
     if isinstance(value, Slice) and value.escaped:
-        return whole(files.enter_context(await asyncio.to_thread(_unescaped, body, value, field)), text=True)
+        file = files.enter_context(MemoryFile())
+        await body.examined(lambda content: _unescape(content, value, field, file))
+        return whole(file, text=True)
     if isinstance(value, Slice) and value.start < value.stop:
         return Part(body, value.start, value.stop, value.text)
     if isinstance(value, Slice) or not value:
@@ -197,15 +198,12 @@ async def _picture(
     return value
 
 
-def _unescaped(body: MemoryFile, value: Slice, field: str) -> MemoryFile:
-    file = MemoryFile()
+def _unescape(content: Buffer, value: Slice, field: str, file: MemoryFile) -> None:
     try:
-        for piece in unescaped_pieces(body.mapped(), value, field):
+        for piece in unescaped_pieces(content, value, field):
             file.write(piece.encode())
     except BodyError as error:
-        file.close()
         raise body_refused(error) from None
-    return file
 
 
 def _check_mask(fields: Painted) -> None:
