@@ -3,9 +3,9 @@
     python -m bench.codecs [--megapixels 1 4 12] [--rounds 7]
 
 The codecs take turns on the sample photograph, scaled; what is shown are medians of the process's CPU time, which other
-programs disturb less than the clock's. Codecs that aren't installed are left out (the server needs Pillow, OpenCV and
-ISA-L only; `pip install simplejpeg zlib-ng` for the others). At the end, the server's own path: bytes -> Picture ->
-bytes, metadata included, and the compositing between them.
+programs disturb less than the clock's. Codecs that aren't installed are left out (`pip install simplejpeg zlib-ng` for
+those that the server doesn't need). At the end, the server's own path: bytes -> Picture -> bytes of the same format,
+metadata included, masks, and the compositing between them.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import kornia_rs.image
 import numpy as np
 from PIL import Image
 
@@ -47,7 +48,8 @@ def main() -> None:
             "encode JPEG": jpeg_encoders(rgb),
             "decode PNG": png_decoders(png_file),
             "encode PNG": png_encoders(rgb),
-            "the server": the_server(jpeg, png_file, rgb),
+            "the server": the_server(files(rgb), rgb),
+            "the server's masks": masks(rgb),
         }.items():
             report(f"{title}, {rgb.shape[0] * rgb.shape[1] / 1e6:.1f} MP", timed, arguments.rounds, rgb)
 
@@ -116,15 +118,20 @@ def jpeg_encoders(rgb: np.ndarray) -> Timed:
 
 
 def png_decoders(data: bytes) -> Timed:
-    return {"Pillow": lambda: pillow_load(data), "OpenCV": lambda: opencv_load(data)}
+    return {
+        "Pillow": lambda: pillow_load(data),
+        "OpenCV": lambda: opencv_load(data),
+        "kornia-rs": lambda: kornia_rs.image.Image.decode(data),
+    }
 
 
 def png_encoders(rgb: np.ndarray) -> Timed:
-    rows = png._filtered(rgb.reshape(rgb.shape[0], -1)).tobytes()
+    rows = b"".join(block.tobytes() for block in png._filtered(rgb.reshape(rgb.shape[0], -1)))
     timed: Timed = {
         "Pillow, level 6 (its default)": lambda: pillow_save(rgb, "PNG"),
         "Pillow, level 1": lambda: pillow_save(rgb, "PNG", compress_level=1),
         "OpenCV, level 1": lambda: opencv_save(rgb, ".png", cv2.IMWRITE_PNG_COMPRESSION, 1),
+        "kornia-rs, level 1": lambda: kornia_rs.image.Image.fromarray(rgb).encode("png", compress_level=1),
         "ours (Up + ISA-L, level 1)": lambda: png.write_png(rgb),
     }
     if importlib.util.find_spec("isal"):
@@ -138,7 +145,27 @@ def png_encoders(rgb: np.ndarray) -> Timed:
     return timed
 
 
-def the_server(jpeg: bytes, png_file: bytes, rgb: np.ndarray) -> Timed:
+def files(rgb: np.ndarray) -> dict[str, bytes]:
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    indexed = io.BytesIO()
+    Image.fromarray(rgb).convert("P").save(indexed, "PNG")
+    return {
+        "JPEG": pillow_save(rgb, "JPEG", quality=JPEG_QUALITY),
+        "JPEG 4:4:4": pillow_save(rgb, "JPEG", quality=95, subsampling=0),
+        "JPEG grey": pillow_save(grey, "JPEG", quality=JPEG_QUALITY),
+        # As other programs write it: the filter chosen row by row, zlib's default level; and one filter for all rows.
+        "PNG by Pillow": pillow_save(rgb, "PNG"),
+        "PNG by OpenCV": opencv_save(rgb, ".png"),
+        "PNG, alpha": pillow_save(np.dstack([rgb, grey]), "PNG"),
+        "PNG grey": pillow_save(grey, "PNG"),
+        "PNG palette": indexed.getvalue(),
+        "PNG 16 bits": png.write_png(rgb.astype(np.uint16) * 257),
+        "WebP": pillow_save(rgb, "WEBP", lossless=True),
+        "TIFF": pillow_save(rgb, "TIFF"),
+    }
+
+
+def the_server(files: dict[str, bytes], rgb: np.ndarray) -> Timed:
     mask = np.zeros(rgb.shape[:2], bool)
     mask[: rgb.shape[0] // 3, : rgb.shape[1] // 3] = True
     box = Box(0, 0, rgb.shape[1], rgb.shape[0])
@@ -149,15 +176,30 @@ def the_server(jpeg: bytes, png_file: bytes, rgb: np.ndarray) -> Timed:
         edit.repaint(Piece(box, mask), Fit.within(box, max(rgb.shape)), lambda *_: painted)
         return edit.picture
 
-    def there_and_back(data: bytes, kind: str) -> bytes:
-        return encoding.encode_picture(decoding.decode_picture(data), kind)
+    timed: Timed = {"composite": composite}
+    for name, data in files.items():
+        picture = decoding.decode_picture(data)
+        timed[f"{name}: decode"] = lambda data=data: decoding.decode_picture(data)  # type: ignore[misc]
+        timed[f"{name}: encode"] = lambda each=picture: encoding.encode_picture(each, each.metadata.content_type)  # type: ignore[misc]
+    return timed
 
-    return {
-        "JPEG -> JPEG": lambda: there_and_back(jpeg, "image/jpeg"),
-        "JPEG -> PNG": lambda: there_and_back(jpeg, "image/png"),
-        "PNG -> PNG": lambda: there_and_back(png_file, "image/png"),
-        "composite": composite,
+
+def masks(rgb: np.ndarray) -> Timed:
+    height, width = rgb.shape[:2]
+    grey = cv2.circle(np.zeros((height, width), np.uint8), (width // 2, height // 2), height // 3, 255, -1)
+    soft = np.dstack([cv2.GaussianBlur(grey, (9, 9), 3)] * 3)
+    bits = io.BytesIO()
+    Image.fromarray(grey).convert("1").save(bits, "PNG")
+    files = {
+        "PNG grey": pillow_save(grey, "PNG"),
+        "PNG of 1 bit": bits.getvalue(),
+        "PNG in RGB": pillow_save(soft, "PNG"),
+        "PNG in RGBA": pillow_save(np.dstack([soft, np.full_like(grey, 255)]), "PNG"),
+        "JPEG in colours": pillow_save(soft, "JPEG"),
+        "the picture with a hole": pillow_save(np.dstack([rgb, 255 - grey]), "PNG"),
     }
+    picture = Picture(rgb)
+    return {name: lambda data=data: decoding.decode_mask(data, picture) for name, data in files.items()}  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Bytes in memory that another process can open: bodies and replies on their way between clients and workers."""
 
 import asyncio
-import base64
 import fcntl
 import mmap
 import os
@@ -11,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from secrets import token_hex
 from types import TracebackType
 from typing import NamedTuple, TypeVar
+
+import pybase64
 
 from contract import ticket
 
@@ -131,7 +132,7 @@ class Part(NamedTuple):
 
     def text_pieces(self) -> Iterator[bytes]:
         """Reads it as the inside of a JSON string: base64, unless it is text already."""
-        return self.pieces() if self.text else map(base64.b64encode, self.pieces())
+        return self.pieces() if self.text else map(pybase64.b64encode, self.pieces())
 
 
 def whole(file: MemoryFile, text: bool = False) -> Part:

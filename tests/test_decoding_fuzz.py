@@ -323,3 +323,14 @@ def test_what_a_small_file_promises_is_not_believed(name: str) -> None:
     """Of what its samples would take (50 to 120 MB) it gets no more than the decoder's own buffers."""
     with memory_taken(at_most=70_000_000), pytest.raises(decoding.NotAPicture):
         decoding.decode_picture(PROMISES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "PNG" in name])
+def test_a_png_that_lacks_rows_is_refused_however_whole_it_looks(name: str) -> None:
+    """Its chunks, their checksums and the end of the compressed data are right; only pixels are missing."""
+    chunks = [(kind, bytes(body)) for kind, body, _ in png_chunks(FILES[name])]
+    rows = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
+    for kept in (len(rows) - 1, len(rows) // 2, 1, 0):
+        cut = [(kind, zlib.compress(rows[:kept]) if kind == b"IDAT" else body) for kind, body in chunks]
+        with pytest.raises(decoding.NotAPicture, match="too early"):
+            decoding.decode_picture(FILES[name][:8] + b"".join(chunk(*each) for each in cut))

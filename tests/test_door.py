@@ -246,14 +246,26 @@ def test_what_is_within_the_bounds_is_served(running: Server, fake: FakeTorchSer
 # Pipelining
 
 
-def test_pipelined_requests_are_answered_in_turn(running: Server, fake: FakeTorchServe) -> None:
+@pytest.mark.parametrize("size", [1, HEAD_BYTES, 3 * HEAD_BYTES + 1, 400_000])
+def test_pipelined_requests_are_answered_in_turn(running: Server, fake: FakeTorchServe, size: int) -> None:
+    """Wherever the end of a body and the next head lie in what comes in at once."""
     fake.replies["POST /predictions/p.sam"] = lambda request: httpx.Response(200, content=request.content)
+    bodies = [b"%d" % i * size for i in range(10)]
     try:
         with running.connect() as line:
-            line.sendall(b"".join(post("/predictions/sam", b"%d" % i) for i in range(10)))
-            assert [read(line).body for _ in range(10)] == [b"%d" % i for i in range(10)]
+            everything = b"".join(post("/predictions/sam", body) for body in bodies)
+            sender = threading.Thread(target=line.sendall, args=(everything,))
+            sender.start()
+            assert [read(line).body for _ in bodies] == bodies
+            sender.join()
     finally:
         del fake.replies["POST /predictions/p.sam"]
+
+
+def test_a_head_behind_a_large_body_is_bounded_as_any_other(running: Server) -> None:
+    with running.connect() as line:
+        line.sendall(post("/predictions/sam", bytes(100_000)) + post("/predictions/sam", b"", "X: " + "y" * HEAD_BYTES))
+        assert [read(line).status for _ in range(2)] == [200, 431]
 
 
 @pytest.mark.parametrize("request_", [PING, post("/predictions/sam", b"x"), post("/predictions/sam", b"x", *H2C)])

@@ -4,6 +4,7 @@ import io
 import zlib
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -66,7 +67,7 @@ def losses(picture: Picture, content_type: str) -> list[str]:
 
 
 def _joined(picture: Picture) -> Samples:
-    return picture.samples if picture.alpha is None else np.dstack([picture.samples, picture.alpha])
+    return picture.samples if picture.alpha is None else np.asarray(cv2.merge([picture.samples, picture.alpha]))
 
 
 def _eight_bit(picture: Picture) -> Picture:

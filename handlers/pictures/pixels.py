@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -87,9 +88,10 @@ def from_indices(indices: NDArray[np.uint8], colours: bytes, alphas: bytes = b""
     if alphas:
         opacity = np.full(256, 255, np.uint8)
         opacity[: len(alphas)] = np.frombuffer(alphas[:256], np.uint8)
-        alpha = opacity[indices]
+        alpha = np.asarray(cv2.LUT(indices, opacity))
     is_grey = bool((own == own[:, :1]).all())
-    return Decoded((table[:, 0] if is_grey else table)[indices], alpha, Palette(indices, table))
+    channels = [cv2.LUT(indices, table[:, channel]) for channel in range(1 if is_grey else 3)]
+    return Decoded(np.asarray(cv2.merge(channels)), alpha, Palette(indices, table))
 
 
 def unmultiplied(plain: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:

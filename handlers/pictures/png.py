@@ -6,7 +6,7 @@ the whole picture and ISA-L's deflate take about 10, for files of the same size 
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +22,7 @@ except ImportError:  # no ISA-L for this processor: the same pictures, slower
 LEVEL = 1
 _UP = 2
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> grey, grey and alpha, RGB, RGBA
-# cap on one IDAT chunk's length, so that a reader can work in pieces
-_CHUNK = 1 << 20
+_BLOCK = 1 << 18  # bytes that are filtered and compressed at a time: they stay in the processor's cache
 
 
 def write_png(pixels: NDArray[Any], beside: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
@@ -36,21 +35,34 @@ def write_png(pixels: NDArray[Any], beside: Iterable[tuple[bytes, bytes]] = ()) 
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     depth = 8 * pixels.itemsize
     header = struct.pack(">IIBBBBB", width, height, depth, _COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = [_chunk(b"IHDR", header), *(_chunk(name, data) for name, data in beside)]
-    data = deflate.compress(_filtered(pixels.reshape(height, width * channels)), LEVEL)
-    chunks += [_chunk(b"IDAT", data[i : i + _CHUNK]) for i in range(0, len(data), _CHUNK)]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + _chunk(b"IEND", b"")
+    compressed = _compressed(pixels.reshape(height, width * channels))
+    chunks = ((b"IHDR", header), *beside, *((b"IDAT", data) for data in compressed), (b"IEND", b""))
+    return b"".join((b"\x89PNG\r\n\x1a\n", *(part for name, data in chunks for part in _chunk(name, data))))
 
 
-def _filtered(rows: NDArray[Any]) -> NDArray[np.uint8]:
-    """Each row of bytes minus the one above (filter "Up"), behind the byte that names the filter."""
-    stored = rows.astype(">u2").view(np.uint8) if rows.itemsize == 2 else rows
-    filtered = np.empty((stored.shape[0], stored.shape[1] + 1), np.uint8)
-    filtered[:, 0] = _UP
-    filtered[0, 1:] = stored[0]
-    np.subtract(stored[1:], stored[:-1], out=filtered[1:, 1:])
-    return filtered
+def _compressed(rows: NDArray[Any]) -> Iterator[bytes]:
+    stream = deflate.compressobj(LEVEL)
+    for block in _filtered(rows):
+        if data := stream.compress(block):
+            yield data
+    yield stream.flush()
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", deflate.crc32(data, deflate.crc32(name)))
+def _filtered(rows: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
+    """Some rows at a time, each as bytes minus the one above (filter "Up") behind the byte that names the filter."""
+    size = rows.shape[1] * rows.itemsize
+    step = max(1, _BLOCK // size)
+    above = np.zeros((1, size), np.uint8)
+    for at in range(0, len(rows), step):
+        stored = rows[at : at + step]
+        stored = stored.astype(">u2").view(np.uint8) if rows.itemsize == 2 else stored
+        filtered = np.empty((len(stored), size + 1), np.uint8)
+        filtered[:, 0] = _UP
+        np.subtract(stored[:1], above, out=filtered[:1, 1:])
+        np.subtract(stored[1:], stored[:-1], out=filtered[1:, 1:])
+        above = stored[-1:]
+        yield filtered
+
+
+def _chunk(name: bytes, data: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    return struct.pack(">I", len(data)), name, data, struct.pack(">I", deflate.crc32(data, deflate.crc32(name)))

@@ -1,12 +1,12 @@
 """Bytes and arrays as text that travels in JSON."""
 
-import base64
 import binascii
 import re
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pybase64
 
 from contract.buffers import unquoted
 from handlers.requests.errors import BadRequest
@@ -19,7 +19,7 @@ _ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 def to_base64(data: bytes) -> str:
     """Standard base64 without line breaks."""
-    return base64.b64encode(data).decode("ascii")
+    return pybase64.b64encode_as_string(data)
 
 
 def from_base64(text: str | bytes, name: str) -> bytes:
@@ -38,12 +38,19 @@ def from_base64(text: str | bytes, name: str) -> bytes:
             data = unquoted(data)
         if not head[1].rstrip().lower().endswith(b";base64"):
             return data
-    payload = data.translate(_ALPHABET, b" \t\r\n\f\v").rstrip(b"=")
+    try:
+        return pybase64.b64decode(data, validate=True)
+    except binascii.Error:  # it is none, or of one of the other forms: a copy less for most
+        return _decoded(data.translate(_ALPHABET, b" \t\r\n\f\v").rstrip(b"="), name)
+
+
+def _decoded(text: bytes, name: str) -> bytes:
+    """text: without padding."""
     # 4n+1 characters cannot come from any number of bytes: the text was cut.
-    if len(payload) % 4 == 1:
+    if len(text) % 4 == 1:
         raise BadRequest(f"{name} is cut off: its base64 text does not end at a whole byte", name)
     try:
-        return binascii.a2b_base64(payload + b"=" * (-len(payload) % 4), strict_mode=True)
+        return pybase64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except binascii.Error:
         raise BadRequest(f"{name} is neither base64 nor a data URI of a picture", name) from None
 

@@ -53,7 +53,7 @@ LIBRARIES = (
     "numpy.typing", "torch", "cv2", "PIL.ImageCms", "PIL.ImageOps",
     # Image.open imports these five when it is called first.
     "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.PpmImagePlugin",
-    "isal.isal_zlib", "yaml", "safetensors.torch", "ts.model_service_worker",
+    "isal.isal_zlib", "kornia_rs.io", "pybase64", "yaml", "safetensors.torch", "ts.model_service_worker",
 )  # fmt: skip
 FOR_IMPORTS = {"OPENBLAS_NUM_THREADS": "1"}
 READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")

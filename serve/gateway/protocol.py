@@ -52,8 +52,9 @@ class Connection(HttpToolsProtocol):
         self._refusal: Refused | None = None  # to be told once all requests before it are answered
         self._upgrade = False  # the head that has just ended offers one
         self._in_head = self._in_body = False
-        self._turned = False  # whether a head began or ended in the piece that is being parsed
+        self._turned = False  # whether a head began, or a head or body ended, in the piece that is being parsed
         self._head_bytes = self._head_fed = self._fields = self._framing = 0
+        self._body_left = 0  # bytes that are known to be the body's
         self._idle = True  # nothing of a request has come in yet
         self._deaf = False  # nothing that comes in is read any more
 
@@ -84,7 +85,9 @@ class Connection(HttpToolsProtocol):
             self._arm(HEAD_SECONDS, self._head_too_slow)
         rest = memoryview(data)
         while rest and not self._deaf:
-            piece, rest = rest[:HEAD_BYTES], rest[HEAD_BYTES:]
+            # What can be nothing but a body needs no bounds, and each of its pieces is copied once more.
+            size = max(HEAD_BYTES, self._body_left)
+            piece, rest = rest[:size], rest[size:]
             self._parse(piece)
 
     def shutdown(self) -> None:
@@ -122,7 +125,7 @@ class Connection(HttpToolsProtocol):
     # Parsing
 
     def _parse(self, piece: memoryview) -> None:
-        """Reads the next bytes, HEAD_BYTES at most."""
+        """Reads the next bytes: HEAD_BYTES at most, or what is left of a body of known length."""
         self._turned = False
         after_upgrade: int | None = None
         try:
@@ -195,6 +198,7 @@ class Connection(HttpToolsProtocol):
         self._upgrade = self.parser.should_upgrade()
         if not self._upgrade:
             self._in_body = True
+            self._body_left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
             super().on_headers_complete()
 
     def _check_head(self, method: bytes, version: str) -> None:
@@ -216,13 +220,14 @@ class Connection(HttpToolsProtocol):
         if self._upgrade:
             return
         self._pass_body_on()
-        self._in_body = False
+        self._in_body, self._turned, self._body_left = False, True, 0
         super().on_message_complete()
 
     def _pass_body_on(self) -> int:
         """Returns how many bytes."""
         body = b"".join(self._body)
         self._body.clear()
+        self._body_left = max(0, self._body_left - len(body))
         if body and self.cycle is not None:
             super().on_body(body)
         return len(body)
