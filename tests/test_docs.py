@@ -65,7 +65,7 @@ def render() -> str:
         f"| time for a client to read a reply | {transfer.TIME_LIMIT:g} s | cut off |",
         f"| time in which it reads nothing | {transfer.STALLED:g} s | cut off |",
         f"| uploads that are kept | {images.MOST} | those unused longest are forgotten |",
-        f"| embeddings that a SAM worker keeps | {embeddings.MAX_BYTES >> 20} MiB | the longest unused are made again |",
+        f"| embeddings that a SAM worker has | {embeddings.MAX_BYTES >> 20} MiB | the longest unused are made again |",
         f"| files whose picture it knows | {embeddings.MAX_FILES:,} | others are decoded again |",
         f"| bodies in TorchServe at once | {THROUGH_JAVA >> 20} MiB | they wait; of archives of another make only |",
         f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
