@@ -82,8 +82,12 @@ class HandlerClient:
         job: MemoryFile | None = None,
         body: bytes | None = None,
         content_type: str = "",
+        content: str = "",
     ) -> "HandlerReply":
-        """As the gateway does, with a ticket: for fields, of which bytes lie in a file, or for a body."""
+        """As the gateway does, with a ticket: for fields, of which bytes lie in a file, or for a body.
+
+        content: what the gateway calls the bytes; they are an upload's.
+        """
         with ExitStack() as files:
 
             def file_of(data: bytes) -> MemoryFile:
@@ -93,7 +97,11 @@ class HandlerClient:
                 return file
 
             reply = files.enter_context(MemoryFile())
-            parts = {name: whole(file_of(value)).named for name, value in fields.items() if isinstance(value, bytes)}
+            parts = {
+                name: whole(file_of(value)).named._replace(content=content)
+                for name, value in fields.items()
+                if isinstance(value, bytes)
+            }
             ticket = Ticket(
                 reply.file,
                 job and job.file,
@@ -108,7 +116,7 @@ class HandlerClient:
             if said.status != 200:
                 return said
             answer = written(reply, said.body)
-            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()))
+            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()), answer.timings)
 
     def json(self, **fields: Any) -> "HandlerReply":
         """Sends the fields as a JSON body; bytes travel as base64."""
@@ -117,8 +125,12 @@ class HandlerClient:
 
 
 class HandlerReply:
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
+    """timings: of the answer to a ticket."""
+
+    def __init__(
+        self, status: int, headers: dict[str, str], body: bytes, timings: dict[str, float] | None = None
+    ) -> None:
+        self.status, self.headers, self.body, self.timings = status, headers, body, timings or {}
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -1,22 +1,28 @@
 """On a GPU: what no fake can show. Skipped where there is none."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import HandlerClient, pixels
+from segment_anything import SamPredictor
+from segment_anything.modeling.image_encoder import Block
 from serving import ROOT, Server, serving, until
 from test_parking import BIG, KEY, BigHandler, big, command, state_after, with_big_weights
 
+from handlers.sam import network
+from handlers.sam.attention import fuse
 from handlers.weights.mapped_file import MappedFile
-from handlers.weights.tensors import CopiedWeights
+from handlers.weights.tensors import CopiedWeights, open_weights
 from serve.residency.memory import CudaDevice, find_device
 
 # Not torch's own word: asking it would bring CUDA into every run of the tests.
@@ -55,6 +61,32 @@ def test_parking_gives_the_gpus_memory_back_and_waking_the_same_weights(handler:
         woken = state_after(handler, "wake")
         assert (woken["state"], woken["device_bytes"]) == ("ready", BIG)
         assert torch.equal(weight.cpu(), before)
+
+
+@pytest.mark.parametrize(("side", "window"), [(16, 8), (64, 0), (64, 14)])
+def test_sams_fused_attention_is_the_librarys(side: int, window: int) -> None:
+    torch.manual_seed(0)
+    plain = Block(64, num_heads=2, use_rel_pos=True, window_size=window, input_size=(side, side)).cuda()
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fused = copy.deepcopy(plain)
+    fuse(SimpleNamespace(blocks=[fused]))
+    tokens = torch.randn(1, side, side, 64, device="cuda")
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(tokens), plain(tokens), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("point", [[750, 500], [300, 600], [1100, 560], [200, 150]])
+def test_sams_half_precision_finds_the_masks_of_single(demo_store: Path, dog: bytes, point: list[int]) -> None:
+    folder, device = demo_store / "demo" / "sam", torch.device("cuda", 0)
+    masks = []
+    for dtype in (torch.float32, torch.float16):
+        weights = open_weights(folder / "weights.safetensors", device, network.served_dtype(dtype))
+        sam = SamPredictor(network.assemble(folder / "network.yaml", weights.tensors, device, dtype))
+        sam.set_image(pixels(dog)[..., :3])
+        found, scores, _ = sam.predict(np.array([point]), np.array([1]))
+        masks.append(found[scores.argmax()])
+    assert (masks[0] & masks[1]).sum() >= 0.99 * (masks[0] | masks[1]).sum()
 
 
 def test_a_full_gpu_leaves_a_model_parked_until_there_is_room(handler: BigHandler) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from contract import bodies, jsontext, multipart
 from handlers.pictures.limits import LIMITS, PictureLimits
+from handlers.sam import embeddings
 from handlers.sd.description import SCHEDULER
 from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
@@ -64,6 +65,8 @@ def render() -> str:
         f"| time for a client to read a reply | {transfer.TIME_LIMIT:g} s | cut off |",
         f"| time in which it reads nothing | {transfer.STALLED:g} s | cut off |",
         f"| uploads that are kept | {images.MOST} | those unused longest are forgotten |",
+        f"| embeddings that a SAM worker has | {embeddings.MAX_BYTES >> 20} MiB | the longest unused are made again |",
+        f"| files whose picture it knows | {embeddings.MAX_FILES:,} | others are decoded again |",
         f"| bodies in TorchServe at once | {THROUGH_JAVA >> 20} MiB | they wait; of archives of another make only |",
         f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
         f"| its files together | {unpack.size >> 30} GiB | not served |",

@@ -63,6 +63,15 @@ def test_a_second_click_refines_with_the_token_of_the_first(server: Server, imag
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, "logits")
 
 
+def test_a_further_click_on_an_upload_neither_reads_nor_embeds_it(server: Server, image: str) -> None:
+    post(server, "segment", image=image, points=[[300, 300]])
+    again = post(server, "segment", image=image, **CLICK)
+    assert "recall;dur=" in again.headers["server-timing"]
+    assert not {"decode", "embed", "load"} & again.json()["timings"].keys()
+    erased = post(server, "erase", JSON, image=image, **CLICK).json()["timings"]
+    assert erased.keys() >= {"recall", "decode", "mask", "model", "encode", "engine"}  # of both models
+
+
 def test_the_seed_decides_and_comes_back_with_the_parameters(server: Server, image: str) -> None:
     fields = {"image": image, **CLICK, "prompt": "a cat", "steps": 2}
     first = post(server, "replace", **fields, seed=5)

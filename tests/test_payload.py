@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import struct
+import time
 import tracemalloc
 from urllib.parse import quote, urlencode
 
@@ -22,6 +23,7 @@ from handlers.requests.errors import BadRequest, Cancelled
 from handlers.requests.jobs import SharedProgress, attach
 from handlers.requests.payload import Request
 from handlers.requests.reply import Reply
+from handlers.requests.timings import Timings
 from handlers.sam.description import MASK_INPUT
 from handlers.sd.description import STRENGTH
 from serve.memory_file import MemoryFile
@@ -39,6 +41,20 @@ def sent_as(reply: Reply, accept: str) -> tuple[bytes, str, dict[str, str]]:
     """Body, content type and headers."""
     encoded = reply.encoded(accept)
     return encoded.body(), encoded.content_type, encoded.headers
+
+
+def test_a_stage_within_another_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 1, 4, 6, 9, 10, 12, 13])
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    timings = Timings()
+    with timings.stage("model"):  # 0 to 10
+        with timings.stage("decode"):  # 1 to 4
+            pass
+        with pytest.raises(BadRequest), timings.stage("mask"):  # 6 to 9
+            raise BadRequest("no")
+    with timings.stage("model"):  # 12 to 13
+        pass
+    assert timings.seconds == {"decode": 3, "mask": 3, "model": 5}
 
 
 def test_json_multipart_and_decoded_bodies_are_the_same_request() -> None:

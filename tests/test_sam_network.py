@@ -15,6 +15,10 @@ from segment_anything.modeling.image_encoder import Block
 
 from handlers.sam import network
 from handlers.sam.attention import FusedAttention, _places, fuse
+from handlers.sam.decoder import candidates, mask_of
+from handlers.sam.embeddings import Sight
+from handlers.sam.prompt import Prompt
+from handlers.sam.resize import Resize
 
 SAM = Path(network.__file__).parent
 DEMO = SAM / "demo" / "network.yaml"
@@ -159,6 +163,26 @@ def test_fused_attention_is_the_librarys(side: int, window: int, device: str, mo
     with torch.inference_mode():
         expected = plain(tokens)
         torch.testing.assert_close(fused(tokens), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("asked", ["points", "box", "mask"])
+def test_masks_are_the_librarys(dog: np.ndarray, asked: str, multimask: bool) -> None:
+    sam = predictor(dog)
+    sight = Sight((dog.shape[1], dog.shape[0]), sam.input_size, b"", ())
+    points = np.array([[750.0, 500], [100, 100]]) if asked != "box" else np.zeros((0, 2))
+    box = np.array([400.0, 200, 1100, 900]) if asked == "box" else None
+    logits = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32) if asked == "mask" else None
+    prompt = Prompt(points, np.array([1, 0])[: len(points)], box, logits)
+    given = (prompt.points, prompt.labels) if len(points) else (None, None)
+    masks, scores, low = sam.predict(*given, box=box, mask_input=logits, multimask_output=multimask)
+    resize = Resize(sam.model.image_encoder.img_size)
+    with torch.inference_mode():
+        found = candidates(sam.model, resize, sight, sam.features, prompt, multimask)
+        for each, expected in enumerate(masks):
+            assert np.array_equal(mask_of(sam.model, sight, found.logits[0, each]), expected)
+    assert np.array_equal(found.scores, scores)
+    assert np.array_equal(found.logits[0].numpy(), low)
 
 
 def test_no_work_is_done_for_the_padding_of_windows() -> None:

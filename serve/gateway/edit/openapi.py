@@ -36,7 +36,8 @@ def errors(codes: Iterable[int] = _ERRORS) -> dict[int | str, dict[str, Any]]:
 REPLIES: dict[int | str, dict[str, Any]] = errors() | {
     200: {
         "description": "The picture or mask itself with what else there is to say in X-Palimpsest-* headers; JSON with "
-        "it as base64; or server-sent events: `job`, `progress`, then `done`, `error` or `cancelled`.",
+        "it as base64; or server-sent events: `job`, `progress`, then `done`, `error` or `cancelled`. Server-Timing, "
+        "and `timings` in JSON, say what each stage took.",
         "content": {JSON: {"schema": {"type": "object"}}, EVENTS: {"schema": {"type": "string"}}}
         | dict.fromkeys(PICTURES, _BINARY),
     }
