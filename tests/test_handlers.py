@@ -463,12 +463,11 @@ def test_lama_overflow_is_computed_again_in_float32(
     half = copy.deepcopy(lama.handler.network).to(torch.bfloat16)
     monkeypatch.setattr(lama.handler, "network", half)
     monkeypatch.setattr(lama.handler, "dtype", torch.bfloat16)
-    layers = list(half.modules())
-    layers[-1].register_forward_hook(overflow)
+    half.generator.register_forward_hook(overflow)
     reply = lama.json(image=dog, mask_image=mask)
     assert reply.status == 200
     assert np.abs(reply.picture.astype(int) - expected.picture).mean() < 2  # the weights were rounded
-    layers[-1].register_forward_hook(break_down)
+    half.generator.register_forward_hook(break_down)
     reply = lama.json(image=dog, mask_image=mask)
     assert (reply.status, reply.error["code"]) == (500, "not_finite")
 

@@ -320,7 +320,8 @@ class TestGeometry:
         mask = np.zeros((3000, 4000), bool)
         mask[rng.integers(0, 3000, 1000), rng.integers(0, 4000, 1000)] = True
         pieces = geometry.pieces(mask, 2048, 128)
-        assert len(pieces) <= 12
+        assert len(pieces) <= 16
+        assert sum(piece.box.width * piece.box.height for piece in pieces) < 2 * mask.size
         assert all(max(piece.box.width, piece.box.height) <= 2048 for piece in pieces)
 
     def test_a_wire_is_painted_along_its_length_and_a_boulder_at_once(self) -> None:

@@ -137,7 +137,7 @@ def pieces(mask: Mask, native: int, context: int) -> list[Piece]:
     Each run sees its part of the mask and `context` px around it (native / 4 at most). Parts share a run where it sees
     fewer pixels than theirs would see together, and at most `native` x `native`. What is larger than that and thin (a
     wire, a frame) is painted along its length, so that it needs no scaling; what is larger and thick gets a crop of its
-    own, with a quarter of its longer side around, to be scaled. The number of runs depends on the picture's area, not
+    own, with at least a quarter of its longer side around, to be scaled. The number of runs depends on the picture's area, not
     on the number of blobs. The holes are disjoint and together are the mask.
     """
     cell = native // _CELLS
@@ -208,8 +208,8 @@ def _piece(mask: Mask, group: Cells, grid: _Grid) -> Piece:
     local = around.of(mask) & own_pixels
     tight = bounding_box(local)
     inner = tight.moved(around.left, around.top)
-    fits = grid.fits((top, left, bottom, right))
-    box = inner.expanded(grid.context if fits else max(inner.width, inner.height) // 4, (width, height))
+    around_large = 0 if grid.fits((top, left, bottom, right)) else max(inner.width, inner.height) // 4
+    box = inner.expanded(max(grid.context, around_large), (width, height))
     hole = np.zeros((box.height, box.width), bool)
     inner.moved(-box.left, -box.top).of(hole)[:] = tight.of(local)
     return Piece(box, hole)

@@ -7,7 +7,7 @@ QUALITY = Choice(
     "quality",
     "standard",
     ("standard", "best"),
-    "best: wide holes are refined from coarse to fine; takes some 100 times as long.",
+    "best: wide holes are refined from coarse to fine; takes some 70 times as long.",
 )
 
 DESCRIPTION = Description(
