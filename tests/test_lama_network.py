@@ -19,8 +19,10 @@ from handlers.building.checkpoint import CheckpointError
 from handlers.lama import network as lama
 from handlers.lama.detail import detail
 from handlers.lama.folding import folded
+from handlers.lama.handler import LamaHandler
 from handlers.lama.prefill import prefill
 from handlers.lama.refinement import refine
+from handlers.pictures.picture import Picture
 from training.lama_network import PublishedLaMa, product_weights
 
 DATA = Path(__file__).parent / "data" / "lama"
@@ -338,3 +340,20 @@ def test_what_can_t_be_refined_is_left_to_one_pass(network: lama.LaMa, what: str
     elif what == "all":
         mask = torch.ones_like(mask)
     assert refine(network, image, mask, least_side=100 if what == "small" else 64) is None
+
+
+@torch.inference_mode()
+def test_the_handler_refines_each_crop_and_tells_the_steps(network: lama.LaMa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.lama.refinement.LEAST_SIDE", 64)
+    monkeypatch.setattr("handlers.lama.refinement.ITERATIONS", 3)
+    handler = LamaHandler()
+    handler.network, handler.config, handler.device, handler.dtype = network, {}, torch.device("cpu"), torch.float32
+    picture = Picture(np.random.default_rng(2).integers(0, 255, (130, 400, 3), np.uint8))
+    mask = np.zeros((130, 400), bool)
+    mask[40:90, 40:90] = True
+    reports: list[tuple[int, int]] = []
+    refined, any_refined = handler.erase_finely(picture, mask, report=lambda *report: reports.append(report))
+    assert any_refined
+    assert np.array_equal(refined.samples[~mask], picture.samples[~mask])
+    assert not np.array_equal(refined.samples, handler.erase(picture, mask).samples)
+    assert reports == [(0, 1), (1, 3), (2, 3), (3, 3)]

@@ -137,8 +137,8 @@ def pieces(mask: Mask, native: int, context: int) -> list[Piece]:
     Each run sees its part of the mask and `context` px around it (native / 4 at most). Parts share a run where it sees
     fewer pixels than theirs would see together, and at most `native` x `native`. What is larger than that and thin (a
     wire, a frame) is painted along its length, so that it needs no scaling; what is larger and thick gets a crop of its
-    own, with at least a quarter of its longer side around, to be scaled. The number of runs depends on the picture's area, not
-    on the number of blobs. The holes are disjoint and together are the mask.
+    own, with at least a quarter of its longer side around, to be scaled. The number of runs depends on the picture's
+    area, not on the number of blobs. The holes are disjoint and together are the mask.
     """
     cell = native // _CELLS
     grid = _Grid(cell, (native - 2 * context) // cell, context)

@@ -41,12 +41,13 @@ class Level(NamedTuple):
 
 
 def refine(
-    network: LaMa, image: Tensor, mask: Tensor, report: Report = UNWATCHED, least_side: int = LEAST_SIDE
+    network: LaMa, image: Tensor, mask: Tensor, report: Report = UNWATCHED, least_side: int | None = None
 ) -> Tensor | None:
     """The picture with its hole painted, as large as `image`; None where there is nothing to refine.
 
-    That is where the picture is less than about 1.4 times `least_side` wide or high, where nothing of it is known,
-    where no hole, at half of its size, is wider than RIM, and with a prefilled network, which sees every picture small.
+    That is where the picture is less than about 1.4 times `least_side` (LEAST_SIDE) wide or high, where nothing of it
+    is known, where no hole, at half of its size, is wider than RIM, and with a prefilled network, which sees every
+    picture small.
 
     image is 1x3xHxW in 0..1, mask 1x1xHxW of 0 and 1, float32 as the network, whose tensors must be none of inference
     mode. report is told of every iteration; what it raises ends the work.
@@ -55,7 +56,7 @@ def refine(
         return None
     size = image.shape[-2], image.shape[-1]
     with torch.inference_mode(False), torch.enable_grad():
-        levels = _pyramid(Level(image.clone(), mask.clone()), least_side)
+        levels = _pyramid(Level(image.clone(), mask.clone()), least_side or LEAST_SIDE)
         targets = [_target(fine.mask) for _, fine in pairwise(levels)]
         if not any(bool(target.any()) for target in targets):
             return None
