@@ -93,6 +93,15 @@ def test_segment_asks_for_the_mask_of_points_and_box(client: TestClient, fake: F
     }  # fmt: skip
 
 
+def test_erase_passes_on_a_quality_that_is_asked_for(client: TestClient, fake: FakeTorchServe) -> None:
+    for asked_for, passed_on in ({"quality": "best"}, {"quality": "best"}), ({"quality": "standard"}, {}), ({}, {}):
+        client.post("/v1/erase", json={"image": "aGVsbG8=", "mask": "bWFzaw==", "feather": 3} | asked_for)
+        assert arguments(asked(fake)[-1]) == {"feather": 3} | passed_on
+    refused = problem(client.post("/v1/erase", json={"image": "aGVsbG8=", "mask": "bWFzaw==", "quality": "draft"}))
+    assert refused[:2] == (400, "quality")
+    assert "standard" in refused[2]
+
+
 def test_replace_passes_on_everything(client: TestClient, fake: FakeTorchServe) -> None:
     fields = {
         "image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "a cat", "negative_prompt": "blur", "steps": 9,

@@ -26,6 +26,7 @@ from handlers.lama import network as lama_network
 from handlers.sam import network as sam_network
 from serve.archives.build import build_full
 from serve.archives.weights import File, Published, SearchFolders, read_weights
+from training.lama_network import PublishedLaMa
 
 pytestmark = pytest.mark.full
 HANDLERS = ROOT / "handlers"
@@ -86,7 +87,7 @@ def make_lama(folder: Path) -> None:
     (folder / "big-lama" / "models").mkdir(parents=True)
     shutil.copy(HANDLERS / "lama" / "big_lama.yaml", folder / "big-lama" / "config.yaml")
     torch.manual_seed(0)
-    network = lama_network.build(lama_network.load_config(HANDLERS / "lama" / "big_lama.yaml"))
+    network = PublishedLaMa(lama_network.load_config(HANDLERS / "lama" / "big_lama.yaml"))
     torch.save({"epoch": 1, "state_dict": network.state_dict()}, folder / "big-lama" / "models" / "best.ckpt")
 
 

@@ -434,6 +434,18 @@ def test_lama_tells_its_crops_and_stops_within_one(
             assert struct.unpack("<III", shared.read()) == (steps, 2, cancelled)
 
 
+def test_lama_says_where_the_best_quality_has_no_effect(open_handler: Open, dog: bytes, mask: bytes) -> None:
+    lama = open_handler("lama")
+    best = lama.json(image=dog, mask_image=mask, gen_args={"quality": "best"})
+    assert best.status == 200
+    assert "gen_args.quality had no effect" in " ".join(best.fields["warnings"])
+    assert np.array_equal(best.picture, lama.json(image=dog, mask_image=mask, gen_args={"quality": "standard"}).picture)
+    refused = lama.json(image=dog, mask_image=mask, gen_args={"quality": "draft"})
+    assert (refused.status, refused.error["field"]) == (400, "gen_args.quality")
+    # Nothing could be refined with weights of inference mode.
+    assert not any(parameter.is_inference() for parameter in lama.handler.network.parameters())
+
+
 @contextmanager
 def hooked(module: nn.Module, before: Callable[..., None]) -> Iterator[None]:
     handle = module.register_forward_pre_hook(before)
@@ -463,12 +475,11 @@ def test_lama_overflow_is_computed_again_in_float32(
     half = copy.deepcopy(lama.handler.network).to(torch.bfloat16)
     monkeypatch.setattr(lama.handler, "network", half)
     monkeypatch.setattr(lama.handler, "dtype", torch.bfloat16)
-    layers = list(half.modules())
-    layers[-1].register_forward_hook(overflow)
+    half.generator.register_forward_hook(overflow)
     reply = lama.json(image=dog, mask_image=mask)
     assert reply.status == 200
     assert np.abs(reply.picture.astype(int) - expected.picture).mean() < 2  # the weights were rounded
-    layers[-1].register_forward_hook(break_down)
+    half.generator.register_forward_hook(break_down)
     reply = lama.json(image=dog, mask_image=mask)
     assert (reply.status, reply.error["code"]) == (500, "not_finite")
 

@@ -297,16 +297,21 @@ class TestGeometry:
             assert (box.width, box.height) == (native, native)
 
     @settings(deadline=None)
-    @given(masks(), natives)
-    def test_pieces_part_the_mask(self, mask: np.ndarray, native: int) -> None:
+    @given(masks(), natives, st.sampled_from([1, 5, 16, 64]))
+    def test_pieces_part_the_mask(self, mask: np.ndarray, native: int, context: int) -> None:
+        context = min(context, native // 4)
         painted = np.zeros(mask.shape, int)
         height, width = mask.shape
-        for piece in geometry.pieces(mask, native):
+        for piece in geometry.pieces(mask, native, context):
             box = piece.box
             assert 0 <= box.left < box.right <= width
             assert 0 <= box.top < box.bottom <= height
             assert piece.hole.any()
             box.of(painted)[:] += piece.hole
+            inner = geometry.bounding_box(piece.hole).moved(box.left, box.top)
+            around = inner.expanded(context, (width, height))
+            assert box.left <= around.left < around.right <= box.right
+            assert box.top <= around.top < around.bottom <= box.bottom
         assert np.array_equal(painted, mask.astype(int))
 
     @pytest.mark.parametrize("seed", range(3))
@@ -314,26 +319,46 @@ class TestGeometry:
         rng = np.random.default_rng(seed)
         mask = np.zeros((3000, 4000), bool)
         mask[rng.integers(0, 3000, 1000), rng.integers(0, 4000, 1000)] = True
-        pieces = geometry.pieces(mask, 2048)
-        assert len(pieces) <= 12
+        pieces = geometry.pieces(mask, 2048, 128)
+        assert len(pieces) <= 16
+        assert sum(piece.box.width * piece.box.height for piece in pieces) < 2 * mask.size
         assert all(max(piece.box.width, piece.box.height) <= 2048 for piece in pieces)
 
     def test_a_wire_is_painted_along_its_length_and_a_boulder_at_once(self) -> None:
         wire = np.zeros((600, 1600), bool)
         wire[300:304, 10:1590] = True
-        pieces = geometry.pieces(wire, 256)
+        pieces = geometry.pieces(wire, 256, 32)
         assert len(pieces) > 4
         assert all(Fit.within(piece.box, 256).inner == (piece.box.width, piece.box.height) for piece in pieces)
         boulder = np.zeros((600, 1600), bool)
         boulder[100:500, 200:900] = True
-        (piece,) = geometry.pieces(boulder, 256)
+        (piece,) = geometry.pieces(boulder, 256, 32)
         assert Fit.within(piece.box, 256).inner[0] == 256
 
-    def test_blobs_have_context_on_all_sides(self) -> None:
-        mask = np.zeros((3000, 4000), bool)
-        mask[1000:1100, 2000:2300] = True
-        (piece,) = geometry.pieces(mask, 2048)
-        assert piece.box == Box(2000 - 256, 1000 - 256, 2300 + 256, 1100 + 256)
+    def test_a_blob_has_context_on_all_sides_and_no_more(self) -> None:
+        mask = np.zeros((1000, 1500), bool)
+        mask[400:500, 700:1000] = True
+        (piece,) = geometry.pieces(mask, 2048, 128)
+        assert piece.box == Box(700 - 128, 400 - 128, 1000 + 128, 500 + 128)
+
+    @given(masks(), st.sampled_from([64, 128]))
+    @settings(deadline=None)
+    def test_runs_see_no_more_than_one_of_the_whole_would(self, mask: np.ndarray, native: int) -> None:
+        context = native // 16
+        seen = sum(piece.box.width * piece.box.height for piece in geometry.pieces(mask, native, context))
+        box = geometry.bounding_box(mask)
+        if max(box.width, box.height) <= native // 2:
+            cell = native // 16
+            whole = (box.width + 2 * (context + cell)) * (box.height + 2 * (context + cell))
+            assert seen <= whole + (2 * context) ** 2
+
+    def test_blobs_far_apart_are_seen_alone_and_near_ones_together(self) -> None:
+        mask = np.zeros((1000, 1500), bool)
+        mask[100:200, 100:200] = mask[800:900, 1300:1400] = True
+        assert len(geometry.pieces(mask, 2048, 128)) == 2
+        mask[:] = False
+        mask[100:200, 100:200] = mask[100:200, 260:360] = True
+        assert len(geometry.pieces(mask, 2048, 128)) == 1
 
     @given(sizes, sizes, natives)
     @settings(deadline=None)

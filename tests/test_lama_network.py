@@ -1,4 +1,4 @@
-"""LaMa's network against the golden data of the published reference (tests/data/lama)."""
+"""LaMa's network and its refinement against the golden data of the published reference (tests/data/lama)."""
 
 import json
 from collections.abc import Iterator
@@ -15,13 +15,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from handlers.building.checkpoint import CheckpointError
 from handlers.lama import network as lama
 from handlers.lama.detail import detail
+from handlers.lama.folding import folded
+from handlers.lama.handler import LamaHandler
 from handlers.lama.prefill import prefill
+from handlers.lama.refinement import refine
+from handlers.pictures.picture import Picture
+from training.lama_network import PublishedLaMa, product_weights
 
 DATA = Path(__file__).parent / "data" / "lama"
 DEMO = Path(lama.__file__).parent / "demo"
 BIG_LAMA = Path(lama.__file__).with_name("big_lama.yaml")
+PUBLISHED = json.loads((DATA / "big_lama_keys.json").read_text())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,8 +44,12 @@ def one_thread() -> Iterator[None]:
 def network() -> nn.Module:
     with torch.device("meta"):
         network = lama.build(lama.load_config(DATA / "config.yaml"))
-    network.load_state_dict(load_file(DATA / "generator.safetensors"), assign=True)
-    return network
+    network.load_state_dict(golden_weights(), assign=True)
+    return network.requires_grad_(False)
+
+
+def golden_weights() -> dict[str, Tensor]:
+    return product_weights(load_file(DATA / "generator.safetensors"), lama.load_config(DATA / "config.yaml"))
 
 
 def golden_inputs(case: int) -> tuple[Tensor, Tensor]:
@@ -57,13 +68,37 @@ def test_predicts_what_the_reference_predicts(network: nn.Module, case: int) -> 
     assert np.abs(inpainted[0].numpy() - np.load(DATA / f"case{case}_inpainted.npy")).max() <= 1e-4
 
 
-def test_full_size_network_has_the_published_keys_and_shapes() -> None:
+def test_full_size_network_is_what_the_published_keys_and_shapes_fold_to() -> None:
+    published = {key: np.broadcast_to(np.float32(1), shape) for key, shape in PUBLISHED.items()}
     with torch.device("meta"):
         network = lama.build(lama.load_config(BIG_LAMA))
-    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert shapes == json.loads((DATA / "big_lama_keys.json").read_text())
-    assert {name for name, _ in network.named_buffers()} <= shapes.keys()
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    assert {key: array.shape for key, array in folded(published, 3, 18).items()} == expected
     assert not network.training
+
+
+def test_a_missing_or_a_strange_tensor_is_named() -> None:
+    weights = {key: tensor.numpy() for key, tensor in load_file(DATA / "generator.safetensors").items()}
+    for key in ("generator.model.6.conv2.ffc.convg2g.fu.bn.running_var", "generator.model.18.bias"):
+        with pytest.raises(CheckpointError, match=key):
+            folded({name: array for name, array in weights.items() if name != key}, 3, 2)
+    with pytest.raises(CheckpointError, match=r"model\.1\.strange"):
+        folded(weights | {"generator.model.1.strange": np.ones(1)}, 3, 2)
+
+
+@torch.inference_mode()
+def test_a_trained_network_and_the_product_s_compute_the_same() -> None:
+    torch.manual_seed(5)
+    config = lama.load_config(DEMO / "config.yaml")
+    published = PublishedLaMa(config).eval()
+    for layer in published.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+                tensor.uniform_(0.5, 1.5)
+    network = lama.build(config)
+    network.load_state_dict(product_weights(published.state_dict(), config))
+    inputs = torch.rand(2, 4, 40, 56)
+    assert torch.allclose(network.generator(inputs), published.generator(inputs), atol=1e-5)
 
 
 @given(height=st.integers(1, 41), width=st.integers(1, 41))
@@ -210,7 +245,7 @@ def prefilled() -> lama.LaMa:
     config = lama.load_config(DATA / "config.yaml")
     config.generator.prefilled_side = 32
     network = lama.build(config)
-    network.load_state_dict(load_file(DATA / "generator.safetensors"))
+    network.load_state_dict(golden_weights())
     return network
 
 
@@ -245,3 +280,80 @@ def test_the_demo_fills_holes_better_than_opencv() -> None:
     assert 10 * np.log10(min(others) / mine) > 0.5  # dB
     edges = [np.abs(cv2.Laplacian(x.astype(np.float32), cv2.CV_32F))[hole == 1].mean() for x in (ours, picture)]
     assert edges[0] > 0.3 * edges[1]  # no smear
+
+
+def test_refines_as_the_authors_do(network: lama.LaMa) -> None:
+    image, mask = golden_inputs(3)
+    reports: list[tuple[int, int]] = []
+    refined = refine(network, image, mask, lambda *report: reports.append(report), least_side=64)
+    assert refined is not None
+    hole = mask[0, 0] == 1
+    assert torch.equal(refined[0, :, ~hole], image[0, :, ~hole])
+    apart = np.abs(refined[0, :, hole].numpy() - np.load(DATA / "case3_refined.npy")) * 255
+    # Adam magnifies rounding, so a few pixels may be further off with another machine's.
+    assert np.quantile(apart, 0.999) <= 2
+    assert apart.mean() <= 0.5
+    assert reports == [(step, 30) for step in range(1, 31)]
+
+
+def test_refinement_ends_at_a_step(network: lama.LaMa) -> None:
+    class Left(Exception):
+        pass
+
+    def leave(step: int, steps: int) -> None:
+        if step == 2:
+            raise Left
+
+    with pytest.raises(Left):
+        refine(network, *golden_inputs(3), leave, least_side=64)
+
+
+def test_refinement_takes_features_of_no_gradient_in_inference_mode(network: lama.LaMa) -> None:
+    with torch.inference_mode():
+        image, mask = golden_inputs(1)
+        mask[..., 20:70, 20:60] = 1
+        assert refine(network, image, mask, least_side=36) is not None
+
+
+def test_a_large_picture_is_refined_smaller_and_keeps_its_size(
+    network: lama.LaMa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    forward = lama.Generator.front
+    monkeypatch.setattr(lama.Generator, "front", lambda self, x: sizes.append(x.shape[-2:].numel()) or forward(self, x))
+    monkeypatch.setattr("handlers.lama.refinement.MOST_PIXELS", 10_000)
+    image, mask = golden_inputs(3)
+    mask[..., 80:200, 100:300] = 1
+    refined = refine(network, image, mask, least_side=40)
+    assert refined is not None
+    assert refined.shape == image.shape
+    assert max(sizes) < 12_000  # padded
+
+
+@pytest.mark.parametrize("what", ["small", "thin", "all"])
+def test_what_can_t_be_refined_is_left_to_one_pass(network: lama.LaMa, what: str) -> None:
+    image, mask = torch.rand(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
+    mask[..., 30:90, 30:90] = 1
+    if what == "thin":
+        mask = torch.zeros_like(mask)
+        mask[..., 60:80, :] = 1
+    elif what == "all":
+        mask = torch.ones_like(mask)
+    assert refine(network, image, mask, least_side=100 if what == "small" else 64) is None
+
+
+@torch.inference_mode()
+def test_the_handler_refines_each_crop_and_tells_the_steps(network: lama.LaMa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.lama.refinement.LEAST_SIDE", 64)
+    monkeypatch.setattr("handlers.lama.refinement.ITERATIONS", 3)
+    handler = LamaHandler()
+    handler.network, handler.config, handler.device, handler.dtype = network, {}, torch.device("cpu"), torch.float32
+    picture = Picture(np.random.default_rng(2).integers(0, 255, (130, 400, 3), np.uint8))
+    mask = np.zeros((130, 400), bool)
+    mask[40:90, 40:90] = True
+    reports: list[tuple[int, int]] = []
+    refined, any_refined = handler.erase_finely(picture, mask, report=lambda *report: reports.append(report))
+    assert any_refined
+    assert np.array_equal(refined.samples[~mask], picture.samples[~mask])
+    assert not np.array_equal(refined.samples, handler.erase(picture, mask).samples)
+    assert reports == [(0, 1), (1, 3), (2, 3), (3, 3)]

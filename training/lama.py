@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from handlers.lama import network
 from training.lama_holes import KINDS, Holes
+from training.lama_network import PublishedLaMa, product_weights
 from training.photographs import photographs, read_photograph
 
 CONFIG = Path(network.__file__).parent / "demo" / "config.yaml"
@@ -81,7 +82,7 @@ def main() -> None:
 
 def train(folder: Path) -> None:
     torch.manual_seed(SEED)
-    model = network.build(network.load_config(CONFIG)).train()
+    model = PublishedLaMa(network.load_config(CONFIG)).train()
     _keep_alive(model)
     average = copy.deepcopy(model)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -115,7 +116,7 @@ def train(folder: Path) -> None:
             _save(state | {"optimizer": optimizer.state_dict()}, folder)
 
 
-def _keep_alive(model: network.LaMa) -> None:
+def _keep_alive(model: PublishedLaMa) -> None:
     """To add nothing is a fair answer, and the quickest way there is to shut the rectifiers for good.
 
     So the normalisations keep their scale and shift: about half of every channel stays open. And the first answer is
@@ -181,7 +182,7 @@ def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
 def _save(state: dict[str, Any], folder: Path) -> None:
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
-    save_file({name: tensor.contiguous() for name, tensor in state["average"].items()}, folder / "weights.safetensors")
+    save_file(product_weights(state["average"], network.load_config(CONFIG)), folder / "weights.safetensors")
 
 
 if __name__ == "__main__":

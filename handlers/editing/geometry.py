@@ -12,9 +12,8 @@ from handlers.pictures.picture import RGB, Mask
 Cells = NDArray[np.intp]
 """Nx2: (row, column) of cells of a coarse grid."""
 
-# A crop is at most this many cells wide, of which the outer ones on each side are context.
+# A model's native side is this many cells.
 _CELLS = 16
-_CONTEXT_CELLS = 2
 # What is thicker than this can't be painted piece by piece: a piece's middle would lie too far from what is known.
 _THIN_CELLS = 4
 
@@ -132,56 +131,75 @@ def context_box(mask: Mask, native: int) -> Box:
     return Box(left, top, right, bottom)
 
 
-def pieces(mask: Mask, native: int) -> list[Piece]:
+def pieces(mask: Mask, native: int, context: int) -> list[Piece]:
     """Splits a mask into runs of a model that should see at most `native` x `native` pixels (a multiple of 16).
 
-    A picture within that is one run. In a larger one, blobs that fit into one crop share it; each crop has context of
-    native / 8 around. What is larger than a crop and thin (a wire, a frame) is painted along its length, so that it
-    needs no scaling; what is larger and thick gets a crop of its own, to be scaled. The number of runs depends on the
-    picture's area, not on the number of blobs. The holes are disjoint and together are the mask.
+    Each run sees its part of the mask and `context` px around it (native / 4 at most). Parts share a run where it sees
+    fewer pixels than theirs would see together, and at most `native` x `native`. What is larger than that and thin (a
+    wire, a frame) is painted along its length, so that it needs no scaling; what is larger and thick gets a crop of its
+    own, with at least a quarter of its longer side around, to be scaled. The number of runs depends on the picture's
+    area, not on the number of blobs. The holes are disjoint and together are the mask.
     """
-    height, width = mask.shape
-    if max(mask.shape) <= native:
-        return [Piece(Box(0, 0, width, height), mask)]
     cell = native // _CELLS
-    return [_piece(mask, group, cell) for group in _packed(_units(mask, cell))]
+    grid = _Grid(cell, (native - 2 * context) // cell, context)
+    return [_piece(mask, group, grid) for group in _packed(_units(mask, grid), grid)]
 
 
-def _units(mask: Mask, cell: int) -> list[Cells]:
+class _Grid(NamedTuple):
+    """cell: px. most: cells that a run's part of the mask may be wide. context: px around that."""
+
+    cell: int
+    most: int
+    context: int
+
+    def fits(self, extent: tuple[int, int, int, int]) -> bool:
+        top, left, bottom, right = extent
+        return max(bottom - top, right - left) <= self.most
+
+    def cost(self, extent: tuple[int, int, int, int]) -> int:
+        """Of a run: the pixels that it sees, and as many as it would see around nothing, so that runs are few."""
+        top, left, bottom, right = extent
+        around = 2 * self.context
+        return ((bottom - top) * self.cell + around) * ((right - left) * self.cell + around) + around**2
+
+
+def _units(mask: Mask, grid: _Grid) -> list[Cells]:
     """Sets of cells that must not be torn apart: whole blobs, but single cells of those that are long and thin."""
-    grid = imaging.cells(mask, cell)
-    _, labels = cv2.connectedComponents(grid.astype(np.uint8), connectivity=8)
-    found = np.argwhere(grid)
-    label = labels[grid]
+    marked = imaging.cells(mask, grid.cell)
+    _, labels = cv2.connectedComponents(marked.astype(np.uint8), connectivity=8)
+    found = np.argwhere(marked)
+    label = labels[marked]
     order = np.argsort(label, kind="stable")
     blobs = np.split(found[order], np.flatnonzero(np.diff(label[order])) + 1)
     units: list[Cells] = []
     for blob in blobs:
-        torn = not _fits(_extent(blob)) and _is_thin(mask, blob, cell)
+        torn = not grid.fits(_extent(blob)) and _is_thin(mask, blob, grid.cell)
         units += np.split(blob, len(blob)) if torn else [blob]
     return units
 
 
-def _packed(units: list[Cells]) -> list[Cells]:
-    """First fit: each unit joins the first group with which it fits into one crop."""
+def _packed(units: list[Cells], grid: _Grid) -> list[Cells]:
+    """First fit: each unit joins the first group with which one run is cheaper than two; then so do the groups."""
     groups: list[list[Cells]] = []
     extents: list[tuple[int, int, int, int]] = []
     for unit in units:
-        top, left, bottom, right = _extent(unit)
-        for index, (t, l, b, r) in enumerate(extents):  # noqa: E741 - as top, left, bottom, right
-            joint = min(top, t), min(left, l), max(bottom, b), max(right, r)
-            if _fits(joint):
+        own = _extent(unit)
+        for index, extent in enumerate(extents):
+            joint = _joint(own, extent)
+            if grid.fits(joint) and grid.cost(joint) <= grid.cost(own) + grid.cost(extent):
                 groups[index].append(unit)
                 extents[index] = joint
                 break
         else:
             groups.append([unit])
-            extents.append((top, left, bottom, right))
-    return [np.concatenate(group) for group in groups]
+            extents.append(own)
+    packed = [np.concatenate(group) for group in groups]
+    return packed if len(packed) == len(units) else _packed(packed, grid)
 
 
-def _piece(mask: Mask, group: Cells, cell: int) -> Piece:
+def _piece(mask: Mask, group: Cells, grid: _Grid) -> Piece:
     height, width = mask.shape
+    cell = grid.cell
     top, left, bottom, right = _extent(group)
     own = np.zeros((bottom - top, right - left), bool)
     own[group[:, 0] - top, group[:, 1] - left] = True
@@ -190,8 +208,8 @@ def _piece(mask: Mask, group: Cells, cell: int) -> Piece:
     local = around.of(mask) & own_pixels
     tight = bounding_box(local)
     inner = tight.moved(around.left, around.top)
-    margin = max(_CONTEXT_CELLS * cell, 0 if _fits((top, left, bottom, right)) else max(inner.width, inner.height) // 4)
-    box = inner.expanded(margin, (width, height))
+    around_large = 0 if grid.fits((top, left, bottom, right)) else max(inner.width, inner.height) // 4
+    box = inner.expanded(max(grid.context, around_large), (width, height))
     hole = np.zeros((box.height, box.width), bool)
     inner.moved(-box.left, -box.top).of(hole)[:] = tight.of(local)
     return Piece(box, hole)
@@ -212,9 +230,8 @@ def _extent(group: Cells) -> tuple[int, int, int, int]:
     return int(top), int(left), int(bottom) + 1, int(right) + 1
 
 
-def _fits(extent: tuple[int, int, int, int]) -> bool:
-    top, left, bottom, right = extent
-    return max(bottom - top, right - left) <= _CELLS - 2 * _CONTEXT_CELLS
+def _joint(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
 
 
 def _scaled(box: Box, to: int, longest: int) -> tuple[int, int]:

@@ -11,13 +11,14 @@ import yaml
 
 from handlers.building.checkpoint import Array, CheckpointError, damage_reported, open_zip, read_tensors
 from handlers.building.files import ProgressBar, staging, write_weights
+from handlers.lama.folding import folded
 
 CONFIG = "config.yaml"
 MAX_NESTED_BYTES = 4 << 30
 
 
 def convert(files: Mapping[str, Path], out: Path, progress: ProgressBar) -> None:
-    """Writes `out`/weights.safetensors, the generator alone in float32, and `out`/config.yaml.
+    """Writes `out`/weights.safetensors, the generator alone in float32 and folded, and `out`/config.yaml.
 
     The first of `files` is big-lama.zip, its best.ckpt, or the TorchScript file big-lama.pt. Its config.yaml is the
     second file; else the zip's own, or the one beside a `.ckpt` or one folder up (as in the zip); else what is in `out`
@@ -30,7 +31,7 @@ def convert(files: Mapping[str, Path], out: Path, progress: ProgressBar) -> None
         if not config.is_file():
             raise CheckpointError(f"{source} comes without a config.yaml: name the one that belongs to it")
         weights = _generator(read_tensors(checkpoint))
-        _check(weights, source, config)
+        weights = folded(weights, *_halvings_and_blocks(weights, source, config))
         write_weights(weights, lambda name: np.float32, folder / "weights.safetensors", source, progress)
         shutil.copyfile(config, folder / CONFIG)
 
@@ -68,12 +69,13 @@ def _generator(tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {match[1]: array for match, array in matches if match}
 
 
-def _check(weights: Mapping[str, Array], source: Path, config: Path) -> None:
-    """The first and the last convolution tell whether source and config belong together."""
+def _halvings_and_blocks(weights: Mapping[str, Array], source: Path, config: Path) -> tuple[int, int]:
+    """Of the config; the first and the last convolution tell whether source and config belong together."""
     try:
         settings = yaml.safe_load(config.read_bytes())["generator"]
         width, inputs, outputs = settings["ngf"], settings["input_nc"], settings["output_nc"]
-        last = 4 + 4 * settings["n_downsampling"] + settings["n_blocks"]
+        halvings, blocks = settings["n_downsampling"], settings["n_blocks"]
+        last = 4 + 4 * halvings + blocks
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config} is not the config of a LaMa generator: {error!r}") from error
     for key, shape in (
@@ -85,3 +87,4 @@ def _check(weights: Mapping[str, Array], source: Path, config: Path) -> None:
             raise CheckpointError(
                 f"{key} is {found} in {source} and {shape} by {config}: give a LaMa checkpoint and its own config"
             )
+    return halvings, blocks

@@ -1,14 +1,17 @@
 """LaMa's inpainting network: a residual generator made of fast Fourier convolutions (FFC).
 
 Sources: R. Suvorov et al., "Resolution-robust Large Mask Inpainting with Fourier Convolutions" (WACV 2022);
-L. Chi, B. Jiang, Y. Mu, "Fast Fourier Convolution" (NeurIPS 2020). Attribute names and positions are those of
-the published checkpoints, since they are the keys of the state dict.
+L. Chi, B. Jiang, Y. Mu, "Fast Fourier Convolution" (NeurIPS 2020).
 
 An FFC splits its channels into a local part, convolved as usual, and a global part, convolved in the
-frequency domain, where one pixel sees the whole image. Between layers both travel as a pair (`Features`).
+frequency domain, where one pixel sees the whole image. Here both are one tensor, the local channels first.
+
+This is the published network with fewer layers: normalisations are part of the convolutions before them, and what
+is added up after two convolutions is one (`handlers.lama.folding` makes these weights of the published ones).
 """
 
-from functools import partial
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,8 +21,6 @@ from torch.nn import functional as F
 
 from handlers.lama.detail import detail
 from handlers.lama.prefill import prefill
-
-Features = tuple[Tensor, Tensor | None]
 
 # The published models' settings that this network does not vary.
 REQUIRED = {
@@ -64,8 +65,8 @@ def load_config(path: Path) -> DictConfig:
 def build(config: DictConfig) -> "LaMa":
     """The network of a checkpoint's config.yaml, in evaluation mode, with untrained weights.
 
-    Its state dict has the published keys (`generator.model.…`). All of its buffers are in the state dict, so
-    it may be built on the meta device and filled by `load_state_dict(weights, assign=True)`.
+    Its state dict has the keys that `handlers.lama.folding` gives, so it may be built on the meta device and filled by
+    `load_state_dict(weights, assign=True)`.
 
     Raises ValueError naming the key if a setting is missing or is one that this network does not implement.
     """
@@ -80,15 +81,28 @@ def inpaint(network: nn.Module, image: Tensor, mask: Tensor) -> Tensor:
     mask is never seen. Both have the network's dtype and device. Any size of at least 1x1 works.
     """
     height, width = image.shape[-2:]
-    inputs = torch.cat((image * (1 - mask), mask), dim=1)
-    rows = _reflected_indices(height, inputs.device)
-    columns = _reflected_indices(width, inputs.device)
-    prediction: Tensor = network(inputs[..., rows, :][..., columns])
+    prediction: Tensor = network(padded(image, mask))
     return prediction[..., :height, :width]
 
 
+def padded(image: Tensor, mask: Tensor) -> Tensor:
+    """What a network is given: the masked image and the mask, Bx4xHxW, reflected below and right to a size it takes."""
+    height, width = image.shape[-2:]
+    inputs = torch.cat((image * (1 - mask), mask), dim=1)
+    rows = _reflected_indices(height, inputs.device)
+    columns = _reflected_indices(width, inputs.device)
+    return inputs[..., rows, :][..., columns]
+
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _plainly(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x)
+
+
 class LaMa(nn.Module):
-    """The published training module reduced to its generator: it gives the keys their prefix `generator.`."""
+    """The generator, and around it what a prefilled network has besides."""
 
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
@@ -119,163 +133,89 @@ class LaMa(nn.Module):
 
 
 class Generator(nn.Module):
+    """Convolutions down, residual blocks, convolutions up. Each is followed by a rectifier but the last."""
+
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
         halvings = settings.n_downsampling
-        ratio = settings.resnet_conv_kwargs.ratio_gin
         features = [min(MAX_FEATURES, settings.ngf * 2**level) for level in range(halvings + 1)]
-        layers: list[nn.Module] = [
-            ReflectionPadLocal(3),
-            FFCNormReLU(settings.input_nc, features[0], kernel_size=7),
-        ]
-        for level in range(halvings):
-            layers.append(
-                FFCNormReLU(
-                    features[level],
-                    features[level + 1],
-                    kernel_size=3,
-                    stride=2,
-                    padding=1,
-                    ratio_gout=ratio if level == halvings - 1 else 0,
-                )
-            )
-        layers += [ResidualBlock(features[-1], ratio) for _ in range(settings.n_blocks)]
-        layers.append(Concatenate())
-        for level in reversed(range(halvings)):
-            layers += [
-                nn.ConvTranspose2d(features[level + 1], features[level], 3, stride=2, padding=1, output_padding=1),
-                nn.BatchNorm2d(features[level]),
-                nn.ReLU(inplace=True),
-            ]
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(features[0], settings.output_nc, 7), nn.Sigmoid()]
-        self.model = nn.Sequential(*layers)
+        global_channels = int(features[-1] * settings.resnet_conv_kwargs.ratio_gin)
+        steps = list(pairwise(features))
+        self.first = nn.Conv2d(settings.input_nc, features[0], 7)
+        self.down = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 3, stride=2, padding=1, padding_mode="reflect") for fine, coarse in steps
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(features[-1], global_channels) for _ in range(settings.n_blocks))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(coarse, fine, 3, stride=2, padding=1, output_padding=1) for fine, coarse in steps[::-1]
+        )
+        self.last = nn.Conv2d(features[0], settings.output_nc, 7)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+        return self.rear(self.front(inputs))
 
+    def front(self, inputs: Tensor) -> Tensor:
+        """The features that the blocks begin with, of which the last ones are global."""
+        # oneDNN's convolutions of these shapes are up to three times as fast where channels lie beside each other.
+        layout = torch.channels_last if inputs.device.type == "cpu" else torch.contiguous_format
+        x = torch.relu_(self.first(_reflected(inputs.contiguous(memory_format=layout), 3)))
+        for convolution in self.down:
+            x = torch.relu_(convolution(x))
+        return x
 
-class ReflectionPadLocal(nn.ReflectionPad2d):
-    """Pads the image and makes it the local features; there are no global ones yet."""
-
-    def forward(self, image: Tensor) -> Features:  # type: ignore[override]
-        return super().forward(image), None
-
-
-class Concatenate(nn.Module):
-    def forward(self, features: Features) -> Tensor:
-        return torch.cat([part for part in features if part is not None], dim=1)
+    def rear(self, features: Tensor, run: Run = _plainly) -> Tensor:
+        """The picture, 0..1, that the features become. run: runs each block."""
+        x = features
+        for block in self.blocks:
+            x = run(block, x)
+        for convolution in self.up:
+            x = torch.relu_(convolution(x))
+        return self.last(_reflected(x, 3)).sigmoid_()
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(self, channels: int, global_channels: int) -> None:
         super().__init__()
-        self.conv1 = FFCNormReLU(channels, channels, 3, padding=1, ratio_gin=ratio, ratio_gout=ratio)
-        self.conv2 = FFCNormReLU(channels, channels, 3, padding=1, ratio_gin=ratio, ratio_gout=ratio)
+        self.conv1 = FFC(channels, global_channels)
+        self.conv2 = FFC(channels, global_channels)
 
-    def forward(self, features: Features) -> Features:
-        local, global_ = features
-        local_change, global_change = self.conv2(self.conv1(features))
-        return local + local_change, global_ + global_change
-
-
-class FFCNormReLU(nn.Module):
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        ratio_gin: float = 0,
-        ratio_gout: float = 0,
-    ) -> None:
-        super().__init__()
-        global_channels = int(out_channels * ratio_gout)
-        self.ffc = FFC(in_channels, out_channels, kernel_size, stride, padding, ratio_gin, ratio_gout)
-        self.bn_l = nn.BatchNorm2d(out_channels - global_channels)
-        self.bn_g = nn.BatchNorm2d(global_channels) if global_channels else None
-
-    def forward(self, features: Features) -> Features:
-        local, global_ = self.ffc(features)
-        local = torch.relu_(self.bn_l(local))
-        return local, torch.relu_(self.bn_g(global_)) if self.bn_g is not None else None
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x))
 
 
 class FFC(nn.Module):
-    """Fast Fourier convolution: four paths between the local (l) and global (g) channels; g to g is spectral.
+    """Fast Fourier convolution and rectifier. Local channels see all; global ones see local and, spectrally, global."""
 
-    `ratio_gin` and `ratio_gout` are the global shares of the channels that come in and go out.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        padding: int,
-        ratio_gin: float,
-        ratio_gout: float,
-    ) -> None:
+    def __init__(self, channels: int, global_channels: int) -> None:
         super().__init__()
-        global_in, global_out = int(in_channels * ratio_gin), int(out_channels * ratio_gout)
-        local_in, local_out = in_channels - global_in, out_channels - global_out
-
-        convolution = partial(
-            nn.Conv2d,
-            kernel_size=kernel_size,
-            stride=stride,
-            padding=padding,
-            bias=False,
-            padding_mode="reflect",
-        )
-        self.convl2l = convolution(local_in, local_out)
-        self.convl2g = convolution(local_in, global_out) if global_out else None
-        self.convg2l = convolution(global_in, local_out) if global_in else None
-        self.convg2g = SpectralTransform(global_in, global_out) if global_in and global_out else None
-
-    def forward(self, features: Features) -> Features:
-        local, global_ = features
-        local_out = self.convl2l(local)
-        global_out = self.convl2g(local) if self.convl2g is not None else None
-        if self.convg2l is not None:
-            local_out = local_out + self.convg2l(global_)
-        if self.convg2g is not None:
-            global_out = global_out + self.convg2g(global_)
-        return local_out, global_out
-
-
-class SpectralTransform(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        hidden = out_channels // 2
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(in_channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
-        )
-        self.fu = FourierUnit(hidden)
-        self.conv2 = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        self.local_channels = channels - global_channels
+        hidden = global_channels // 2
+        self.to_local = nn.Conv2d(channels, self.local_channels, 3)
+        self.to_global = nn.Conv2d(self.local_channels, global_channels, 3)
+        self.squeeze = nn.Conv2d(global_channels, hidden, 1)
+        # Of the spectrum, whose real and imaginary parts are neighbouring channels.
+        self.spectral = nn.Conv2d(2 * hidden, 2 * hidden, 1)
+        self.expand = nn.Conv2d(hidden, global_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        return self.conv2(x + self.fu(x))
+        padded = _reflected(x, 1)
+        squeezed = torch.relu_(self.squeeze(x[:, self.local_channels :]))
+        global_ = self.expand(squeezed + self._transformed(squeezed))
+        global_ += self.to_global(padded[:, : self.local_channels])
+        return torch.relu_(torch.cat((self.to_local(padded), global_), dim=1))
 
-
-class FourierUnit(nn.Module):
-    """A 1x1 convolution of the spectrum, whose real and imaginary parts are neighbouring channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_layer = nn.Conv2d(2 * channels, 2 * channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(2 * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def _transformed(self, x: Tensor) -> Tensor:
         # The transforms stay in float32: in half precision cuFFT takes powers of two only, and the CPU none.
-        spectrum = torch.fft.rfft2(x.float(), norm="ortho")
-        stacked = torch.stack((spectrum.real, spectrum.imag), dim=2).flatten(1, 2).to(x.dtype)
-        stacked = torch.relu_(self.bn(self.conv_layer(stacked)))
+        spectrum = torch.view_as_real(torch.fft.rfft2(x.float(), norm="ortho"))
+        stacked = spectrum.permute(0, 1, 4, 2, 3).flatten(1, 2).to(x.dtype)
+        stacked = torch.relu_(self.spectral(stacked))
         real, imaginary = stacked.float().unflatten(1, (-1, 2)).unbind(2)
         restored = torch.fft.irfft2(torch.complex(real, imaginary), s=x.shape[-2:], norm="ortho")
         return restored.to(x.dtype)
+
+
+def _reflected(x: Tensor, by: int) -> Tensor:
+    return F.pad(x, (by, by, by, by), mode="reflect")
 
 
 def _check(config: DictConfig) -> None:

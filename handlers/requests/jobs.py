@@ -31,6 +31,11 @@ UNWATCHED: Report = SharedProgress().report
 """Where no client waits."""
 
 
+def part(report: Report, index: int, count: int) -> Report:
+    """Reports the steps of one part of the work, of `count` as long ones, as steps of all."""
+    return lambda step, steps: report(index * steps + step, count * steps)
+
+
 def attach(descriptor: int) -> SharedProgress:
     """The job whose bytes a descriptor shares, which may be closed; raises OSError or ValueError where it can't."""
     return SharedProgress(mmap.mmap(descriptor, SIZE))

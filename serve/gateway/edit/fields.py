@@ -16,6 +16,7 @@ from pydantic import (
 from contract.bodies import Slice
 from contract.description import MAX_TEXT, Choice, Flag, Integer
 from contract.description import Number as Fraction
+from handlers.lama import description as lama
 from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
 from handlers.sam import description as sam
 from handlers.sd import description as sd
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
     Format: TypeAlias = str
     Scheduler: TypeAlias = str
     Masks: TypeAlias = str
+    EraseQuality: TypeAlias = str
 else:
     Format, Scheduler, Masks = (Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sam.MASKS))
+    EraseQuality = Literal[lama.QUALITY.choices]
 
 PICTURES = ("image", "mask")
 LISTS = ("points", "box")
@@ -139,11 +142,14 @@ class Painted(Selection):
 
 
 class EraseFields(Painted):
+    quality: EraseQuality = _like(lama.QUALITY, "best")
     model: Model = Field("lama", description="The archive to ask.", examples=["lama"])
 
     def painting(self) -> dict[str, Any]:
         """The handler's gen_args."""
-        return {"feather": self.feather}
+        # Archives that were built before it was there know nothing of it.
+        quality = {} if self.quality == lama.QUALITY.default else {"quality": self.quality}
+        return {"feather": self.feather} | quality
 
     def texts(self) -> dict[str, str]:
         """The handler's other fields."""
