@@ -64,7 +64,7 @@ class Drafts:
         @functools.wraps(step)  # the pipeline looks at its parameters
         def watched(prediction: Tensor, at: Tensor, latents: Tensor, **options: Any) -> Any:
             self._show_what_has_come()
-            if time.monotonic() >= self._next:
+            if self._coming is None and time.monotonic() >= self._next:
                 self._next = time.monotonic() + INTERVAL
                 noisy = scheduler.scale_model_input(latents, at)
                 finished = _finished(scheduler.config.prediction_type, signal[int(at)], noisy, prediction)
