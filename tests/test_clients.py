@@ -29,7 +29,10 @@ SEGMENT = SHAPE | {"masks": "best", "return_logits": False}
 POINT = {"point_coords": [[30, 24]], "point_labels": [1]}
 POINTS = {"point_coords": [[30, 24], [5, 5]], "point_labels": [1, 0]}
 BOX = {"box": [20, 12, 44.5, 36]}
-REPLACE = {"num_inference_steps": 1, "strength": 1, "seed": 5, "variants": 1, "embed_parameters": False, "feather": 0}
+REPLACE = {
+    "quality": "standard", "num_inference_steps": 1, "strength": 1, "seed": 5, "variants": 1, "embed_parameters": False,
+    "feather": 0,
+}  # fmt: skip
 
 SEGMENTED: dict[str, dict[str, Any]] = {
     "aiohttp-form": POINTS | {"dilate": 2},

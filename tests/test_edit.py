@@ -106,7 +106,7 @@ def test_replace_passes_on_everything(client: TestClient, fake: FakeTorchServe) 
     fields = {
         "image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "a cat", "negative_prompt": "blur", "steps": 9,
         "guidance": 3.5, "strength": 0.5, "seed": 2**63 - 1, "scheduler": "euler_a", "variants": 2, "feather": 4,
-        "embed_parameters": True, "format": "webp",
+        "embed_parameters": True, "format": "webp", "quality": "best",
     }  # fmt: skip
     reply = client.post("/v1/replace", json=fields, headers={"accept": "application/json"})
     assert reply.json()["seed"] == 7
@@ -116,8 +116,19 @@ def test_replace_passes_on_everything(client: TestClient, fake: FakeTorchServe) 
     }  # fmt: skip
     assert arguments(call) == {
         "num_inference_steps": 9, "guidance_scale": 3.5, "strength": 0.5, "seed": 2**63 - 1, "scheduler": "euler_a",
-        "variants": 2, "feather": 4, "embed_parameters": True, "output_format": "webp",
+        "variants": 2, "feather": 4, "embed_parameters": True, "output_format": "webp", "quality": "best",
     }  # fmt: skip
+
+
+def test_what_the_quality_decides_is_left_to_it(client: TestClient, fake: FakeTorchServe) -> None:
+    fields = {"image": "aGVsbG8=", "mask": "bWFzaw==", "prompt": "a cat", "quality": "draft"}
+    assert client.post("/v1/replace", json=fields).status_code == 200
+    (call,) = asked(fake)
+    assert arguments(call)["quality"] == "draft"
+    assert not {"num_inference_steps", "scheduler"} & set(arguments(call))
+    status, field, message = problem(client.post("/v1/replace", json=fields | {"quality": "high"}))
+    assert (status, field) == (400, "quality")
+    assert "draft" in message
 
 
 def test_a_click_is_enough_to_erase(client: TestClient, fake: FakeTorchServe) -> None:

@@ -1,6 +1,7 @@
 """Long requests of the editing API: what is told of their progress, and how they end early."""
 
 import asyncio
+import base64
 import json
 import os
 import struct
@@ -13,7 +14,9 @@ import pytest
 from fakes import FakeTorchServe, application, make_store
 from fastapi import Request
 
+from contract.progress import SIZE
 from contract.ticket import File
+from handlers.requests.jobs import attach
 from serve.engine.answer import Answer
 from serve.engine.question import Question
 from serve.gateway.edit import routes
@@ -97,16 +100,45 @@ async def test_events_tell_the_steps_and_end_with_the_reply(world: World) -> Non
     assert 500 < reply["timings"]["engine"] < 1e5
 
 
+async def test_drafts_are_in_the_stream_each_once(world: World) -> None:
+    async def work(job: File) -> Reply:
+        descriptor = job.open(writable=True)
+        worker = attach(descriptor)
+        os.close(descriptor)
+        for picture in (b"one", b"two"):
+            worker.show(1, (10, 20, 266, 276), picture)
+            await asyncio.sleep(0.25)  # two looks
+        return 200, {"generated_image": "b3V0", "warnings": []}
+
+    world.work = work
+    told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
+    shown = [data for name, data in told if name == "preview"]
+    assert [base64.b64decode(data.pop("picture")) for data in shown] == [b"one", b"two"]
+    assert shown == [{"variant": 1, "box": [10, 20, 266, 276]}] * 2
+    assert told[-1][0] == "done"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+async def test_who_asks_for_no_stream_has_no_drafts_made(world: World, accept: str) -> None:
+    sizes = []
+
+    async def work(job: File) -> Reply:
+        sizes.append(os.stat(job.path).st_size)
+        return 200, {"generated_image": "b3V0", "warnings": []}
+
+    world.work = work
+    assert (await world.client.post("/v1/replace", json=FIELDS, headers={"accept": accept})).status_code == 200
+    assert sizes == [SIZE]
+
+
 async def test_a_model_that_loads_is_said_to(world: World) -> None:
-    loaded = asyncio.Event()
-    world.services.host.engine.register = lambda name, path: loaded.wait()
+    # httpx's ASGI transport hands over the whole stream at its end: the load must end by itself, after three looks.
+    world.services.host.engine.register = lambda name, path: asyncio.sleep(0.3)
 
     async def work(job: File) -> Reply:
         return 200, {"generated_image": "b3V0"}
 
     world.work = work
-    # httpx's ASGI transport hands over the whole stream at its end: the load must end by itself.
-    asyncio.get_running_loop().call_later(0.3, loaded.set)
     told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
     assert ("progress", {"phase": "loading", "model": "sd", "step": 0, "steps": 0}) in told
 

@@ -138,6 +138,13 @@ def test_progress_goes_up_and_ends_with_the_picture(server: Server, image: str) 
     name, last = told[-1]
     assert name == "done"
     assert pixels(base64.b64decode(last["picture"])).shape == (1041, 1499, 3)
+    drafts = [data for name, data in told if name == "preview"]
+    assert drafts
+    for draft in drafts:
+        left, top, right, bottom = draft["box"]
+        assert 0 <= left < 750 < right <= 1499
+        assert 0 <= top < 500 < bottom <= 1041
+        assert pixels(base64.b64decode(draft["picture"])).shape == (32, 32, 4)
 
 
 @pytest.mark.parametrize("how", ["delete", "leave"])

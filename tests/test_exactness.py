@@ -1,5 +1,6 @@
 """What a model may change and what not, through the handlers' whole path, with stand-ins for the networks."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -74,8 +75,11 @@ class _Pipeline:
     def __init__(self, call: Callable[..., Any], vae: Any, tokenizer: Any) -> None:
         self._call, self.vae, self.tokenizer = call, vae, tokenizer
 
-    def encode_prompt(self, texts: list[str], *_: Any) -> tuple[torch.Tensor, None]:
-        return torch.zeros(len(texts), 1, 1), None
+    def embedded(self, text: str) -> torch.Tensor:
+        return torch.zeros(1, 1, 1)
+
+    def seeing_once(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def __call__(self, **arguments: Any) -> Any:
         return self._call(**arguments)

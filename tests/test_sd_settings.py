@@ -1,9 +1,11 @@
 """What a request says of how to paint, before any model sees it."""
 
+from typing import Any
+
 import pytest
 
-from handlers.requests.payload import Request
-from handlers.sd.description import SEED, VARIANTS
+from handlers.requests.payload import BadRequest, Request
+from handlers.sd.description import PRESETS, QUALITY, SEED, VARIANTS
 from handlers.sd.settings import PaintSettings
 from handlers.sd.syntax import foreign_syntax
 
@@ -25,6 +27,26 @@ def test_a_drawn_seed_is_one_that_javascript_reads_exactly(monkeypatch: pytest.M
 def test_a_clients_own_seed_may_be_larger() -> None:
     settings = PaintSettings.parse(Request({"prompt": "x", "gen_args": {"seed": SEED.high}}), 7.5)
     assert settings.seed == SEED.high
+
+
+@pytest.mark.parametrize("quality", ["draft", "standard", "best", None])
+def test_a_quality_stands_for_scheduler_and_steps_where_none_are_named(quality: str | None) -> None:
+    def parse(**gen_args: Any) -> PaintSettings:
+        named = {} if quality is None else {"quality": quality}
+        return PaintSettings.parse(Request({"prompt": "x", "gen_args": named | gen_args}))
+
+    preset = PRESETS[quality or "standard"]
+    assert (parse().scheduler, parse().steps) == preset
+    assert (parse(num_inference_steps=7).scheduler, parse(num_inference_steps=7).steps) == (preset.scheduler, 7)
+    assert (parse(scheduler="heun").scheduler, parse(scheduler="heun").steps) == ("heun", preset.steps)
+
+
+def test_a_quality_costs_more_the_better_it_is_and_the_default_is_the_archives_own() -> None:
+    draft, standard, best = (PRESETS[name] for name in QUALITY.choices)
+    assert draft.steps < standard.steps < best.steps
+    assert standard.scheduler == ""
+    with pytest.raises(BadRequest, match="draft, standard, best"):
+        PaintSettings.parse(Request({"prompt": "x", "gen_args": {"quality": "fine"}}))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,12 +60,17 @@ class Painter:
         self._handler.initialize(SimpleNamespace(system_properties={"model_dir": str(folder)}, model_yaml_config=None))
 
     def paint(
-        self, cases: list[Case], prompts: list[str], guidance: float = GUIDANCE, negative: list[str] | None = None
+        self,
+        cases: list[Case],
+        prompts: list[str],
+        guidance: float = GUIDANCE,
+        negative: list[str] | None = None,
+        **gen_args: Any,
     ) -> list[np.ndarray]:
-        """uint8 RGB pictures of the cases' size, the case's own outside its hole."""
+        """uint8 RGB pictures of the cases' size, the case's own outside its hole. gen_args: further ones."""
         negative = negative or [""] * len(cases)
         return [
-            self._one(case, _settings(prompt, avoid, guidance, case.seed))
+            self._one(case, _settings(prompt, avoid, guidance_scale=guidance, seed=case.seed, **gen_args))
             for case, prompt, avoid in zip(cases, prompts, negative, strict=True)
         ]
 
@@ -73,8 +79,8 @@ class Painter:
             return self._handler.replace(Picture(case.photograph), case.hole, settings).samples
 
 
-def _settings(prompt: str, negative: str, guidance: float, seed: int) -> PaintSettings:
-    arguments = {"num_inference_steps": STEPS, "guidance_scale": guidance, "seed": seed}
+def _settings(prompt: str, negative: str, **gen_args: Any) -> PaintSettings:
+    arguments = {"num_inference_steps": STEPS} | gen_args
     return PaintSettings.parse(Request({"prompt": prompt, "negative_prompt": negative, "gen_args": arguments}))
 
 

@@ -1,11 +1,32 @@
 """Stable Diffusion inpainting, described without being loaded."""
 
+from typing import NamedTuple
+
 from contract.description import Choice, Description, Field, Flag, Integer, Number
 from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT
 
 PROMPT = Field("prompt", "text", "What to paint.")
 NEGATIVE_PROMPT = Field("negative_prompt", "text", "What to avoid.", required=False)
-STEPS = Integer("num_inference_steps", 30, 1, 150, "More are slower and finer.")
+
+
+class Preset(NamedTuple):
+    """What a quality stands for where a request does not say it. scheduler: one of SCHEDULER, or "": the archive's."""
+
+    scheduler: str
+    steps: int
+
+
+# Chosen by what docs/schedulers.md measured.
+PRESETS = {"draft": Preset("dpmpp_2m", 10), "standard": Preset("", 30), "best": Preset("", 50)}
+QUALITY = Choice(
+    "quality",
+    "standard",
+    tuple(PRESETS),
+    "How many steps of which scheduler, where the request does not say: "
+    + ", ".join(f"{name} {steps} of {scheduler or 'its own'}" for name, (scheduler, steps) in PRESETS.items())
+    + ".",
+)
+STEPS = Integer("num_inference_steps", None, 1, 150, "More are slower and finer. The quality's if absent.")
 GUIDANCE = Number(
     "guidance_scale",
     None,
@@ -20,7 +41,7 @@ SCHEDULER = Choice(
     "scheduler",
     None,
     ("ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "unipc"),
-    "The archive's own if absent.",
+    "The quality's if absent.",
 )
 VARIANTS = Integer("variants", 1, 1, 4, "Pictures with seeds seed, seed + 1, ...; more than one need JSON.")
 EMBED_PARAMETERS = Flag("embed_parameters", False, "Writes prompts and parameters into a PNG's text chunk.")
@@ -30,7 +51,7 @@ DESCRIPTION = Description(
     summary="picture, mask and prompt → object replaced",
     fields=(IMAGE, MASK, PROMPT, NEGATIVE_PROMPT),
     arguments=(
-        STEPS, GUIDANCE, STRENGTH, SEED, SCHEDULER, VARIANTS, FEATHER, OUTPUT_FORMAT, EMBED_PARAMETERS,
+        QUALITY, STEPS, GUIDANCE, STRENGTH, SEED, SCHEDULER, VARIANTS, FEATHER, OUTPUT_FORMAT, EMBED_PARAMETERS,
     ),
     imports=(
         "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "diffusers.guiders",

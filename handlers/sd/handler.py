@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from handlers.editing import geometry, imaging
 from handlers.editing.edit import Edit
 from handlers.editing.geometry import Fit, Piece
 from handlers.pictures.picture import RGB, Mask, Picture
-from handlers.requests.jobs import UNWATCHED, Report
+from handlers.requests.jobs import UNWATCHED, Report, SharedProgress, Show
 from handlers.requests.payload import Reply, Request
 from handlers.sd import network
 from handlers.sd.description import PROMPT, STEPS
+from handlers.sd.pipeline import keep_times_on_host
+from handlers.sd.preview import STABLE_DIFFUSION, Colours, Drafts, Place
 from handlers.sd.settings import DEFAULT_GUIDANCE, PaintSettings
 from handlers.weights.precision import first_finite, wide_copy
 from handlers.worker.base import Handler
@@ -42,6 +45,7 @@ class SdHandler(Handler):
             network.limit_threads(self.pipeline.unet, int(threads))
         self.default_scheduler = self.pipeline.scheduler
         self.default_guidance = float(self.config.get("guidance_scale", DEFAULT_GUIDANCE))
+        self.colours: Colours = self.config.get("latent_colours", STABLE_DIFFUSION)
         self.cell = self.pipeline.vae_scale_factor
         self.native = self.pipeline.unet.config.sample_size * self.cell
 
@@ -59,49 +63,76 @@ class SdHandler(Handler):
         settings.warn_of_cut(request, self.pipeline.tokenizer)
 
         variants = [settings.of_variant(index) for index in range(settings.variants)]
-        pictures = [
-            self.replace(picture, mask, variant, _part(request.job.report, index, len(variants)))
-            for index, variant in enumerate(variants)
-        ]
+        with self.pipeline.seeing_once():
+            pictures = [
+                self.replace(picture, mask, variant, *_part(request.job, index, len(variants)))
+                for index, variant in enumerate(variants)
+            ]
         fields: dict[str, Any] = {"seed": settings.seed, "parameters": settings.parameters(self.default_scheduler)}
         if len(variants) > 1:
             fields["seeds"] = [variant.seed for variant in variants]
         return Reply(pictures[0], fields, request.warnings, variants=pictures[1:], output_format=settings.output_format)
 
-    def replace(self, picture: Picture, mask: Mask, settings: PaintSettings, report: Report = UNWATCHED) -> Picture:
-        """The picture with the masked pixels repainted as the settings say, `variants` aside; raises as _paint."""
+    def replace(
+        self,
+        picture: Picture,
+        mask: Mask,
+        settings: PaintSettings,
+        report: Report = UNWATCHED,
+        show: Show | None = None,
+    ) -> Picture:
+        """The picture with the masked pixels repainted as the settings say, `variants` aside; raises as _paint.
+
+        show: where somebody wants to see drafts of it.
+        """
         box = geometry.context_box(mask, self.native)
         edit = Edit(picture, mask, settings.feather)
         fit = Fit.square(box, self.native)
-        edit.repaint(Piece(box, box.of(mask)), fit, lambda rgb, hole: self._paint(rgb, hole, settings, report))
+
+        def paint(rgb: RGB, hole: Mask) -> RGB:
+            drafts = show and Drafts(self.colours, self.cell, Place(box, fit, hole), show)
+            return self._paint(rgb, hole, settings, report, drafts)
+
+        edit.repaint(Piece(box, box.of(mask)), fit, paint)
         if not settings.embed_parameters:
             return edit.picture
         prompts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
         text = {"parameters": json.dumps(prompts | settings.parameters(self.default_scheduler))}
         return edit.picture._replace(metadata=picture.metadata._replace(text=text))
 
-    def _paint(self, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report = UNWATCHED) -> RGB:
+    def _paint(
+        self,
+        rgb: RGB,
+        mask: Mask,
+        settings: PaintSettings,
+        report: Report = UNWATCHED,
+        drafts: Drafts | None = None,
+    ) -> RGB:
         """rgb native x native x 3, mask native x native -> the model's picture, uint8 of the same shape.
 
         Raises NotFinite, and what report raises.
         """
-        latents = self._denoise(self.pipeline, rgb, mask, settings, report)
+        latents = self._denoise(self.pipeline, rgb, mask, settings, report, drafts)
         attempts = [lambda: _decoded(self.pipeline.vae, latents)]
         if self.dtype != torch.float32:
             # The autoencoder is the part that overflows; a second run of all costs as much as the first.
             attempts.append(lambda: _decoded(wide_copy(self.pipeline.vae), latents))
-            attempts.append(lambda: self._paint_wide(rgb, mask, settings, report))
+            attempts.append(lambda: self._paint_wide(rgb, mask, settings, report, drafts))
         picture = first_finite(attempts)
         return (picture / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
 
-    def _paint_wide(self, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report) -> Tensor:
+    def _paint_wide(
+        self, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report, drafts: Drafts | None
+    ) -> Tensor:
         parts = self.pipeline.components
         wide = {name: wide_copy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
         pipeline = type(self.pipeline)(**wide, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
-        return _decoded(pipeline.vae, self._denoise(pipeline, rgb, mask, settings, report))
+        return _decoded(pipeline.vae, self._denoise(pipeline, rgb, mask, settings, report, drafts))
 
-    def _denoise(self, pipeline: Any, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report) -> Tensor:
+    def _denoise(
+        self, pipeline: Any, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report, drafts: Drafts | None
+    ) -> Tensor:
         """The finished latents, 1x4xhxw."""
 
         def on_step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -109,11 +140,12 @@ class SdHandler(Handler):
             return tensors
 
         pipeline.scheduler = settings.make_scheduler(self.default_scheduler)
-        # Both texts at once: the pipeline would encode one after the other.
-        texts, _ = pipeline.encode_prompt([settings.prompt, settings.negative_prompt], self.device, 1, False)
+        keep_times_on_host(pipeline.scheduler)
+        if drafts:
+            drafts.watch(pipeline.scheduler)
         return pipeline(
-            prompt_embeds=texts[:1],
-            negative_prompt_embeds=texts[1:],
+            prompt_embeds=pipeline.embedded(settings.prompt),
+            negative_prompt_embeds=pipeline.embedded(settings.negative_prompt) if settings.is_guided else None,
             image=Image.fromarray(rgb),
             mask_image=Image.fromarray(imaging.grow_to_cells(mask, self.cell)),
             height=self.native,
@@ -133,6 +165,10 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample[0].float().permute(1, 2, 0)
 
 
-def _part(report: Report, index: int, count: int) -> Report:
-    """Reports the steps of one variant, of `count`, as part of all."""
-    return lambda step, steps: report(index * steps + step, count * steps)
+def _part(job: SharedProgress, index: int, count: int) -> tuple[Report, Show | None]:
+    """Reports the steps of one variant, of `count`, as part of all, and shows its drafts where somebody watches."""
+
+    def report(step: int, steps: int) -> None:
+        job.report(index * steps + step, count * steps)
+
+    return report, partial(job.show, index) if job.is_watched else None

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from handlers.sd.pipeline import Inpainting, send_time_ahead
 from handlers.weights.tensors import empty_network, fill
 
 # A safetensors file's tensors, on the device and in the dtype in which they are served.
@@ -23,7 +24,7 @@ Read = Callable[[Path], Mapping[str, Tensor]]
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def load(folder: Path, read: Read, device: torch.device) -> StableDiffusionInpaintPipeline:
+def load(folder: Path, read: Read, device: torch.device) -> Inpainting:
     """Raises OSError for a missing file and RuntimeError where weights and configuration don't fit together."""
     with empty_network():
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
@@ -39,7 +40,9 @@ def load(folder: Path, read: Read, device: torch.device) -> StableDiffusionInpai
         for coder in (vae.encoder, vae.decoder):
             coder.register_forward_pre_hook(_with_channels_last)
 
-    pipeline = StableDiffusionInpaintPipeline(
+    send_time_ahead(unet)
+
+    pipeline = Inpainting(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,

@@ -12,7 +12,9 @@ from handlers.sd.description import (
     EMBED_PARAMETERS,
     GUIDANCE,
     NEGATIVE_PROMPT,
+    PRESETS,
     PROMPT,
+    QUALITY,
     SCHEDULER,
     SEED,
     STEPS,
@@ -62,14 +64,15 @@ class PaintSettings(NamedTuple):
         """Reads prompt, negative_prompt and gen_args; raises BadRequest. default_guidance: the archive's own."""
         arguments = request.arguments()
         seed = arguments.integer(SEED)
+        preset = PRESETS[arguments.choice(QUALITY)]
         settings = cls(
             prompt=request.text(PROMPT.name),
             negative_prompt=request.text(NEGATIVE_PROMPT.name, ""),
-            steps=arguments.integer(STEPS),
+            steps=arguments.integer(STEPS, preset.steps),
             guidance_scale=arguments.number(GUIDANCE, default_guidance),
             strength=arguments.number(STRENGTH),
             seed=secrets.randbelow(_RANDOM_SEEDS) if seed < 0 else seed,
-            scheduler=arguments.choice(SCHEDULER, ""),
+            scheduler=arguments.choice(SCHEDULER, preset.scheduler),
             variants=arguments.integer(VARIANTS),
             feather=arguments.integer(FEATHER),
             output_format=OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)],
@@ -78,6 +81,11 @@ class PaintSettings(NamedTuple):
         arguments.finish()
         settings._check(request)
         return settings
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative prompt is computed beside the prompt, as diffusers decides it."""
+        return self.guidance_scale > 1
 
     def of_variant(self, index: int) -> "PaintSettings":
         """These settings with the seed of the variant; the one after the largest is 0."""
@@ -127,5 +135,5 @@ class PaintSettings(NamedTuple):
                 " step to run: raise either until at least one remains",
                 "gen_args.strength",
             )
-        if self.guidance_scale <= 1 and self.negative_prompt:
+        if not self.is_guided and self.negative_prompt:
             request.warnings.append("guidance_scale of 1 or less runs without guidance: negative_prompt had no effect")

@@ -30,6 +30,7 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+Steps = Annotated[int, Field(strict=True, ge=sd.STEPS.low, le=sd.STEPS.high), BeforeValidator(_whole)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
 Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)]
@@ -42,10 +43,13 @@ Picture = Annotated[InstanceOf[Slice] | str, Field(union_mode="left_to_right"), 
 if TYPE_CHECKING:
     Format: TypeAlias = str
     Scheduler: TypeAlias = str
+    Quality: TypeAlias = str
     Masks: TypeAlias = str
     EraseQuality: TypeAlias = str
 else:
-    Format, Scheduler, Masks = (Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sam.MASKS))
+    Format, Scheduler, Quality, Masks = (
+        Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sd.QUALITY, sam.MASKS)
+    )
     EraseQuality = Literal[lama.QUALITY.choices]
 
 PICTURES = ("image", "mask")
@@ -159,7 +163,8 @@ class EraseFields(Painted):
 class ReplaceFields(Painted):
     prompt: Text = Field(description=sd.PROMPT.help, examples=["a hamster on a bench"])
     negative_prompt: Text = Field("", description=sd.NEGATIVE_PROMPT.help, examples=["blurry"])
-    steps: Whole = _like(sd.STEPS, 30)
+    quality: Quality = _like(sd.QUALITY, "draft")
+    steps: Steps | None = Field(sd.STEPS.default, description=sd.STEPS.help, examples=[30])
     guidance: Number | None = _like(sd.GUIDANCE, 7.5)
     strength: Number = _like(sd.STRENGTH, 0.8)
     seed: Whole = _like(sd.SEED, 7)
@@ -171,15 +176,19 @@ class ReplaceFields(Painted):
     def painting(self) -> dict[str, Any]:
         """The handler's gen_args."""
         arguments: dict[str, Any] = {
-            "num_inference_steps": self.steps,
+            "quality": self.quality,
             "strength": self.strength,
             "seed": self.seed,
             "variants": self.variants,
             "embed_parameters": self.embed_parameters,
             "feather": self.feather,
         }
-        archives_own = {"guidance_scale": self.guidance, "scheduler": self.scheduler}
-        return arguments | {name: value for name, value in archives_own.items() if value is not None}
+        decided_there = {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "scheduler": self.scheduler,
+        }
+        return arguments | {name: value for name, value in decided_there.items() if value is not None}
 
     def texts(self) -> dict[str, str]:
         """The handler's other fields."""

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from contract import progress
+from contract.progress import Preview
 from contract.ticket import File
 from serve.engine.answer import Answer
 from serve.errors import PalimpsestError
@@ -45,12 +46,14 @@ class Job:
     Whoever starts one calls close() once the answer has left, or nobody waits for it any more.
     """
 
-    def __init__(self, work: "Callable[[Job], Coroutine[Any, Any, Answer]]", files: ExitStack) -> None:
-        """files: those that the work needs, and makes; the job closes them."""
+    def __init__(
+        self, work: "Callable[[Job], Coroutine[Any, Any, Answer]]", files: ExitStack, previews: bool = False
+    ) -> None:
+        """files: those that the work needs, and makes; the job closes them. previews: whether anybody looks at them."""
         self.id = uuid4().hex
         self.files, self._closed = files, False
         self._shared = files.enter_context(MemoryFile())
-        self._shared.write(bytes(progress.SIZE))
+        self._shared.write(bytes(progress.SIZE_WITH_PREVIEW if previews else progress.SIZE))
         self.also: dict[str, Any] = {}
         self.timings: dict[str, float] = {}
         self._model = ""
@@ -104,6 +107,10 @@ class Job:
         loading = any(m.state in STARTING and m.archive.name == self._model for m in models)
         return JobProgress("loading" if loading else "queued", self._model)
 
+    def preview(self) -> Preview | None:
+        """The newest that the worker has shown."""
+        return Preview.read(self._shared.read())
+
     def _ended(self, task: asyncio.Task[Answer]) -> None:
         if self.error is None:
             self.files.enter_context(task.result().file)
@@ -117,9 +124,11 @@ class Jobs:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
 
-    def start(self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack) -> Job:
+    def start(
+        self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack, previews: bool = False
+    ) -> Job:
         """Starts a job; the arguments are those of Job."""
-        job = Job(work, files)
+        job = Job(work, files, previews)
         self._jobs[job.id] = job
         job.task.add_done_callback(lambda task: self._jobs.pop(job.id))
         return job

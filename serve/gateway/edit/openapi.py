@@ -36,8 +36,10 @@ def errors(codes: Iterable[int] = _ERRORS) -> dict[int | str, dict[str, Any]]:
 REPLIES: dict[int | str, dict[str, Any]] = errors() | {
     200: {
         "description": "The picture or mask itself with what else there is to say in X-Palimpsest-* headers; JSON with "
-        "it as base64; or server-sent events: `job`, `progress`, then `done`, `error` or `cancelled`. Server-Timing, "
-        "and `timings` in JSON, say what each stage took.",
+        "it as base64; or server-sent events: `job`, `progress`, of replace also `preview`, then `done`, `error` or "
+        "`cancelled`. A `preview` is a draft of what is being painted: `picture`, a small PNG as base64, transparent "
+        "where nothing changes, to be drawn over `box` ([left, top, right, bottom] in pixels of the picture), and "
+        "`variant`, from 0. Server-Timing, and `timings` in JSON, say what each stage took.",
         "content": {JSON: {"schema": {"type": "object"}}, EVENTS: {"schema": {"type": "string"}}}
         | dict.fromkeys(PICTURES, _BINARY),
     }

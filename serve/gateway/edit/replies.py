@@ -1,6 +1,7 @@
 """What leaves: a picture, JSON or a stream of events, as Accept asks for; a handler's reply in the API's own names."""
 
 import asyncio
+import base64
 import json
 import logging
 from collections.abc import AsyncIterator, Iterable
@@ -12,6 +13,7 @@ from fastapi import Request, Response
 from contract.accept import JSON, OWN, PICTURES, preferred
 from contract.bodies import Slice, read_body
 from contract.errors import read_error
+from contract.progress import Preview
 from contract.timings import HEADER, in_milliseconds, server_timing
 from serve.engine.answer import Answer, json_length, json_pieces
 from serve.errors import UNEXPECTED, PalimpsestError
@@ -105,10 +107,10 @@ async def _until_client_leaves(request: Request) -> None:
 
 
 async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator[bytes]:
-    """Server-sent events: `job` with its id, `progress` at every change, then `done` or `error`."""
+    """Server-sent events: `job` with its id, `progress` and `preview` at every change, then `done` or `error`."""
     loop = asyncio.get_running_loop()
     yield _event("job", {"job": job.id})
-    last, spoke = None, loop.time()
+    last, shown, spoke = None, 0, loop.time()
     try:
         while not job.task.done():
             now = job.progress(scheduler.active())
@@ -118,11 +120,20 @@ async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator
             elif loop.time() - spoke > HEARTBEAT:
                 yield b": still there\n\n"
                 spoke = loop.time()
+            preview = job.preview()
+            if preview and preview.number != shown:
+                yield _event("preview", _described(preview))
+                shown = preview.number
             await asyncio.wait({job.task}, timeout=POLL)
         async for piece in paced(await _last_event(job, picture)):
             yield piece
     finally:
         job.cancel()
+
+
+def _described(preview: Preview) -> dict[str, Any]:
+    picture = base64.b64encode(preview.picture).decode()
+    return {"variant": preview.variant, "box": preview.box, "picture": picture}
 
 
 async def _last_event(job: Job, picture: str) -> Iterable[bytes]:

@@ -158,7 +158,8 @@ async def _paint(
         asked = {"image": picture, "mask_image": hole, **fields.texts()}
         return await _ask(services, address(request), job, fields.model, asked, arguments, accept)
 
-    return await reply(request, services.scheduler, services.jobs.start(work, files.pop_all()), kind, "picture")
+    job = services.jobs.start(work, files.pop_all(), previews=kind == EVENTS)
+    return await reply(request, services.scheduler, job, kind, "picture")
 
 
 async def _ask(
