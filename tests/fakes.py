@@ -107,6 +107,7 @@ class FakeDevice:
     """A device with a terabyte."""
 
     name, gpu, total, frees_late, overhead, parked_worker = "fake", None, 2**40, False, 600 << 20, 0
+    suspends = False
 
     def free(self) -> int:
         return self.total

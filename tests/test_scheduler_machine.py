@@ -48,6 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         guessed=st.booleans(),
         host_budget=st.integers(0, 3),
         keeps_copies=st.booleans(),
+        suspends=st.booleans(),
     )
     def begin(
         self,
@@ -60,6 +61,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         guessed: bool,
         host_budget: int,
         keeps_copies: bool,
+        suspends: bool,
     ) -> None:
         self.world = World(
             budget,
@@ -73,6 +75,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.world.device.predicted = {"a": 1, "b": 1, "c": 2, "d": 3}
         self.world.device.parked = {"a": Taken(0, 1), "c": Taken(1, 1), "d": Taken(0, 2)}
+        self.world.device.suspends = suspends
         self.world.device.actual = {"b": 2, "c": 2} if larger else {"c": 2}
         if guessed:
             self.world.device.predicted["c"] = 9
@@ -185,6 +188,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def parked_models_stay_within_the_host_budget(self) -> None:
         assert sum(m.host for m in self.world.scheduler.models()) <= self.world.device.host_budget
+
+    @invariant()
+    def a_suspended_model_has_left_the_device(self) -> None:
+        for model in self.world.scheduler.models():
+            if model.state is State.SUSPENDED:
+                assert (model.reserved, self.world.device.held.get(model.archive.engine_name, 0)) == (0, 0)
+                assert self.world.device.suspends
 
     @invariant()
     def queues_are_bounded(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from serve.errors import OutOfMemory
-from serve.residency.model import LEAVING, STARTING, Model, State, Taken
+from serve.residency.model import AWAY, LEAVING, STARTING, Model, State, Taken
 from serve.residency.policy import Resident
 from serve.store.catalog import Archive
 
@@ -29,6 +29,9 @@ class Memory(Protocol):
 
     def predict_parked(self, archive: Archive) -> Taken | None:
         """What the archive's model will take once it is parked; None where it can't be, or where that frees nothing."""
+
+    def predict_suspended(self, archive: Archive) -> Taken | None:
+        """The same once it is suspended, too."""
 
 
 class Accounting:
@@ -61,21 +64,26 @@ class Accounting:
         return sum(_stays(m) if m.state in LEAVING else m.reserved for m in models) - self._memory.budget
 
     def evictable(self, park: bool) -> list[Resident]:
-        """park: those that can be parked give back only what that frees; else all go altogether."""
+        """park: those that can be parked give back only what that frees; else all leave the device altogether."""
         return [
-            _resident(key, m, m.reserved - (parked.device if park and (parked := self.parked(m)) else 0))
+            _resident(key, m, m.reserved - (away.device if (away := self.away(m, park)) else 0))
             for key, m in self._models.items()
             if m.state in (State.READY, State.PARKED) and not m.pinned
         ]
 
     def idle(self) -> list[Resident]:
-        """Those of them that nobody uses and whose going frees something, parked where they can be."""
+        """Those of them that nobody uses and whose going frees something, one place colder where they can be."""
         return [r for r in self.evictable(park=True) if not r.in_use and r.size > 0]
 
-    def parked(self, model: Model) -> Taken | None:
-        """What the model will take once it is parked; None where it should not be."""
-        parked = None if model.state is State.PARKED or model.stale else self._memory.predict_parked(model.archive)
-        return parked if parked and parked.host <= self._memory.host_budget else None
+    def away(self, model: Model, park: bool) -> Taken | None:
+        """What the model will take once it has left: parked, where that is enough (`park`), else suspended; None where
+        it is neither, and goes to disk.
+        """
+        if model.stale:
+            return None
+        parked = self._memory.predict_parked(model.archive) if park and model.state is not State.PARKED else None
+        places = (parked, self._memory.predict_suspended(model.archive))
+        return next((taken for taken in places if taken and taken.host <= self._memory.host_budget), None)
 
     def host_missing(self, need: int) -> int:
         """Bytes short of `need` in host memory."""
@@ -85,12 +93,12 @@ class Accounting:
         """Bytes of host memory that come back without anything more to be done."""
         return sum(m.host for m in self._models.values() if m.state is State.UNLOADING)
 
-    def idle_parked(self) -> list[Resident]:
+    def idle_away(self) -> list[Resident]:
         """By what they hold of host memory."""
         return [
             _resident(key, m, m.host)
             for key, m in self._models.items()
-            if m.state is State.PARKED and not m.in_use and not m.pinned
+            if m.state in AWAY and not m.in_use and not m.pinned
         ]
 
     def largest(self, model: Model) -> int:
@@ -114,7 +122,7 @@ class Accounting:
 
 def _stays(model: Model) -> int:
     """Bytes that a leaving model keeps on the device."""
-    return model.parking.device if model.parking else 0
+    return model.away.device if model.away else 0
 
 
 def _resident(key: str, model: Model, size: int) -> Resident:

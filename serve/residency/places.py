@@ -1,5 +1,5 @@
-"""Who gets a place in memory and who gives one up: starts loads, wakings, parkings and unloads, and takes note of how
-they end.
+"""Who gets a place in memory and who gives one up: starts loads, wakings, parkings, suspensions and unloads, and takes
+note of how they end.
 
 Three modules help: accounting (sums of bytes), policy (who must go), effects (what runs).
 """
@@ -20,7 +20,7 @@ from serve.residency.accounting import Accounting, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
-from serve.residency.model import IN_MEMORY, STARTING, Model, Reason, State, Taken
+from serve.residency.model import AWAY, IN_MEMORY, STARTING, Model, Reason, State, Taken
 from serve.residency.policy import Resident, choose_victims
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,7 @@ _REFUSAL_STANDS = 600.0
 
 
 class Places:
-    """models: those in memory or in use, as they change. on_change: called when a load, waking, parking or unload has
-    ended.
-    """
+    """models: those in memory or in use, as they change. on_change: called when an effect has ended."""
 
     def __init__(
         self,
@@ -54,9 +52,9 @@ class Places:
     def clear(self, active: Sequence[Model]) -> None:
         """Models leave that have a reason of their own to."""
         for model in active:
-            if model.state in (State.READY, State.PARKED) and (reason := self._reason_to_leave(model)):
+            if model.state in (State.READY, *AWAY) and (reason := self._reason_to_leave(model)):
                 self._drain(model, reason, None)
-            elif model.state is State.DRAINING:
+            elif model.state in (State.DRAINING, State.SUSPENDING):
                 self._leave(model)
         self._shrink_to_budget()
 
@@ -119,15 +117,15 @@ class Places:
         if self._free_slots(active) > 0 and any(m.waits_for_place for m in active):
             due.append(_now() + _LOOK_AGAIN)
         if self._limits.keep_alive is not None:
-            idle = (m for m in active if m.state in (State.READY, State.PARKED) and not m.in_use and not m.pinned)
+            idle = (m for m in active if m.state in (State.READY, *AWAY) and not m.in_use and not m.pinned)
             due += [m.last_used + self._limits.keep_alive for m in idle]
         return min(due, default=None)
 
     def lose_worker(self, model: Model) -> None:
         """The model's worker is gone: what is left of it is cleared away, though leases may not have ended yet."""
-        if model.state in (State.PARKING, *STARTING):
+        if model.state in (State.PARKING, State.SUSPENDING, *STARTING):
             model.unwanted = Reason.WORKER_LOST  # what runs hears of it, too
-        elif model.state in (State.READY, State.PARKED, State.DRAINING):
+        elif model.state in (State.READY, State.DRAINING, *AWAY):
             self._on_event(Event(What.EVICTED, model, reason=Reason.WORKER_LOST))
             self._effects.unload(model)
 
@@ -177,14 +175,14 @@ class Places:
         missing = need - model.reserved - room
         if missing <= 0 and not (model.squeezed and coming):
             model.hold(need)
-            (self._effects.wake if model.state is State.PARKED else self._effects.load)(model)
+            (self._effects.wake if model.state in AWAY else self._effects.load)(model)
             return True
         self._make_room(model, missing - coming)
         # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
         return missing > self._accounting.obtainable()
 
     def _make_room(self, model: Model, need: int) -> None:
-        """Others are parked; where that is not enough, they are unloaded."""
+        """Others are parked; where that is not enough, they leave the device altogether: suspended, else unloaded."""
         for park in (True, False):
             others = [r for r in self._accounting.evictable(park) if r.key != model.archive.engine_name]
             victims = choose_victims(need, others, _now(), self._limits.minimum_stay)
@@ -206,41 +204,40 @@ class Places:
     def _evict(self, victims: list[Resident] | None, reason: Reason, park: bool) -> None:
         for victim in victims or []:
             model = self._models[victim.key]
-            self._drain(model, reason, self._accounting.parked(model) if park else None)
+            self._drain(model, reason, self._accounting.away(model, park))
 
-    def _drain(self, model: Model, reason: Reason, parking: Taken | None) -> None:
+    def _drain(self, model: Model, reason: Reason, away: Taken | None) -> None:
         """Admits nothing new; what runs finishes first."""
         model.evicted_at = _now()
         self._on_event(Event(What.EVICTED, model, reason=reason))
-        if model.state is State.PARKED:
+        if model.state in AWAY and away is None:
             self._effects.unload(model)
             return
-        model.to(State.DRAINING)
-        model.parking = parking
+        model.to(State.DRAINING if model.state is State.READY else State.SUSPENDING)
+        model.away = away
         self._leave(model)
 
     def _leave(self, model: Model) -> None:
-        """Once nothing runs in it any more: to host memory if that is where it goes and there is room, else away."""
+        """Once nothing runs in it any more: to host memory if that is where it goes and there is room, else to disk."""
         if model.leases or model.effect:
             return
         if model.unwanted or model.stale:
-            model.parking = None
-        if model.parking is None:
+            model.away = None
+        if model.away is None:
             self._effects.unload(model)
-        elif self._has_host_room(model.parking.host - model.host):
-            model.host = model.parking.host
-            self._effects.park(model)
+        elif self._has_host_room(model.away.host - model.host):
+            model.host = model.away.host
+            (self._effects.suspend if model.state is State.SUSPENDING else self._effects.park)(model)
         elif not self._accounting.host_coming():
             self._effects.unload(model)
 
     def _has_host_room(self, need: int) -> bool:
-        """Where there is none yet, parked models leave for it, those unused longest first."""
+        """Where there is none yet, parked and suspended models go to disk for it, those unused longest first."""
         missing = self._accounting.host_missing(need)
         if missing > 0:
-            victims = choose_victims(
-                missing - self._accounting.host_coming(), self._accounting.idle_parked(), _now(), 0
-            )
-            self._evict(victims, Reason.HOST_MEMORY, park=False)
+            need = missing - self._accounting.host_coming()
+            for victim in choose_victims(need, self._accounting.idle_away(), _now(), 0) or []:
+                self._drain(self._models[victim.key], Reason.HOST_MEMORY, None)
         return missing <= 0
 
     # Ends of effects
@@ -265,11 +262,25 @@ class Places:
         else:
             model.to(State.PARKED)
             model.hold(outcome.device)
-            model.parking, model.host = outcome, outcome.host
             self._on_event(Event(What.PARKED, model, seconds))
+            if model.away and model.away.suspended:
+                model.to(State.SUSPENDING)
+            else:
+                model.away, model.host = outcome, outcome.host
+
+    def on_suspended(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
+        if isinstance(outcome, PalimpsestError):
+            logger.warning("%s is unloaded, for it could not be suspended: %s", model.archive.name, outcome.message)
+            self._effects.unload(model)
+        else:
+            model.to(State.SUSPENDED)
+            model.hold(outcome.device)
+            model.away, model.host = outcome, outcome.host
+            self._on_event(Event(What.SUSPENDED, model, seconds))
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
-        if isinstance(outcome, OutOfMemory):
+        was_suspended = model.away is not None and model.away.suspended
+        if isinstance(outcome, OutOfMemory) and not was_suspended:
             self._on_out_of_memory(model)
         elif isinstance(outcome, PalimpsestError):
             logger.warning("%s is loaded anew, for it could not be woken: %s", model.archive.name, outcome.message)
@@ -281,7 +292,7 @@ class Places:
     def _on_ready(self, model: Model, what: What, taken: Taken, seconds: float) -> None:
         model.to(State.READY)
         model.hold(taken.device)
-        model.parking, model.host = None, taken.host
+        model.away, model.host = None, taken.host
         model.ready_since = model.last_used = _now()
         self._on_event(Event(what, model, seconds))
 
@@ -304,9 +315,9 @@ class Places:
         self._on_event(Event(What.LOAD_OUT_OF_MEMORY, model))
         idle = self._accounting.idle()
         hopeless = not idle and not self._accounting.coming()
-        if model.state is State.WAKING and model.parking:
+        if model.state is State.WAKING and model.away:
             model.to(State.PARKED)
-            model.hold(model.parking.device)
+            model.hold(model.away.device)
         elif not hopeless:
             model.leave_memory()
         if hopeless:
