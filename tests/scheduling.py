@@ -16,6 +16,7 @@ from serve.errors import OutOfMemory
 from serve.residency.events import Event, What
 from serve.residency.model import STARTING, Reason, Taken
 from serve.residency.scheduler import Model, Scheduler, SchedulerLimits, State
+from serve.residency.standby import Standby
 from serve.store.catalog import Archive
 
 MakeWorld = Callable[..., "World"]
@@ -83,6 +84,40 @@ class Device:
         return size
 
 
+class Warm:
+    """The standby worker: takes its memory at once, and what it takes comes back a moment after it was dismissed."""
+
+    def __init__(self, world: "World", size: int) -> None:
+        self._world, self._size = world, size
+        self.standby = self._dismissed = False
+        self.prepared = self.taken = 0
+
+    def prepare_standby(self) -> None:
+        if self.standby:
+            self._world.violations.append("a second standby")
+        device, models = self._world.device, self._world.scheduler.models()
+        if self._size > min(device.free(), device.budget - sum(m.reserved for m in models)):
+            self._world.violations.append("a standby without room")
+        self.standby, self._dismissed, self.prepared = True, False, self.prepared + 1
+        device.held["standby"] = self._size
+
+    def dismiss_standby(self) -> None:
+        self._dismissed = True
+        self._world.loop.call_later(0.1, self.lose)
+
+    def take(self) -> None:
+        """By a load."""
+        if self.standby and not self._dismissed:
+            self.taken += 1
+            self.lose()
+
+    def lose(self) -> None:
+        if self.standby:
+            self.standby = False
+            self._world.device.held.pop("standby", None)
+            self._world.loop.call_soon(self._world.scheduler.on_standby)
+
+
 @dataclass
 class Engine:
     """Loads and unloads end by `World.end`, or after so many seconds where these are given.
@@ -107,6 +142,7 @@ class Engine:
 
     async def load(self, archive: Archive) -> int:
         self._check_load(archive)
+        self.world.warm.take()
         await self._run("load", archive, self.load_seconds)
         self.lost.discard(archive.engine_name)
         return self.world.device.take(archive)
@@ -241,10 +277,12 @@ class Request:
 
 
 class World:
-    """budget: of the books. capacity: of the device, if it differs. host_budget: for parked models. limits: fields of
-    SchedulerLimits."""
+    """budget: of the books. capacity: of the device, if it differs. host_budget: for parked models. standby: what a
+    standby worker takes; 0: there is none. limits: fields of SchedulerLimits."""
 
-    def __init__(self, budget: int = 2, capacity: int | None = None, host_budget: int = 0, **limits: Any) -> None:
+    def __init__(
+        self, budget: int = 2, capacity: int | None = None, host_budget: int = 0, standby: int = 0, **limits: Any
+    ) -> None:
         self.loop = VirtualTimeLoop()
         self.violations: list[str] = []
         self.loop.set_exception_handler(lambda loop, context: self.violations.append(str(context)))
@@ -254,7 +292,8 @@ class World:
         self.events: Counter[What | Reason] = Counter()
         self.requests: list[Request] = []
         self.tasks: list[asyncio.Task[Any]] = []
-        self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count)
+        self.warm = Warm(self, standby)
+        self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count, Standby(self.warm, standby))
         self._watch_the_books()
 
     def _count(self, event: Event) -> None:
@@ -339,6 +378,7 @@ class World:
             self.engine.broken.clear()
             self.device.held.clear()
             self.device.host_held.clear()
+            self.warm.standby = False
             self.scheduler.on_engine_lost()
 
         self.call(lose)

@@ -28,7 +28,7 @@ from serve.store.catalog import Archive
 names = st.sampled_from("abcd")
 RARE = (
     "replace_archive", "pin", "unload", "worker_lost", "footprint_measured", "engine_lost", "others_take_memory",
-    "unloads_free_late",
+    "unloads_free_late", "standby_lost",
 )  # fmt: skip
 PATIENT = 1e5  # seconds that some requests wait: they must get a real answer
 
@@ -49,6 +49,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         host_budget=st.integers(0, 3),
         keeps_copies=st.booleans(),
         suspends=st.booleans(),
+        standby=st.integers(0, 2),
     )
     def begin(
         self,
@@ -62,11 +63,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         host_budget: int,
         keeps_copies: bool,
         suspends: bool,
+        standby: int,
     ) -> None:
         self.world = World(
             budget,
             budget - less,
             host_budget,
+            standby,
             queue_per_model=4,
             queue_total=8,
             wait=30,
@@ -125,8 +128,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # The world
 
-    @rule(seconds=st.sampled_from([0, 0.1, 1, 2, 5, 31]))
+    @rule(seconds=st.sampled_from([0, 0.1, 1, 2.7, 5, 31]))
     def time_passes(self, seconds: float) -> None:
+        """Never to the very moment in which a minimum stay is over: rounding would decide whether it was seen."""
         self.world.pass_time(seconds)
         self.settled = True
 
@@ -178,6 +182,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def unloads_free_late(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
         self.world.engine.frees_late = not self.world.engine.frees_late
+
+    def standby_lost(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.world.call(self.world.warm.lose)
 
     # What always holds
 

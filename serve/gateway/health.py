@@ -73,6 +73,12 @@ def _state(services: Services) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "palimpsest_zygote_restarts", "Times that the zygote had to be started again.", warm.zygote_restarts
     )
+    yield _gauge(
+        "standby_workers", "Workers that have CUDA set up and wait for a model: 1 or none.", warm.standby_is_ready
+    )
+    yield CounterMetricFamily(
+        "palimpsest_standby_starts", "Workers that were a standby before, and so had CUDA set up.", warm.standby_starts
+    )
     yield _gauge("device_free_bytes", "Memory that the device reports as free.", memory.free())
     yield _gauge_per_model(
         "model_memory_bytes", "Memory held for a model.", ((label(m), m.reserved) for m in models if m.reserved)

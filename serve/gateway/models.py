@@ -64,6 +64,7 @@ class MemoryStatus(BaseModel):
     device: str
     budget_bytes: int = Field(description="What models may take together.")
     reserved_bytes: int = Field(description="What is held for models.")
+    standby_bytes: int = Field(description="What is held for a worker that waits for the next model to load.")
     free_bytes: int = Field(description="What the device reports as free.")
     host_budget_bytes: int = Field(description="What parked and suspended models may take of main memory together.")
     host_reserved_bytes: int = Field(description="What is held for them.")
@@ -281,6 +282,7 @@ def _memory_status(services: Services, models: Collection[Model]) -> MemoryStatu
         device=services.memory.device.name,
         budget_bytes=services.memory.budget,
         reserved_bytes=sum(m.reserved for m in models),
+        standby_bytes=services.scheduler.standby.held,
         free_bytes=services.memory.free(),
         host_budget_bytes=services.memory.host_budget,
         host_reserved_bytes=sum(m.host for m in models),

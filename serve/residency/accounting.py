@@ -6,6 +6,7 @@ from typing import Protocol
 from serve.errors import OutOfMemory
 from serve.residency.model import AWAY, LEAVING, STARTING, Model, State, Taken
 from serve.residency.policy import Resident
+from serve.residency.standby import Standby
 from serve.store.catalog import Archive
 
 
@@ -37,18 +38,23 @@ class Memory(Protocol):
 class Accounting:
     """models: those that are in memory or in use, as they change."""
 
-    def __init__(self, memory: Memory, models: Mapping[str, Model]) -> None:
-        self._memory, self._models = memory, models
+    def __init__(self, memory: Memory, models: Mapping[str, Model], standby: Standby) -> None:
+        self._memory, self._models, self._standby = memory, models, standby
 
     def room(self) -> int:
         """Bytes that nobody holds by the accounts, or on the device where that has less; may be negative."""
         reserved = sum(m.reserved for m in self._models.values())
         loading = sum(m.reserved for m in self._models.values() if m.state in STARTING)
-        return min(self._memory.budget - reserved, self._memory.free() - loading)
+        return min(self._memory.budget - reserved - self.standby(), self._memory.free() - loading)
+
+    def standby(self) -> int:
+        """Bytes that the standby worker holds beside all models; none while one loads, which takes it over."""
+        return 0 if any(m.state is State.LOADING for m in self._models.values()) else self._standby.held
 
     def coming(self) -> int:
         """Bytes that come back without anything more to be done."""
-        return sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
+        models = sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
+        return models + (self._standby.held if self._standby.leaving else 0)
 
     def at_work(self) -> bool:
         """Whether a request that runs will give bytes back when it ends."""
@@ -56,12 +62,13 @@ class Accounting:
 
     def obtainable(self) -> int:
         """Bytes that would come back if all went that may go."""
-        return sum(m.reserved for m in self._models.values() if m.state in LEAVING or not m.pinned)
+        return self.standby() + sum(m.reserved for m in self._models.values() if m.state in LEAVING or not m.pinned)
 
     def excess(self) -> int:
-        """Bytes by which models that stay exceed the budget; 0 or less if they don't."""
+        """Bytes by which what stays exceeds the budget; 0 or less if it does not."""
         models = self._models.values()
-        return sum(_stays(m) if m.state in LEAVING else m.reserved for m in models) - self._memory.budget
+        taken = sum(_stays(m) if m.state in LEAVING else m.reserved for m in models)
+        return taken + (0 if self._standby.leaving else self.standby()) - self._memory.budget
 
     def evictable(self, park: bool) -> list[Resident]:
         """park: those that can be parked give back only what that frees; else all leave the device altogether."""

@@ -31,6 +31,7 @@ class Device(Protocol):
     frees_late: bool  # whether memory comes back only some time after its process has ended
     overhead: int  # bytes that a worker takes beside its weights, until they are measured
     parked_worker: int  # bytes that a worker keeps whose weights are parked, until they are measured
+    standby_worker: int  # bytes that one holds of it that has set it up for no model yet
     suspends: bool  # whether its driver takes parked workers off it altogether
 
     def free(self) -> int:
@@ -49,7 +50,7 @@ class CudaDevice:
     frees_late = True
     # Measured on an H200, in float16: SAM vit_b 2.2 GB beside its weights, SD-2 1.7, big-lama 1.1; parked 0.66 to 0.76.
     overhead = 2100 << 20
-    parked_worker = 720 << 20  # the CUDA context and the kernels in it
+    parked_worker = standby_worker = 720 << 20  # the CUDA context and the kernels in it
 
     def __init__(self, index: int) -> None:
         """Raises pynvml.NVMLError where there is no such GPU, or no driver."""
@@ -79,6 +80,7 @@ class HostDevice:
     frees_late = False
     overhead = 600 << 20
     suspends = False
+    standby_worker = 0
     parked_worker = 100 << 20  # what Python and torch made their own since the fork
 
     def __init__(self) -> None:

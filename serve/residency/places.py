@@ -22,6 +22,7 @@ from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
 from serve.residency.model import AWAY, IN_MEMORY, STARTING, Model, Reason, State, Taken
 from serve.residency.policy import Resident, choose_victims
+from serve.residency.standby import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +43,13 @@ class Places:
         memory: Memory,
         limits: SchedulerLimits,
         models: Mapping[str, Model],
+        standby: Standby,
         on_event: Callable[[Event], None],
         on_change: Callable[[], None],
     ) -> None:
         self._memory, self._limits, self._models, self._on_event = memory, limits, models, on_event
-        self._accounting = Accounting(memory, models)
+        self._standby, self._standby_is_due = standby, True
+        self._accounting = Accounting(memory, models, standby)
         self._effects = Effects(engine, self, on_change)
 
     def clear(self, active: Sequence[Model]) -> None:
@@ -73,6 +76,13 @@ class Places:
         for model in active:
             if model.waits_for_place and (error := self.refusal(model)):
                 model.fail_waiters(error)
+
+    def stand_by(self, active: Sequence[Model]) -> None:
+        """Once loads and unloads are over, a worker is made ready for the next load, where there is room for it."""
+        busy = self._standby.held or any(m.effect or m.waits_for_place for m in active)
+        if self._standby_is_due and not busy and self._accounting.room() >= self._standby.size > 0:
+            self._standby_is_due = False
+            self._standby.prepare()
 
     def refusal(self, model: Model) -> OutOfMemory | None:
         """Why the model cannot be loaded, whatever leaves; None: it can, or need not, or that is yet to be seen."""
@@ -132,6 +142,7 @@ class Places:
     def lose_all(self) -> None:
         """All workers are gone."""
         self._effects.cancel()
+        self._standby_is_due = True
         for model in self._models.values():
             if model.state in IN_MEMORY:
                 model.leave_memory()
@@ -173,10 +184,14 @@ class Places:
             # Alone with all that can be had it is tried, whatever was guessed.
             need = min(need, attainable)
         missing = need - model.reserved - room
+        if model.state not in AWAY:
+            missing -= self._free_standby()  # it is the worker that will load
         if missing <= 0 and not (model.squeezed and coming):
             model.hold(need)
             (self._effects.wake if model.state in AWAY else self._effects.load)(model)
             return True
+        if model.state in AWAY and missing > coming:
+            missing -= self._dismiss_standby()
         self._make_room(model, missing - coming)
         # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
         return missing > self._accounting.obtainable()
@@ -195,11 +210,22 @@ class Places:
         self._evict_idle(self._accounting.excess())
 
     def _evict_idle(self, need: int) -> None:
-        """For `need` bytes, or as many of them as idle models hold."""
+        """For `need` bytes, or as many of them as the standby worker and idle models hold."""
+        if need > 0:
+            need -= self._dismiss_standby()
         if need > 0:
             idle = self._accounting.idle()
             victims = choose_victims(min(need, sum(r.size for r in idle)), idle, _now(), 0)
             self._evict(victims, Reason.MEMORY, park=True)
+
+    def _free_standby(self) -> int:
+        """Bytes of a standby worker that is neither dismissed nor taken over already."""
+        return 0 if self._standby.leaving else self._accounting.standby()
+
+    def _dismiss_standby(self) -> int:
+        """Bytes that come back by that."""
+        freed = self._free_standby()
+        return freed if freed and self._standby.dismiss() else 0
 
     def _evict(self, victims: list[Resident] | None, reason: Reason, park: bool) -> None:
         for victim in victims or []:
@@ -251,6 +277,7 @@ class Places:
             model.loads += 1
             model.error = None
             self._on_ready(model, What.LOADED, Taken(outcome, 0), seconds)
+            self._standby_is_due = True
             if self._memory.is_measured(model.archive) and outcome > self._accounting.largest(model):
                 model.refused_at, model.unwanted = _now(), Reason.TOO_LARGE
                 model.fail_waiters(self._accounting.refusal(model))
@@ -314,6 +341,8 @@ class Places:
         """The device had less room than was accounted for: one idle model goes before the next try, or all have."""
         self._on_event(Event(What.LOAD_OUT_OF_MEMORY, model))
         idle = self._accounting.idle()
+        # Also one that this load was to take over, and has not.
+        dismissed = self._standby.dismiss()
         hopeless = not idle and not self._accounting.coming()
         if model.state is State.WAKING and model.away:
             model.to(State.PARKED)
@@ -324,7 +353,8 @@ class Places:
             self._on_hopeless(model)
         elif model.waiters:
             model.squeezed = True
-            self._evict(choose_victims(1, idle, _now(), 0), Reason.OUT_OF_MEMORY, park=True)
+            if not dismissed:
+                self._evict(choose_victims(1, idle, _now(), 0), Reason.OUT_OF_MEMORY, park=True)
 
     def _on_hopeless(self, model: Model) -> None:
         error = OutOfMemory(
@@ -337,6 +367,7 @@ class Places:
 
     def on_unloaded(self, model: Model, seconds: float) -> None:
         model.leave_memory()
+        self._standby_is_due = True
         self._on_event(Event(What.UNLOADED, model, seconds))
 
 
