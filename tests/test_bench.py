@@ -29,3 +29,10 @@ def test_ours_answers_sooner_than_stock(tmp_path: Path) -> None:
 def test_the_cuda_mode_runs_dry(tmp_path: Path) -> None:
     report = coldstart.run(tmp_path, rounds=1, models=["sam"], full_size=None, cuda=True)
     assert report.keys() == {"sam", "copies"}
+
+
+def test_a_fleet_is_asked_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "400")  # of a few such models
+    report = coldstart.run(tmp_path, rounds=2, models=["sam"], full_size=None, cuda=False, fleet=5)
+    assert sum(place["count"] for place in report.values()) == 10
+    assert report.keys() <= {"gpu", "memory", "parked", "suspended", "disk"}

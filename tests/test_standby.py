@@ -23,8 +23,12 @@ from test_zygote import (
     parent_of_orphans,
     pids_of,
     ready,
+    supervising,
     until,
 )
+from zoo import write_archive
+
+from serve.engine.warmstart import WarmStarts
 
 __all__ = ["parent_of_orphans"]  # a fixture for all
 
@@ -235,3 +239,27 @@ async def test_many_standbys_leave_nothing(tmp_path: Path) -> None:
                 before = psutil.Process(warm.zygote_pid).num_fds(), psutil.Process().num_fds()
         assert (psutil.Process(warm.zygote_pid).num_fds(), psutil.Process().num_fds()) == before
         assert warm.standby_starts == 8
+
+
+@pytest.mark.torchserve
+@in_event_loop
+async def test_torchserves_next_worker_is_the_standby_and_nothing_is_left_when_it_stops(tmp_path: Path) -> None:
+    warm = WarmStarts(("ts.model_service_worker",), preparation=preparation(tmp_path))
+    archives = {name: write_archive(tmp_path / "store", name) for name in ("one", "two")}
+    async with supervising(tmp_path, warm) as supervisor:
+        assert warm.zygote is not None
+        standbys = []
+        for name, archive in archives.items():
+            warm.prepare_standby()
+            await until(lambda: warm.standby_is_ready)
+            (standby,) = {child.pid for child in psutil.Process(warm.zygote.pid).children()} - set(standbys)
+            standbys.append(standby)
+            await supervisor.engine.register(name, archive)
+            assert supervisor.worker_pid(archive) == standby
+            await until(lambda: not warm.standby)
+        assert (warm.standby_starts, warm.slow_starts) == (2, 0)
+        await supervisor.engine.unregister("one")
+        await until(lambda: not psutil.pid_exists(standbys[0]))
+        # One that waits ends with the server, too.
+        warm.prepare_standby()
+        await until(lambda: warm.standby_is_ready)

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 25.0
 # Seconds that a zygote may import, from a cold disk on a busy machine.
 READY_WITHIN = 45.0
+STANDBY_ENDS = 1.0  # seconds that the zygote gets to end one before it is ended itself
 MAX_BACKOFF = 60.0
 MAX_ENDS = 1000  # archives whose worker has ended and nobody has asked
 # So many in a row that never became ready, and workers start slowly without waiting, for so many seconds.
@@ -32,7 +33,7 @@ class WarmStarts:
 
     libraries: what the zygote imports; by default all that any model's worker does. patience, ready_within: seconds
     that a launcher waits for its fork, and that a zygote may import. preparation: the file that a standby worker runs
-    ahead (standby.py); None: there is to be none. standby: whether there is one or will be.
+    ahead (standby.py); None: there is to be none.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class WarmStarts:
         self._ends: dict[str, str] = {}
         self.slow_starts = 0
         self.zygote_restarts = 0
-        self.standby = self.standby_is_ready = False
+        self._no_standby = asyncio.Event()
+        self._no_standby.set()
+        self.standby_is_ready = False
         self.standby_starts = 0
         self.on_standby: Callable[[], None] = lambda: None
 
@@ -83,11 +86,16 @@ class WarmStarts:
         return self.ready.is_set()
 
     async def stop(self) -> None:
-        """Ends the zygote. Its workers live on until their launchers end."""
+        """Ends the zygote and the standby. Its workers live on until their launchers end."""
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
+        if self.standby:
+            # By its parent, which reaps it.
+            self.dismiss_standby()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._no_standby.wait(), STANDBY_ENDS)
         if self.zygote is not None:
             await processes.end(self.zygote)
             self.zygote = None
@@ -96,15 +104,21 @@ class WarmStarts:
             self._reports.close()
             self._reports = None
         self.ready.clear()
-        self.standby = self.standby_is_ready = False
+        self._no_standby.set()
+        self.standby_is_ready = False
+
+    @property
+    def standby(self) -> bool:
+        """Whether there is one or will be."""
+        return not self._no_standby.is_set()
 
     def prepare_standby(self) -> None:
         """Has a standby worker made, if there is none; on_standby is called when there is one no more.
 
         Of no effect before the zygote is ready, which on_standby tells as well.
         """
-        if self.ready.is_set() and self._preparation and not self.standby:
-            self.standby = self._tell(zygote.PREPARE)
+        if self.ready.is_set() and self._preparation and not self.standby and self._tell(zygote.PREPARE):
+            self._no_standby.clear()
 
     def dismiss_standby(self) -> None:
         """Ends it, wherever it has come to."""
@@ -197,7 +211,8 @@ class WarmStarts:
                 self.zygote.kill()
 
     def _lose_standby(self) -> None:
-        self.standby = self.standby_is_ready = False
+        self._no_standby.set()
+        self.standby_is_ready = False
         self.on_standby()
 
 

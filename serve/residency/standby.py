@@ -6,7 +6,8 @@ from typing import Protocol
 class WarmStarts(Protocol):
     """standby: whether there is one, or will be. A wish that cannot be fulfilled does nothing."""
 
-    standby: bool
+    @property
+    def standby(self) -> bool: ...
 
     def prepare_standby(self) -> None: ...
 
