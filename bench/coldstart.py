@@ -1,6 +1,6 @@
 """From a request for a model that is not loaded to its answer: stock TorchServe against Palimpsest, in one run.
 
-    python -m bench.coldstart [--rounds 10] [--models sam,lama,sd] [--full-size FOLDER] [--cuda]
+    python -m bench.coldstart [--rounds 10] [--models sam,lama,sd] [--full-size FOLDER] [--cuda | --fleet 40]
 
 Stock is a plain `torchserve` with a plain interpreter and a pickled checkpoint (bench/stock.py); ours is the server.
 Both get the same weights, pictures and handlers, in turn, one model at a time. Reported are medians: the first answer,
@@ -9,12 +9,21 @@ a later one (the answer's own time), the phases of the load, and the memory that
 --full-size FOLDER: SAM vit_b, big-lama and SD-2 with random weights, built in FOLDER (25 GB, once) instead of the demo
 models; beside them the time of `dd` for the weights from a warm page cache.
 --cuda: cold -> answer and parked -> answer for ours alone, what a parked worker keeps of the device, and the bytes per
-second of loading and of waking against a pinned copy. Without a GPU it runs dry: the same steps, on the CPU.
+second of loading and of waking against a pinned copy. Cold starts with a standby worker and without one; where the
+driver can, parked workers are suspended and resumed, too. Without a GPU it runs dry: the same steps, on the CPU.
+--fleet N: N copies of the last of the models, asked for at random; how long each took to be ready, by the place in
+which it was. For 40 of SD-2 on 24 GB, with 170 GB of main memory:
+    PALIMPSEST_SUSPEND=true PALIMPSEST_MEMORY_BUDGET=22000 PALIMPSEST_HOST_BUDGET=150000 \\
+        python -m bench.coldstart --full-size FOLDER --models sd --fleet 40
 """
 
 import argparse
 import io
 import json
+import math
+import os
+import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,16 +56,23 @@ def main() -> None:
     parser.add_argument("--models", default="sam,lama,sd", type=lambda names: names.split(","))
     parser.add_argument("--full-size", type=Path, metavar="FOLDER")
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--fleet", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(run(Path(folder), **vars(arguments)), indent=2))
 
 
-def run(folder: Path, rounds: int, models: list[str], full_size: Path | None, cuda: bool) -> dict[str, Any]:
+def run(
+    folder: Path, rounds: int, models: list[str], full_size: Path | None, cuda: bool, fleet: int = 0
+) -> dict[str, Any]:
     """Starts the servers in `folder`. Takes seconds per model and round; with full_size minutes."""
     root = full_size or folder
     served = dtype_of("auto", models_device())
     store = build_full_size(root / "ours", models, served) if full_size else build_demo(root / "ours")
+    if fleet:
+        names = copies_of(store / models[-1], folder / "fleet", fleet)
+        with Ours(folder, folder / "fleet") as ours:
+            return wakes(ours, names, rounds)
     if cuda:
         with Ours(folder, store) as ours:
             report = {name: moves(ours, name, rounds) for name in models}
@@ -106,8 +122,14 @@ def moves(ours: Ours, name: str, rounds: int) -> dict[str, Any]:
     """Cold and parked to the answer. Waking is a command to the worker, so it includes the way there."""
     samples, asked, device = [], question(name), find_device()
     for number in range(rounds):
+        sample = {}
+        if device.gpu is not None:
+            ours.end_standby()
+            sample["cold without standby -> answer s"] = seconds(lambda: ours.first_answer(name, asked))
+            ours.unload(name)
+            ours.await_standby()
         before = ours.processes()
-        sample = {"cold -> answer s": seconds(lambda: ours.first_answer(name, asked))}
+        sample["cold -> answer s"] = seconds(lambda: ours.first_answer(name, asked))
         sample["answer s"] = seconds(lambda: ours.answer(name, asked))
         sample["status s"] = seconds(lambda: ours.command(name, "status"))
         started = ours.processes() - before
@@ -120,13 +142,47 @@ def moves(ours: Ours, name: str, rounds: int) -> dict[str, Any]:
         sample["parked -> answer s"] = time.perf_counter() - began
         sample["parking s"] = seconds(lambda: ours.command(name, "park"))
         sample["waking again s"] = seconds(lambda: ours.command(name, "wake"))
+        if device.suspends:
+            ours.command(name, "park")
+            sample["suspending s"] = seconds(lambda: ours.command(name, "suspend"))
+            sample["suspended MB"] = taken(device, started)
+            sample["suspended -> parked s"] = seconds(lambda: ours.command(name, "resume"))
+            ours.command(name, "wake")
         status = ours.command(name, "status")
+        sample["disk -> ready s"] = sum(status["phases"].values())
         sample["device MB"] = status["device_bytes"] / 1e6
         sample |= {f"{phase} s": duration for phase, duration in status["phases"].items()}
         ours.unload(name)
         samples.append(sample)
         print(f"{name} {number + 1}/{rounds}: {sample}", file=sys.stderr)
     return medians(samples)
+
+
+def copies_of(archive: Path, store: Path, count: int) -> list[str]:
+    """So many archives in the store whose files are the one's; their names."""
+    names = [f"{archive.name}{number}" for number in range(count)]
+    for name in names:
+        shutil.copytree(archive, store / name, copy_function=os.link)
+    return names
+
+
+def wakes(ours: Ours, names: list[str], rounds: int) -> dict[str, Any]:
+    """Each model once, then `rounds` times as many at random: seconds until one was ready, by where it was."""
+    chosen = random.Random(0)
+    for name in names:
+        ours.load(name)
+    samples: dict[str, list[float]] = {}
+    for _ in range(rounds * len(names)):
+        name = chosen.choice(names)
+        place = ours.place(name)
+        samples.setdefault(place, []).append(seconds(lambda: ours.load(name)))  # noqa: B023 - called at once
+    return {place: summary(values) for place, values in sorted(samples.items())}
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    return {"count": len(ordered), "p50 s": round(statistics.median(ordered), 4), "p95 s": round(p95, 4)}
 
 
 def taken(device: Device, processes: Iterable[psutil.Process]) -> float:

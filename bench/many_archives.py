@@ -65,6 +65,8 @@ class Instant:
     def predict_parked(self, archive: Archive) -> Taken | None:
         return None
 
+    predict_suspended = predict_parked
+
     async def load(self, archive: Archive) -> int:
         return 1
 
@@ -74,7 +76,7 @@ class Instant:
     async def park(self, archive: Archive) -> Taken:
         raise NotImplementedError
 
-    wake = park
+    suspend = wake = park
 
 
 async def scheduler(archives: int) -> dict[str, float]:

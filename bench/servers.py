@@ -112,10 +112,33 @@ class Ours(System):
         self.answer(model, fields)
 
     def answer(self, model: str, fields: dict[str, Any]) -> None:
-        self._post(f"http://127.0.0.1:{self._server.port}/predictions/{model}", fields)
+        self._post(self._url(f"/predictions/{model}"), fields)
 
     def unload(self, model: str) -> None:
-        self._checked(self._http.post(f"http://127.0.0.1:{self._server.port}/v1/models/{model}/unload"))
+        self._checked(self._http.post(self._url(f"/v1/models/{model}/unload")))
+
+    def load(self, model: str) -> None:
+        """Or wakes it; returns once it is ready."""
+        self._checked(self._http.post(self._url(f"/v1/models/{model}/load")))
+
+    def place(self, model: str) -> str:
+        return str(self._checked(self._http.get(self._url(f"/v1/models/{model}"))).json()["place"])
+
+    def await_standby(self) -> None:
+        """Until a worker waits that has CUDA set up."""
+        _wait(lambda: "palimpsest_standby_workers 1" in self._http.get(self._url("/metrics")).text)
+
+    def end_standby(self) -> None:
+        """After this the next worker is forked. A standby is the one process that looks like its parent, the zygote."""
+        self.await_standby()
+        for process in self.processes():
+            parent = process.parent()
+            if "zygote.py" in " ".join(process.cmdline()) and parent and parent.cmdline() == process.cmdline():
+                process.kill()
+        _wait(lambda: "palimpsest_standby_workers 0" in self._http.get(self._url("/metrics")).text)
+
+    def _url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self._server.port}{path}"
 
     def command(self, model: str, command: str) -> dict[str, Any]:
         """Past the gateway, with its secrets: it does not know of this parking."""

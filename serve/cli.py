@@ -131,7 +131,9 @@ def _memory(settings: Settings) -> Memory:
     if budget == 0:
         raise _fail("PALIMPSEST_MEMORY_BUDGET must be more than 0")
     _say(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
-    return Memory(device, budget, settings.state / "footprints.json", host_budget)
+    if settings.suspend and not device.suspends:
+        _say(f"PALIMPSEST_SUSPEND has no effect: the driver of {device.name} has no process checkpoint")
+    return Memory(device, budget, settings.state / "footprints.json", host_budget, settings.suspend)
 
 
 def _device() -> Device:

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         "25%",
         description="Main memory for parked models and archives read ahead: MiB, or a percentage; 0: none.",
     )
+    suspend: bool = Field(
+        False,
+        description="Whether parked models may leave the GPU altogether; experimental, see docs/suspension.md.",
+    )
     cache_mib: int = Field(65536, ge=1, description="Disk for unpacked .tar.gz and .mar archives, in STORE/.cache.")
     queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model; above it 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait for any model; above it 429.")

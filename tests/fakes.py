@@ -88,7 +88,16 @@ class FakeHost:
 
     def __init__(self, answer: Callable[[httpx.Request], httpx.Response]) -> None:
         self.engine = TorchServe(ENDPOINT, 5, cast(aiohttp.ClientSession, FakeSession(answer)))
-        self.warm = SimpleNamespace(slow_starts=0, zygote_restarts=0)
+        self.warm = SimpleNamespace(
+            slow_starts=0,
+            zygote_restarts=0,
+            standby=False,
+            standby_is_ready=False,
+            standby_starts=0,
+            on_standby=lambda: None,
+            prepare_standby=lambda: None,
+            dismiss_standby=lambda: None,
+        )
 
     async def start(self, on_lost: Callable[[], None], on_ready: Callable[[], None]) -> None:
         self.on_lost, self.on_ready = on_lost, on_ready
@@ -108,6 +117,7 @@ class FakeDevice:
     """A device with a terabyte."""
 
     name, gpu, total, frees_late, overhead, parked_worker = "fake", None, 2**40, False, 600 << 20, 0
+    suspends, standby_worker = False, 0
 
     def free(self) -> int:
         return self.total

@@ -16,6 +16,7 @@ from serve.errors import OutOfMemory
 from serve.residency.events import Event, What
 from serve.residency.model import STARTING, Reason, Taken
 from serve.residency.scheduler import Model, Scheduler, SchedulerLimits, State
+from serve.residency.standby import Standby
 from serve.store.catalog import Archive
 
 MakeWorld = Callable[..., "World"]
@@ -37,12 +38,14 @@ class Device:
     """capacity: what it really has. held: by loaded workers. foreign: by others. predicted, actual: size by name.
 
     guessed: names whose predicted size nobody has measured yet. peaks: what those names take that take more while they
-    work. parked: what those names take when they are parked that can be.
+    work. parked: what those names take when they are parked that can be. suspends: whether those can be suspended then,
+    which takes as much more of the host as they keep of the device.
     """
 
     def __init__(self, budget: int, capacity: int, host_budget: int) -> None:
         self.budget, self.capacity, self.foreign, self.host_budget = budget, capacity, 0, host_budget
         self.parked: dict[str, Taken] = {}
+        self.suspends = False
         self.host_held: dict[str, int] = {}
         self.held: dict[str, int] = {}
         self.predicted: dict[str, int] = {}
@@ -66,6 +69,10 @@ class Device:
         parked = self.parked.get(archive.name)
         return parked if parked and parked.device < self.predict(archive) else None
 
+    def predict_suspended(self, archive: Archive) -> Taken | None:
+        parked = self.parked.get(archive.name)
+        return Taken(0, parked.host + parked.device, suspended=True) if parked and self.suspends else None
+
     def take(self, archive: Archive) -> int:
         size = self.actual.get(archive.name, self.predict(archive))
         if size > self.free() + self.held.get(archive.engine_name, 0):
@@ -77,12 +84,47 @@ class Device:
         return size
 
 
+class Warm:
+    """The standby worker: takes its memory at once, and what it takes comes back a moment after it was dismissed."""
+
+    def __init__(self, world: "World", size: int) -> None:
+        self._world, self._size = world, size
+        self.standby = self._dismissed = False
+        self.prepared = self.taken = 0
+
+    def prepare_standby(self) -> None:
+        if self.standby:
+            self._world.violations.append("a second standby")
+        device, models = self._world.device, self._world.scheduler.models()
+        if self._size > min(device.free(), device.budget - sum(m.reserved for m in models)):
+            self._world.violations.append("a standby without room")
+        self.standby, self._dismissed, self.prepared = True, False, self.prepared + 1
+        device.held["standby"] = self._size
+
+    def dismiss_standby(self) -> None:
+        self._dismissed = True
+        self._world.loop.call_later(0.1, self.lose)
+
+    def take(self) -> None:
+        """By a load."""
+        if self.standby and not self._dismissed:
+            self.taken += 1
+            self.lose()
+
+    def lose(self) -> None:
+        if self.standby:
+            self.standby = False
+            self._world.device.held.pop("standby", None)
+            self._world.loop.call_soon(self._world.scheduler.on_standby)
+
+
 @dataclass
 class Engine:
     """Loads and unloads end by `World.end`, or after so many seconds where these are given.
 
     lost: workers that died since their load. undo_seconds: what a cancelled load takes to clean up. deaf: nothing can
-    be cancelled. keeps_copies: a woken model keeps its copy in host memory.
+    be cancelled. keeps_copies: a woken model keeps its copy in host memory. suspended, broken: workers that can only be
+    woken or unloaded, and those that can only be unloaded.
     """
 
     world: "World"
@@ -95,9 +137,12 @@ class Engine:
     running: dict[str, tuple[str, asyncio.Future[None]]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
+    suspended: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
 
     async def load(self, archive: Archive) -> int:
         self._check_load(archive)
+        self.world.warm.take()
         await self._run("load", archive, self.load_seconds)
         self.lost.discard(archive.engine_name)
         return self.world.device.take(archive)
@@ -105,25 +150,41 @@ class Engine:
     async def park(self, archive: Archive) -> Taken:
         if self.world.model(archive).leases:
             self.world.violations.append(f"{archive.engine_name} is parked while it works")
+        return await self._put_away("park", archive, self.world.device.parked[archive.name])
+
+    async def suspend(self, archive: Archive) -> Taken:
+        if archive.engine_name not in self.world.device.host_held:
+            self.world.violations.append(f"{archive.engine_name} is suspended and was not parked")
+        suspended = self.world.device.predict_suspended(archive)
+        assert suspended
+        taken = await self._put_away("suspend", archive, suspended)
+        self.suspended.add(archive.engine_name)
+        return taken
+
+    async def _put_away(self, kind: str, archive: Archive, taken: Taken) -> Taken:
         device = self.world.device
-        parked = device.parked[archive.name]
         held = sum(size for name, size in device.host_held.items() if name != archive.engine_name)
-        if held + parked.host > device.host_budget:
-            self.world.violations.append(f"{archive.engine_name} is parked over the host budget")
-        device.host_held[archive.engine_name] = parked.host
+        if held + taken.host > device.host_budget:
+            self.world.violations.append(f"{kind} of {archive.engine_name} over the host budget")
+        device.host_held[archive.engine_name] = taken.host
         try:
-            await self._run("park", archive, self.unload_seconds)
+            await self._run(kind, archive, self.unload_seconds)
         except BaseException:
             device.host_held.pop(archive.engine_name, None)
             raise
-        device.held[archive.engine_name] = parked.device
-        return parked
+        device.held[archive.engine_name] = taken.device
+        return taken
 
     async def wake(self, archive: Archive) -> Taken:
         if archive.engine_name not in self.world.device.host_held:
             self.world.violations.append(f"{archive.engine_name} is woken and was not parked")
-        await self._run("wake", archive, self.load_seconds)
-        size = self.world.device.take(archive)
+        try:
+            await self._run("wake", archive, self.load_seconds)
+            size = self.world.device.take(archive)
+        except BaseException:
+            self.broken |= self.suspended & {archive.engine_name}
+            raise
+        self.suspended.discard(archive.engine_name)
         if not self.keeps_copies:
             self.world.device.host_held.pop(archive.engine_name, None)
         return Taken(size, self.world.device.host_held.get(archive.engine_name, 0))
@@ -133,6 +194,8 @@ class Engine:
         try:
             await self._run("unload", archive, self.unload_seconds)
         finally:
+            self.suspended.discard(archive.engine_name)
+            self.broken.discard(archive.engine_name)
             self.world.device.host_held.pop(archive.engine_name, None)
             size = self.world.device.held.pop(archive.engine_name, 0)
             if self.frees_late:
@@ -140,6 +203,8 @@ class Engine:
 
     async def _run(self, kind: str, archive: Archive, seconds: float | None) -> None:
         self.log.append(f"{kind} {archive.name}")
+        if kind != "unload" and archive.engine_name in self.broken:
+            self.world.violations.append(f"{kind} of {archive.engine_name}, which is broken")
         key, done = archive.engine_name, asyncio.get_running_loop().create_future()
         if key in self.running:
             self.world.violations.append(f"{kind} of {key} while its {self.running[key][0]} runs")
@@ -212,10 +277,12 @@ class Request:
 
 
 class World:
-    """budget: of the books. capacity: of the device, if it differs. host_budget: for parked models. limits: fields of
-    SchedulerLimits."""
+    """budget: of the books. capacity: of the device, if it differs. host_budget: for parked models. standby: what a
+    standby worker takes; 0: there is none. limits: fields of SchedulerLimits."""
 
-    def __init__(self, budget: int = 2, capacity: int | None = None, host_budget: int = 0, **limits: Any) -> None:
+    def __init__(
+        self, budget: int = 2, capacity: int | None = None, host_budget: int = 0, standby: int = 0, **limits: Any
+    ) -> None:
         self.loop = VirtualTimeLoop()
         self.violations: list[str] = []
         self.loop.set_exception_handler(lambda loop, context: self.violations.append(str(context)))
@@ -225,7 +292,8 @@ class World:
         self.events: Counter[What | Reason] = Counter()
         self.requests: list[Request] = []
         self.tasks: list[asyncio.Task[Any]] = []
-        self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count)
+        self.warm = Warm(self, standby)
+        self.scheduler = Scheduler(self.engine, self.device, self.limits, self._count, Standby(self.warm, standby))
         self._watch_the_books()
 
     def _count(self, event: Event) -> None:
@@ -306,8 +374,11 @@ class World:
     def lose_engine(self) -> None:
         def lose() -> None:
             self.engine.lost |= {m.archive.engine_name for m in self.scheduler.models()}
+            self.engine.suspended.clear()
+            self.engine.broken.clear()
             self.device.held.clear()
             self.device.host_held.clear()
+            self.warm.standby = False
             self.scheduler.on_engine_lost()
 
         self.call(lose)

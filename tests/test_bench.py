@@ -41,3 +41,10 @@ def test_what_processes_hold_and_requests_cost_is_measured() -> None:
         assert table[f"{model}: user s"][0] > 0
         assert table[f"{model}: peak MB"][0] >= table[f"{model}: resident MB, then"][0] > 0
     assert len(memory.as_text({"here": table}).splitlines()) == 2 + len(table)
+
+
+def test_a_fleet_is_asked_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_MEMORY_BUDGET", "400")  # of a few such models
+    report = coldstart.run(tmp_path, rounds=2, models=["sam"], full_size=None, cuda=False, fleet=5)
+    assert sum(place["count"] for place in report.values()) == 10
+    assert report.keys() <= {"gpu", "memory", "parked", "suspended", "disk"}

@@ -192,6 +192,48 @@ def test_a_killed_worker_gives_its_memory_back_and_the_next_request_is_served(se
     assert worker_of(server) != pid
 
 
+@pytest.mark.torchserve
+def test_the_standby_worker_becomes_the_next_one_and_has_cuda_set_up(server: Server, dog: bytes) -> None:
+    def metric(name: str) -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"palimpsest_{name} "))
+
+    for model in loaded(server):
+        server.http.post(f"/v1/models/{model['name']}/unload").raise_for_status()
+    until(lambda: metric("standby_workers") == 1)
+    standbys = {process.pid for process in server.family() if CudaDevice(0).used_by(process.pid)}
+    before = metric("standby_starts_total")
+    server.ask("sam", image=dog, gen_args=CLICK)
+    assert metric("standby_starts_total") == before + 1
+    assert server.worker("sam").pid in standbys
+    assert metric("worker_slow_starts_total") == 0
+
+
+SUSPENDS = """
+import os, torch
+from handlers.worker import suspension
+from serve.residency.memory import CudaDevice
+tensor = torch.arange(2**24, device="cuda")
+pinned = torch.ones(2**20, pin_memory=True)
+torch.cuda.synchronize()
+device, pid = CudaDevice(0), os.getpid()
+for _ in range(3):
+    assert device.used_by(pid)
+    suspension.suspend()
+    assert not device.used_by(pid)
+    suspension.resume()
+    assert torch.equal(tensor.cpu(), torch.arange(2**24))
+    assert pinned.cuda().sum().item() == 2**20
+"""
+
+
+@pytest.mark.skipif(not find_device().suspends, reason="needs a driver with the process checkpoint")
+def test_the_driver_takes_a_process_off_the_gpu_and_puts_it_back_with_all_it_had() -> None:
+    """In a process of its own: one that cannot be resumed is lost."""
+    done = subprocess.run([sys.executable, "-c", SUSPENDS], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 SPOILT_AFTER = """
 import ctypes
 from serve.engine.zygote import unsafe_to_fork

@@ -1,6 +1,7 @@
 """Footprints and budgets: what a model is expected to take, and what is remembered of it."""
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -158,6 +159,7 @@ class TwoGpus:
         patch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: self.handle(self.NAMES.index(uuid)))
         patch.setattr(pynvml, "nvmlDeviceGetIndex", lambda index: index)
         patch.setattr(pynvml, "nvmlDeviceGetName", lambda index: f"card {index}")
+        patch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "570.86.10")
         patch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda index: SimpleNamespace(total=(index + 1) * MIB))
 
     def handle(self, index: int) -> int:
@@ -180,6 +182,25 @@ def test_the_device_is_the_first_that_is_visible(
     device = find_device()
     assert device.gpu == gpu
     assert device.name == ("CPU" if gpu is None else f"card {gpu}")
+
+
+@pytest.mark.parametrize(
+    ("driver", "machine", "suspends"),
+    [
+        ("570.86.10", "x86_64", True),
+        (b"580.95", "x86_64", True),
+        ("565.57.01", "x86_64", False),
+        ("580", "arm64", False),
+    ],
+)
+def test_a_driver_suspends_since_a_version_of_its_own(
+    driver: str | bytes, machine: str, suspends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TwoGpus(monkeypatch)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: driver)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert find_device().suspends is suspends
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

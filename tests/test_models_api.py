@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import OWN_ERROR, FakeTorchServe, gateway, make_store
+from fakes import OWN_ERROR, FakeDevice, FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
 from rich.console import Console
 from test_metrics import SIZE, pack
@@ -63,7 +63,7 @@ def test_every_archive_is_listed_before_any_request(client: TestClient, fake: Fa
     listed = client.get(MODELS).json()
     assert [model["name"] for model in listed["models"]] == ["lama", "sam", "team/own"]
     assert listed["memory"] == {
-        "device": "fake", "budget_bytes": 2 * SIZE, "reserved_bytes": 0, "free_bytes": 2**40,
+        "device": "fake", "budget_bytes": 2 * SIZE, "reserved_bytes": 0, "standby_bytes": 0, "free_bytes": 2**40,
             "host_budget_bytes": 0, "host_reserved_bytes": 0,
     }  # fmt: skip
     version = listed["models"][1].pop("version")
@@ -359,3 +359,22 @@ def test_a_model_that_wakes_is_where_its_weights_are(client: TestClient) -> None
     model.state = State.LOADING
     assert status(client, "sam")["place"] == "disk"
     model.state = State.READY
+
+
+def test_a_gpus_standby_worker_is_listed_and_counted(
+    fake: FakeTorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeDevice, "gpu", 0)
+    monkeypatch.setattr(FakeDevice, "standby_worker", SIZE)
+    with gateway(fake, make_store(tmp_path, "sam"), budget=10 * SIZE) as client:
+        warm = client.app.state.services.host.warm
+
+        def prepare() -> None:
+            warm.standby = warm.standby_is_ready = True
+
+        warm.prepare_standby = prepare
+        assert client.get("/v1/models").json()["memory"]["standby_bytes"] == 0
+        # The zygote has just become ready.
+        client.portal.call(warm.on_standby)
+        assert client.get("/v1/models").json()["memory"]["standby_bytes"] == SIZE
+        assert "palimpsest_standby_workers 1" in client.get("/metrics").text

@@ -268,7 +268,7 @@ def test_a_worker_that_knows_no_key_obeys_nobody(folder: Path, key: str, monkeyp
 def test_an_unknown_command_is_named_as_such(folder: Path) -> None:
     reply = command(big(folder), "explode")
     assert reply.status == 400
-    assert "park, wake, status" in reply.error["message"]
+    assert "park, wake, suspend, resume, status" in reply.error["message"]
 
 
 def test_the_phases_of_a_start_add_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

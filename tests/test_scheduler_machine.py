@@ -28,7 +28,7 @@ from serve.store.catalog import Archive
 names = st.sampled_from("abcd")
 RARE = (
     "replace_archive", "pin", "unload", "worker_lost", "footprint_measured", "engine_lost", "others_take_memory",
-    "unloads_free_late",
+    "unloads_free_late", "standby_lost",
 )  # fmt: skip
 PATIENT = 1e5  # seconds that some requests wait: they must get a real answer
 
@@ -48,6 +48,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         guessed=st.booleans(),
         host_budget=st.integers(0, 3),
         keeps_copies=st.booleans(),
+        suspends=st.booleans(),
+        standby=st.integers(0, 2),
     )
     def begin(
         self,
@@ -60,11 +62,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         guessed: bool,
         host_budget: int,
         keeps_copies: bool,
+        suspends: bool,
+        standby: int,
     ) -> None:
         self.world = World(
             budget,
             budget - less,
             host_budget,
+            standby,
             queue_per_model=4,
             queue_total=8,
             wait=30,
@@ -73,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.world.device.predicted = {"a": 1, "b": 1, "c": 2, "d": 3}
         self.world.device.parked = {"a": Taken(0, 1), "c": Taken(1, 1), "d": Taken(0, 2)}
+        self.world.device.suspends = suspends
         self.world.device.actual = {"b": 2, "c": 2} if larger else {"c": 2}
         if guessed:
             self.world.device.predicted["c"] = 9
@@ -122,8 +128,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # The world
 
-    @rule(seconds=st.sampled_from([0, 0.1, 1, 2, 5, 31]))
+    @rule(seconds=st.sampled_from([0, 0.1, 1, 2.7, 5, 31]))
     def time_passes(self, seconds: float) -> None:
+        """Never to the very moment in which a minimum stay is over: rounding would decide whether it was seen."""
         self.world.pass_time(seconds)
         self.settled = True
 
@@ -176,6 +183,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def unloads_free_late(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
         self.world.engine.frees_late = not self.world.engine.frees_late
 
+    def standby_lost(self, data: st.DataObject, version: Archive, model: Model | None) -> None:
+        self.world.call(self.world.warm.lose)
+
     # What always holds
 
     @invariant()
@@ -185,6 +195,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def parked_models_stay_within_the_host_budget(self) -> None:
         assert sum(m.host for m in self.world.scheduler.models()) <= self.world.device.host_budget
+
+    @invariant()
+    def a_suspended_model_has_left_the_device(self) -> None:
+        for model in self.world.scheduler.models():
+            if model.state is State.SUSPENDED:
+                assert (model.reserved, self.world.device.held.get(model.archive.engine_name, 0)) == (0, 0)
+                assert self.world.device.suspends
 
     @invariant()
     def queues_are_bounded(self) -> None:

@@ -57,8 +57,15 @@ def parent_of_orphans() -> Iterator[None]:
 class Bench(WarmStarts):
     """A zygote with a folder of its own, and workers that are scripts."""
 
-    def __init__(self, folder: Path, libraries: tuple[str, ...], patience: float, ready_within: float) -> None:
-        super().__init__(libraries, patience, ready_within)
+    def __init__(
+        self,
+        folder: Path,
+        libraries: tuple[str, ...],
+        patience: float,
+        ready_within: float,
+        preparation: Path | None = None,
+    ) -> None:
+        super().__init__(libraries, patience, ready_within, preparation)
         self.home = folder / "home"
         self.home.mkdir()
         self.work = folder / "work"
@@ -97,8 +104,9 @@ async def bench(
     patience: float = IN_TIME,
     ready_within: float = IN_TIME,
     until_ready: bool = True,
+    preparation: Path | None = None,
 ) -> AsyncIterator[Bench]:
-    running = Bench(folder, libraries, patience, ready_within)
+    running = Bench(folder, libraries, patience, ready_within, preparation)
     running.start(running.home, running.environment, running.log)
     try:
         if until_ready:

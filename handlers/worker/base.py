@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from handlers.requests.payload import Reply, Request
 from handlers.requests.reply import Encoded
 from handlers.weights.mapped_file import FileChanged
 from handlers.weights.tensors import DtypeOf, Weights, open_weights
-from handlers.worker import tickets
+from handlers.worker import suspension, tickets
 from handlers.worker.heap import Heap
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class Refused(RequestError):
 class Handler:
     """One model in one worker. A model's handler overrides load, predict and warm_up.
 
-    Besides requests it takes commands (contract/commands.py). PARK, WAKE and STATUS answer
-    {"state": "ready"|"parked", "phases": {...}, "device_bytes": n, "host_bytes": n}; ANSWER takes a ticket, and answers
-    what was written into the gateway's memory.
+    Besides requests it takes commands (contract/commands.py). ANSWER takes a ticket, and answers what was written into
+    the gateway's memory; the others answer
+    {"state": "ready"|"parked"|"suspended", "phases": {...}, "device_bytes": n, "host_bytes": n}.
 
     device: where the weights live; from TorchServe's gpu_id, the CPU where it names none.
     dtype: of the weights and activations; `handler.dtype` in model-config.yaml, where "auto" is float16 on CUDA
@@ -76,7 +76,7 @@ class Handler:
         """Called once by TorchServe; the model counts as ready when this returns."""
         called = time.monotonic()
         self._weights: list[Weights] = []
-        self._parked = False
+        self._parked = self._suspended = False
         properties = context.system_properties
         self.config = (context.model_yaml_config or {}).get("handler", {})
         self.device = device_of(properties.get("gpu_id"))
@@ -150,13 +150,19 @@ class Handler:
             raise Refused(403, "forbidden", "commands are the gateway's alone")
         if command == commands.ANSWER:
             return self._answer_ticket(data.get("body"), context)
-        ways = {commands.PARK: self._park, commands.WAKE: self._wake, commands.STATUS: lambda: None}
+        ways = {
+            commands.PARK: self._park,
+            commands.WAKE: self._wake,
+            commands.SUSPEND: self._suspend,
+            commands.RESUME: self._resume,
+            commands.STATUS: lambda: None,
+        }
         if command not in ways:
             known = ", ".join((commands.ANSWER, *ways))
             raise Refused(400, "bad_request", f"{commands.COMMAND} must be one of {known}")
         ways[command]()
         status = {
-            "state": "parked" if self._parked else "ready",
+            "state": "suspended" if self._suspended else "parked" if self._parked else "ready",
             "phases": {name: round(seconds, 6) for name, seconds in self.phases.items()},
             "device_bytes": sum(weights.device_bytes for weights in self._weights),
             "host_bytes": sum(weights.host_bytes for weights in self._weights),
@@ -164,6 +170,8 @@ class Handler:
         return json.dumps(status).encode()
 
     def _park(self) -> None:
+        if self._parked:
+            return
         try:
             for weights in self._weights:
                 weights.save()
@@ -174,6 +182,8 @@ class Handler:
     def _wake(self) -> None:
         if not self._parked:
             return
+        if self._suspended:
+            raise Refused(409, "suspended", "the model is suspended: resume it first")
         try:
             for weights in self._weights:
                 weights.restore()
@@ -186,6 +196,26 @@ class Handler:
             self._drop()
             raise Refused(507, "out_of_memory", "not enough memory to wake the model: it stays parked") from None
         self._parked = False
+
+    def _suspend(self) -> None:
+        if not self._parked:
+            raise Refused(409, "not_parked", "only a parked model can be suspended: park it first")
+        if not self._suspended:
+            # Before it is tried: where that fails nothing may be asked of the GPU either.
+            self._suspended = True
+            self._ask_driver(suspension.suspend)
+
+    def _resume(self) -> None:
+        if self._suspended:
+            self._ask_driver(suspension.resume)
+            self._suspended = False
+
+    @staticmethod
+    def _ask_driver(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except suspension.Failed as error:
+            raise Refused(500, "suspension_failed", f"{error}: this worker is to be ended") from None
 
     def _drop(self) -> None:
         self._parked = True

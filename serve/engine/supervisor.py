@@ -48,7 +48,7 @@ class Supervisor:
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self.warm = WarmStarts()
+        self.warm = WarmStarts(preparation=None if gpu is None else Path(__file__).with_name("standby.py"))
         folders = (settings.state, settings.state / "logs", Path(homes.temporary_folder()))
         self._disks = disk.Watch(folders)
 

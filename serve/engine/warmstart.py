@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 25.0
 # Seconds that a zygote may import, from a cold disk on a busy machine.
 READY_WITHIN = 45.0
+STANDBY_ENDS = 1.0  # seconds that the zygote gets to end one before it is ended itself
 MAX_BACKOFF = 60.0
 MAX_ENDS = 1000  # archives whose worker has ended and nobody has asked
 # So many in a row that never became ready, and workers start slowly without waiting, for so many seconds.
@@ -28,10 +29,11 @@ REST = 600.0
 
 
 class WarmStarts:
-    """The zygote of the running TorchServe. slow_starts, zygote_restarts: since the server started.
+    """The zygote of the running TorchServe. slow_starts, zygote_restarts, standby_starts: since the server started.
 
     libraries: what the zygote imports; by default all that any model's worker does. patience, ready_within: seconds
-    that a launcher waits for its fork, and that a zygote may import.
+    that a launcher waits for its fork, and that a zygote may import. preparation: the file that a standby worker runs
+    ahead (standby.py); None: there is to be none.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class WarmStarts:
         libraries: Sequence[str] | None = None,
         patience: float = PATIENCE,
         ready_within: float = READY_WITHIN,
+        preparation: Path | None = None,
     ) -> None:
         self._libraries = all_libraries() if libraries is None else libraries
-        self._patience, self._ready_within = patience, ready_within
+        self._patience, self._ready_within, self._preparation = patience, ready_within, preparation
+        self._zygotes_address = ""
         self._reports: socket.socket | None = None
         self._runner: asyncio.Task[None] | None = None
         self.zygote: asyncio.subprocess.Process | None = None
@@ -49,6 +53,11 @@ class WarmStarts:
         self._ends: dict[str, str] = {}
         self.slow_starts = 0
         self.zygote_restarts = 0
+        self._no_standby = asyncio.Event()
+        self._no_standby.set()
+        self.standby_is_ready = False
+        self.standby_starts = 0
+        self.on_standby: Callable[[], None] = lambda: None
 
     def start(self, home: Path, environment: Mapping[str, str], log: Path) -> str:
         """Starts the zygote, without waiting for it, and returns what TorchServe is to take for its Python.
@@ -63,7 +72,9 @@ class WarmStarts:
         self._reports.setblocking(False)
         self._reports.bind(str(home / "starts"))
         asyncio.get_running_loop().add_reader(self._reports, self._read_report, self._reports)
-        command = [sys.executable, zygote.__file__, str(home / "zygote"), str(home / "starts"), *self._libraries]
+        self._zygotes_address = str(home / "zygote")
+        addresses = self._zygotes_address, str(home / "starts")
+        command = [sys.executable, zygote.__file__, *addresses, str(self._preparation or ""), *self._libraries]
         self._runner = asyncio.create_task(self._keep_running(command, home, environment, log))
         return str(python)
 
@@ -75,11 +86,16 @@ class WarmStarts:
         return self.ready.is_set()
 
     async def stop(self) -> None:
-        """Ends the zygote. Its workers live on until their launchers end."""
+        """Ends the zygote and the standby. Its workers live on until their launchers end."""
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
+        if self.standby:
+            # By its parent, which reaps it.
+            self.dismiss_standby()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._no_standby.wait(), STANDBY_ENDS)
         if self.zygote is not None:
             await processes.end(self.zygote)
             self.zygote = None
@@ -88,6 +104,34 @@ class WarmStarts:
             self._reports.close()
             self._reports = None
         self.ready.clear()
+        self._no_standby.set()
+        self.standby_is_ready = False
+
+    @property
+    def standby(self) -> bool:
+        """Whether there is one or will be."""
+        return not self._no_standby.is_set()
+
+    def prepare_standby(self) -> None:
+        """Has a standby worker made, if there is none; on_standby is called when there is one no more.
+
+        Of no effect before the zygote is ready, which on_standby tells as well.
+        """
+        if self.ready.is_set() and self._preparation and not self.standby and self._tell(zygote.PREPARE):
+            self._no_standby.clear()
+
+    def dismiss_standby(self) -> None:
+        """Ends it, wherever it has come to."""
+        self._tell(zygote.DISMISS)
+
+    def _tell(self, wish: bytes) -> bool:
+        """Whether the zygote will read it, unless it dies."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client, suppress(OSError):
+            client.setblocking(False)
+            client.connect(self._zygotes_address)
+            client.send(wish)
+            return True
+        return False
 
     def take_end(self, folder: str) -> str:
         """How a worker in the folder has ended since the last call: "killed" by a signal, "ended" by itself, or ""."""
@@ -105,6 +149,7 @@ class WarmStarts:
             failures = 0 if await self._until_ready(self.zygote) else failures + 1
             code = await self.zygote.wait()
             self.ready.clear()
+            self._lose_standby()
             logger.error("the zygote ended with code %d: workers start slowly until it is back; see %s", code, log)
             if failures >= GIVE_UP_AFTER:
                 failures = 0
@@ -144,6 +189,14 @@ class WarmStarts:
             report = reports.recv(zygote.LARGEST)
             if report == zygote.READY:
                 self.ready.set()
+                self.on_standby()
+                return
+            if report == zygote.STANDBY_READY:
+                self.standby_is_ready = True
+                return
+            if report in (zygote.STANDBY_TAKEN, zygote.STANDBY_GONE):
+                self.standby_starts += report == zygote.STANDBY_TAKEN
+                self._lose_standby()
                 return
             how, _, folder = report.partition(b": ")
             if how + b": " in (zygote.KILLED, zygote.ENDED):
@@ -156,6 +209,11 @@ class WarmStarts:
             # One that still imports may yet become ready; one that was ready and is silent hangs.
             if self.ready.is_set() and report.decode(errors="replace").endswith(launcher.NO_ANSWER) and self.zygote:
                 self.zygote.kill()
+
+    def _lose_standby(self) -> None:
+        self._no_standby.set()
+        self.standby_is_ready = False
+        self.on_standby()
 
 
 def all_libraries() -> list[str]:

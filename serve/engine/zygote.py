@@ -1,8 +1,8 @@
 """Forks workers that have every library imported already: a start takes milliseconds instead of seconds.
 
-`python zygote.py SOCKET REPORTS LIBRARY...` imports the libraries, which belong to the server's environment; never
-`handlers`, which belongs to the archive. Then it forks once for every launcher (launcher.py) that hands over a start:
-arguments, environment, working directory and the three standard descriptors. The child becomes what a fresh
+`python zygote.py SOCKET REPORTS STANDBY LIBRARY...` imports the libraries, which belong to the server's environment;
+never `handlers`, which belongs to the archive. Then it forks once for every launcher (launcher.py) that hands over a
+start: arguments, environment, working directory and the three standard descriptors. The child becomes what a fresh
 interpreter would have become; it ends with its launcher, and the launcher with it, with the same exit code.
 
 A fork copies one thread and no CUDA context. A zygote that has a second thread, or has begun to use CUDA, is therefore
@@ -21,6 +21,11 @@ get one environment from the supervisor, so a variable that differs is rare. It 
   module of the name of one that is imported already (an archive's own copy of a library), it takes a fresh interpreter.
 
 One thing stays common to all children: the secret of Python's string hashes.
+
+One child, the *standby*, may be forked ahead of its launcher, when the supervisor wishes it (PREPARE). It runs the file
+STANDBY, which sets up what takes long, then waits for a start and becomes that worker. Any start that could be forked
+is given to it; while it is not ready, or where it has died, starts are forked. The zygote itself stays as it was,
+without CUDA. DISMISS ends the standby, as does the end of the zygote.
 """
 
 import _ctypes
@@ -60,18 +65,23 @@ READ_LATE = re.compile(rb"PYTHONPATH|(TS|PALIMPSEST)_.*|PWD|OLDPWD|SHLVL|_")
 READY = b"ready"  # what it reports once it can fork
 # Before a worker's folder. The first is reported by the worker, too, and by its launcher, which has it as well.
 ENDED, KILLED = b"ended: ", b"killed: "
+# What the supervisor may wish, and what it hears about the standby.
+PREPARE, DISMISS = b"prepare a standby", b"dismiss the standby"
+STANDBY_READY, STANDBY_TAKEN, STANDBY_GONE = b"standby: ready", b"standby: taken", b"standby: gone"
+STANDBY_TIMEOUT = 60  # seconds that it may take to prepare
 LARGEST = 2**18  # bytes of a message: more than Linux sends at once
 HANDOVER_TIMEOUT = 5.0  # seconds that a connected launcher may take to say what to start
 HUGE_PAGE = 2**21  # bytes
 _F_SETSIG = 10  # of fcntl.h
 _MADV_COLLAPSE = 25  # of mman.h
+_PR_SET_PDEATHSIG = 1  # of prctl.h
 _CUDA_ERROR_NOT_INITIALIZED = 3  # of cuda.h
 
 Environment = Mapping[bytes, bytes]
 
 
 def main() -> None:
-    address, reports, *libraries = sys.argv[1:]
+    address, reports, standby, *libraries = sys.argv[1:]
     began = time.monotonic()
     environment = dict(os.environb)
     # It finds where the arguments stand by the environment as this process got it, and is to leave that as it is.
@@ -94,7 +104,7 @@ def main() -> None:
     gc.freeze()
     _say(f"ready after {time.monotonic() - began:.1f} s, {unsafe_to_fork() or 'fit to fork'}")
     _report(reports, READY)
-    start = Zygote(listener, environment, reports).until_forked()
+    start = Zygote(listener, environment, reports, standby).until_forked()
     # From here on this process is a child.
     start.become(environment)
     try:
@@ -115,15 +125,26 @@ class Start:
     folder: str
 
     @classmethod
-    def receive(cls, launcher: socket.socket) -> "Start":
-        """Raises OSError or ValueError where the launcher is gone or was cut off."""
-        launcher.settimeout(HANDOVER_TIMEOUT)
-        message, stdio, *_ = socket.recv_fds(launcher, LARGEST, 3)
+    def read(cls, message: bytes, launcher: socket.socket, stdio: list[int]) -> "Start":
+        """Raises ValueError where the message was cut off."""
         try:
             return cls(launcher, stdio, *marshal.loads(message))  # noqa: S302
         except (ValueError, EOFError, TypeError):
             _close(stdio)
             raise ValueError("no start request") from None
+
+    def pass_on(self, link: socket.socket) -> None:
+        """To who reads it with Start.received. Raises OSError."""
+        message = marshal.dumps((self.arguments, dict(self.environment), self.folder))
+        socket.send_fds(link, [message], [self.launcher.fileno(), *self.stdio])
+
+    @classmethod
+    def received(cls, link: socket.socket) -> "Start":
+        """What was passed on. Ends this process where nothing comes any more."""
+        message, descriptors, *_ = socket.recv_fds(link, LARGEST, 4)
+        if not message:
+            os._exit(0)
+        return cls.read(message, socket.socket(fileno=descriptors[0]), descriptors[1:])
 
     def tie_to_launcher(self) -> None:
         """Lets the kernel kill this process when the launcher is gone, whatever it is doing and whoever is its parent.
@@ -159,13 +180,41 @@ class Start:
         _start_blas_threads(self.environment)
 
 
+@dataclass
+class Standby:
+    """descriptor: of the process. link: to it, which has one message once it is ready."""
+
+    pid: int
+    descriptor: int
+    link: socket.socket
+
+    def take(self, start: Start) -> bool:
+        """Whether it is ready and has got the start; it is not asked again where it has not after all."""
+        try:
+            if not self.link.recv(LARGEST):
+                return False
+            start.pass_on(self.link)
+        except OSError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Gives it no start any more."""
+        self.link.close()
+        signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+
+
 class Zygote:
     """The process that forks; one thread, and nothing it does waits for long."""
 
-    def __init__(self, listener: socket.socket, environment: Environment, reports: str) -> None:
+    def __init__(self, listener: socket.socket, environment: Environment, reports: str, standby: str) -> None:
+        """standby: the file that prepares one."""
         self._listener, self._environment, self._reports = listener, environment, reports
+        self._preparation, self._wanted = standby, False
+        self._standby: Standby | None = None
         self._compaction = compaction()
-        self._workers: dict[int, tuple[int, Start]] = {}  # process descriptor -> process id, how it started
+        # Process descriptor -> process id, how it started; nothing yet for a standby.
+        self._children: dict[int, tuple[int, Start | None]] = {}
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
 
@@ -174,7 +223,9 @@ class Zygote:
         compacted = False
         while True:
             # Not while there are children: the small pages that they share with this process would be theirs alone.
-            idle = not compacted and not self._workers
+            idle = not compacted and not self._children
+            if self._wanted and not idle and (start := self._fork_standby()):
+                return start
             ready = self._poll.poll(0 if idle else None)
             if not ready:
                 compacted = next(self._compaction, None) is None
@@ -187,17 +238,26 @@ class Zygote:
                     return start
 
     def _receive(self) -> Start | None:
-        launcher, _ = self._listener.accept()
+        client, _ = self._listener.accept()
         try:
-            return Start.receive(launcher)
+            client.settimeout(HANDOVER_TIMEOUT)
+            message, stdio, *_ = socket.recv_fds(client, LARGEST, 3)
+            if message not in (PREPARE, DISMISS):
+                return Start.read(message, client, stdio)
+            self._wanted = message == PREPARE
+            if self._standby and message == DISMISS:
+                self._standby.end()
         except (OSError, ValueError):
-            launcher.close()
-            return None
+            pass
+        client.close()
+        return None
 
     def _fork(self, start: Start) -> bool:
         """Whether this process is the child."""
         reason = unsafe_to_fork() or why_not_forkable(start.environment, self._environment)
         pid = -1
+        if reason is None and self._hand_over(start):
+            return False
         if reason is None:
             try:
                 pid = os.fork()
@@ -209,18 +269,81 @@ class Zygote:
             return True
         _close(start.stdio)
         if pid > 0:
-            descriptor = os.pidfd_open(pid)
-            self._workers[descriptor] = pid, start
-            self._poll.register(descriptor, select.POLLIN)
+            self._watch(pid, start)
         else:
             _send(start.launcher, f"refused {reason}")
         return False
 
+    def _watch(self, pid: int, start: Start | None) -> int:
+        descriptor = os.pidfd_open(pid)
+        self._children[descriptor] = pid, start
+        self._poll.register(descriptor, select.POLLIN)
+        return descriptor
+
+    def _fork_standby(self) -> Start | None:
+        """In the child: what it is to start, once it is prepared and there is something."""
+        self._wanted = False
+        if self._standby:
+            return None
+        link, its_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        zygote = os.getpid()
+        try:
+            pid = -1 if not self._preparation or unsafe_to_fork() else os.fork()
+        except OSError:
+            pid = -1
+        if pid == 0:
+            self._forget()
+            link.close()
+            return self._stand_by(its_link, zygote)
+        its_link.close()
+        if pid > 0:
+            link.setblocking(False)
+            self._standby = Standby(pid, self._watch(pid, None), link)
+        else:
+            link.close()
+            _report(self._reports, STANDBY_GONE)
+        return None
+
+    def _stand_by(self, link: socket.socket, zygote: int) -> Start:
+        die_with_parent = functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG)
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != zygote:
+            os._exit(0)
+        signal.alarm(STANDBY_TIMEOUT)  # which ends it
+        _run(self._preparation)
+        signal.alarm(0)
+        link.send(STANDBY_READY)
+        _report(self._reports, STANDBY_READY)
+        start = Start.received(link)
+        link.close()
+        start.tie_to_launcher()
+        # A worker outlives the zygote.
+        die_with_parent(0)
+        return start
+
+    def _hand_over(self, start: Start) -> bool:
+        """Whether the standby is the worker from now on."""
+        if not self._standby or not self._standby.take(start):
+            return False
+        self._children[self._standby.descriptor] = self._standby.pid, start
+        self._standby.link.close()
+        self._standby = None
+        _close(start.stdio)
+        _report(self._reports, STANDBY_TAKEN)
+        return True
+
     def _reap(self, descriptor: int) -> None:
-        pid, start = self._workers.pop(descriptor)
+        pid, start = self._children.pop(descriptor)
         self._poll.unregister(descriptor)
         os.close(descriptor)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if start is None:
+            assert self._standby is not None
+            self._standby.link.close()
+            self._standby = None
+            _say(f"the standby ended with code {code}")
+            _report(self._reports, STANDBY_GONE)
+            return
         if code < 0 and not start.was_called_off():
             # Not left to the launcher: TorchServe is quick to kill that.
             _report(self._reports, KILLED + os.fsencode(start.folder))
@@ -230,9 +353,12 @@ class Zygote:
     def _forget(self) -> None:
         """Closes the sockets in a child: a copy of another launcher's would outlive the zygote."""
         self._listener.close()
-        for descriptor, (_, start) in self._workers.items():
+        for descriptor, (_, start) in self._children.items():
             os.close(descriptor)
-            start.launcher.close()
+            if start:
+                start.launcher.close()
+        if self._standby:
+            self._standby.link.close()
 
 
 def _import(libraries: list[str], environment: Environment) -> None:
@@ -257,7 +383,7 @@ def _begin_again(libraries: list[str], without: str, reason: str, environment: E
     """What a library has started cannot be undone: this process becomes a zygote that does not import its package."""
     _say(f"{without} is left to the workers that need it: {reason}")
     kept = [name for name in libraries if name.partition(".")[0] != without]
-    os.execve(sys.executable, [sys.executable, *sys.argv[:3], *kept], environment)  # noqa: S606
+    os.execve(sys.executable, [sys.executable, *sys.argv[:4], *kept], environment)  # noqa: S606
 
 
 def compaction() -> Iterator[int]:

@@ -32,6 +32,7 @@ from serve.gateway.services import EngineHost, Services
 from serve.residency.events import Event, What
 from serve.residency.memory import Memory
 from serve.residency.scheduler import Scheduler, SchedulerLimits
+from serve.residency.standby import Standby
 from serve.residency.workers import Workers
 from serve.settings import Settings
 from serve.store.catalog import Catalog
@@ -126,7 +127,10 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
         if event.what is What.QUEUE_WAIT:
             prefetch.on_use(event.model.archive)
 
-    scheduler = Scheduler(workers, memory, _limits(settings), on_event)
+    device = memory.device
+    standby = Standby(host.warm, device.standby_worker) if device.gpu is not None else Standby()
+    scheduler = Scheduler(workers, memory, _limits(settings), on_event, standby)
+    host.warm.on_standby = scheduler.on_standby
     prefetch = Prefetch(
         catalog,
         Usage(settings.state / "usage.json"),

@@ -18,7 +18,7 @@ from serve.gateway.given_names import LoadedModel
 from serve.gateway.predictions import headers_of, invoke_as_sent
 from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
-from serve.residency.model import State
+from serve.residency.model import AWAY, State
 from serve.store.catalog import Archive
 
 router = APIRouter(tags=["SageMaker container"])
@@ -67,8 +67,8 @@ def _describe(text: str) -> dict[str, Any]:
     return {"description": text}
 
 
-# A parked model answers, too: it comes back to the device by itself.
-_LOADED = {State.READY, State.PARKED}
+# A parked or suspended model answers, too: it comes back to the device by itself.
+_LOADED = {State.READY, *AWAY}
 _NOT_LOADED: dict[int | str, dict[str, Any]] = {404: _describe("No model of that name is loaded.")}
 _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 

@@ -9,13 +9,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from serve.errors import EngineUnavailable, PalimpsestError
 from serve.gateway.services import Injected, Services
-from serve.residency.model import State
+from serve.residency.model import AWAY, State
 
 router = APIRouter(tags=["server"])
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_BYTES = 200_000  # of an answer; with more, fewer models have a series of their own
-_LOADED = {State.READY, State.DRAINING, State.PARKING, State.PARKED}
+_LOADED = {State.READY, State.DRAINING, State.PARKING, State.SUSPENDING, *AWAY}
 
 
 @router.get("/ping", summary="Whether requests can be served")
@@ -56,9 +56,14 @@ def _state(services: Services) -> Iterator[Metric]:
     yield _gauge("memory_budget_bytes", "Memory that models may take together.", memory.budget)
     yield _gauge("memory_used_bytes", "Memory of the loaded models.", sum(m.reserved for m in loaded))
     yield _gauge("memory_reserved_bytes", "The same with those that load or unload.", sum(m.reserved for m in models))
-    yield _gauge("host_budget_bytes", "Main memory that parked models may take together.", memory.host_budget)
-    yield _gauge("host_reserved_bytes", "Main memory held for parked models.", sum(m.host for m in models))
+    yield _gauge(
+        "host_budget_bytes", "Main memory that parked and suspended models may take together.", memory.host_budget
+    )
+    yield _gauge(
+        "host_reserved_bytes", "Main memory held for parked and suspended models.", sum(m.host for m in models)
+    )
     yield _gauge("parked_models", "Models that are parked.", sum(m.state is State.PARKED for m in models))
+    yield _gauge("suspended_models", "Models that are suspended.", sum(m.state is State.SUSPENDED for m in models))
     yield CounterMetricFamily(
         "palimpsest_prefetched_bytes", "Bytes of archives read ahead.", services.prefetch.bytes_read
     )
@@ -67,6 +72,12 @@ def _state(services: Services) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         "palimpsest_zygote_restarts", "Times that the zygote had to be started again.", warm.zygote_restarts
+    )
+    yield _gauge(
+        "standby_workers", "Workers that have CUDA set up and wait for a model: 1 or none.", warm.standby_is_ready
+    )
+    yield CounterMetricFamily(
+        "palimpsest_standby_starts", "Workers that were a standby before, and so had CUDA set up.", warm.standby_starts
     )
     yield _gauge("device_free_bytes", "Memory that the device reports as free.", memory.free())
     yield _gauge_per_model(

@@ -76,7 +76,10 @@ class Metrics:
             "model_unloading", "Time to unload a model and get its memory back.", _RESIDENCY, "model"
         )
         self._parking = seconds("model_parking", "Time to move a model to host memory.", _RESIDENCY, "model")
-        self._waking = seconds("model_waking", "Time to bring a parked model back.", _RESIDENCY, "model")
+        self._suspending = seconds(
+            "model_suspending", "Time to take a parked model off the GPU altogether.", _RESIDENCY, "model"
+        )
+        self._waking = seconds("model_waking", "Time to bring a parked or suspended model back.", _RESIDENCY, "model")
         self._load_failures = count("model_load_failures", "Loads that failed.", "model", "reason")
         self._load_retries = count("model_load_out_of_memory", "Loads for which the device had no room.", "model")
         self._evictions = count("evictions", "Models that had to leave memory.", "model", "reason")
@@ -98,6 +101,8 @@ class Metrics:
                 self._loading.observe(event.seconds, name, "total")
             case What.PARKED:
                 self._parking.observe(event.seconds, name)
+            case What.SUSPENDED:
+                self._suspending.observe(event.seconds, name)
             case What.WOKEN:
                 self._waking.observe(event.seconds, name)
             case What.LOAD_FAILED:

@@ -13,8 +13,10 @@ from pydantic import BaseModel, Field
 
 from serve.errors import BadRequest, ModelNotFound, OutOfMemory
 from serve.gateway.services import Injected, Services
-from serve.residency.model import IN_MEMORY, Model, State
+from serve.residency.model import AWAY, IN_MEMORY, Model, State
 from serve.store.catalog import Archive, Catalog
+
+Place = Literal["gpu", "memory", "parked", "suspended", "disk"]
 
 
 class Footprint(BaseModel):
@@ -29,14 +31,15 @@ class ModelStatus(BaseModel):
 
     name: str
     version: str | None = Field(description="None for a packed archive that no request has named yet.")
-    place: Literal["gpu", "memory", "parked", "disk"] = Field(
-        description="Where its weights are. memory: that of a machine without a GPU; parked: worker alive, GPU left."
+    place: Place = Field(
+        description="Where its weights are. memory: that of a machine without a GPU; parked: main memory, worker alive;"
+        " suspended: the same, and nothing of it is left on the GPU."
     )
     state: State
     pinned: bool = Field(description="Never evicted.")
     footprint: Footprint | None = Field(description="None before its first load.")
     reserved_bytes: int = Field(description="Memory of the device held for it now.")
-    host_bytes: int = Field(description="Main memory held for it while it is parked.")
+    host_bytes: int = Field(description="Main memory held for it while it is parked or suspended.")
     leases: int = Field(description="Requests that run.")
     queue: int = Field(description="Requests that wait.")
     last_used: datetime | None
@@ -44,7 +47,7 @@ class ModelStatus(BaseModel):
     requests: int
     hits: int = Field(description="Requests that found it loaded.")
     loads: int
-    wakes: int = Field(description="Times that it came back from being parked.")
+    wakes: int = Field(description="Times that it came back from being parked or suspended.")
     failures: int = Field(description="Loads that failed.")
     last_error: str | None = Field(description="Of its last load, if that failed.")
 
@@ -61,8 +64,9 @@ class MemoryStatus(BaseModel):
     device: str
     budget_bytes: int = Field(description="What models may take together.")
     reserved_bytes: int = Field(description="What is held for models.")
+    standby_bytes: int = Field(description="What is held for a worker that waits for the next model to load.")
     free_bytes: int = Field(description="What the device reports as free.")
-    host_budget_bytes: int = Field(description="What parked models may take of main memory together.")
+    host_budget_bytes: int = Field(description="What parked and suspended models may take of main memory together.")
     host_reserved_bytes: int = Field(description="What is held for them.")
 
 
@@ -265,9 +269,9 @@ def _status(services: Services, model: Model) -> ModelStatus:
     )
 
 
-def _place(services: Services, model: Model) -> Literal["gpu", "memory", "parked", "disk"]:
-    if model.state in (State.PARKED, State.WAKING):
-        return "parked"  # until it is ready
+def _place(services: Services, model: Model) -> Place:
+    if model.state in (State.SUSPENDING, State.WAKING, *AWAY):
+        return "suspended" if model.state is not State.SUSPENDING and model.away and model.away.suspended else "parked"
     if model.state in {State.READY, State.DRAINING, State.PARKING, State.UNLOADING}:
         return "memory" if services.memory.device.gpu is None else "gpu"
     return "disk"
@@ -278,6 +282,7 @@ def _memory_status(services: Services, models: Collection[Model]) -> MemoryStatu
         device=services.memory.device.name,
         budget_bytes=services.memory.budget,
         reserved_bytes=sum(m.reserved for m in models),
+        standby_bytes=services.scheduler.standby.held,
         free_bytes=services.memory.free(),
         host_budget_bytes=services.memory.host_budget,
         host_reserved_bytes=sum(m.host for m in models),

@@ -12,7 +12,7 @@ from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
 from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
-from serve.residency import workers
+from serve.residency import standby, workers
 from serve.residency.memory import Memory
 from serve.residency.scheduler import Scheduler
 from serve.settings import Settings
@@ -31,11 +31,17 @@ class EngineHost(workers.EngineHost, Protocol):
     async def stop(self) -> None: ...
 
 
-class WarmStarts(Protocol):
-    """How often workers could not start from the zygote, and how often it was started again."""
+class WarmStarts(standby.WarmStarts, Protocol):
+    """How often workers could not start from the zygote, how often it was started again, and how many a standby became.
+
+    on_standby: called when the standby has gone, or there can be one now.
+    """
 
     slow_starts: int
     zygote_restarts: int
+    standby_starts: int
+    standby_is_ready: bool
+    on_standby: Callable[[], None]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from serve.errors import OutOfMemory
-from serve.residency.model import LEAVING, STARTING, Model, State, Taken
+from serve.residency.model import AWAY, LEAVING, STARTING, Model, State, Taken
 from serve.residency.policy import Resident
+from serve.residency.standby import Standby
 from serve.store.catalog import Archive
 
 
@@ -30,22 +31,30 @@ class Memory(Protocol):
     def predict_parked(self, archive: Archive) -> Taken | None:
         """What the archive's model will take once it is parked; None where it can't be, or where that frees nothing."""
 
+    def predict_suspended(self, archive: Archive) -> Taken | None:
+        """The same once it is suspended, too."""
+
 
 class Accounting:
     """models: those that are in memory or in use, as they change."""
 
-    def __init__(self, memory: Memory, models: Mapping[str, Model]) -> None:
-        self._memory, self._models = memory, models
+    def __init__(self, memory: Memory, models: Mapping[str, Model], standby: Standby) -> None:
+        self._memory, self._models, self._standby = memory, models, standby
 
     def room(self) -> int:
         """Bytes that nobody holds by the accounts, or on the device where that has less; may be negative."""
         reserved = sum(m.reserved for m in self._models.values())
         loading = sum(m.reserved for m in self._models.values() if m.state in STARTING)
-        return min(self._memory.budget - reserved, self._memory.free() - loading)
+        return min(self._memory.budget - reserved - self.standby(), self._memory.free() - loading)
+
+    def standby(self) -> int:
+        """Bytes that the standby worker holds beside all models; none while one loads, which takes it over."""
+        return 0 if any(m.state is State.LOADING for m in self._models.values()) else self._standby.held
 
     def coming(self) -> int:
         """Bytes that come back without anything more to be done."""
-        return sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
+        models = sum(m.reserved - _stays(m) for m in self._models.values() if m.state in LEAVING)
+        return models + (self._standby.held if self._standby.leaving else 0)
 
     def at_work(self) -> bool:
         """Whether a request that runs will give bytes back when it ends."""
@@ -53,29 +62,35 @@ class Accounting:
 
     def obtainable(self) -> int:
         """Bytes that would come back if all went that may go."""
-        return sum(m.reserved for m in self._models.values() if m.state in LEAVING or not m.pinned)
+        return self.standby() + sum(m.reserved for m in self._models.values() if m.state in LEAVING or not m.pinned)
 
     def excess(self) -> int:
-        """Bytes by which models that stay exceed the budget; 0 or less if they don't."""
+        """Bytes by which what stays exceeds the budget; 0 or less if it does not."""
         models = self._models.values()
-        return sum(_stays(m) if m.state in LEAVING else m.reserved for m in models) - self._memory.budget
+        taken = sum(_stays(m) if m.state in LEAVING else m.reserved for m in models)
+        return taken + (0 if self._standby.leaving else self.standby()) - self._memory.budget
 
     def evictable(self, park: bool) -> list[Resident]:
-        """park: those that can be parked give back only what that frees; else all go altogether."""
+        """park: those that can be parked give back only what that frees; else all leave the device altogether."""
         return [
-            _resident(key, m, m.reserved - (parked.device if park and (parked := self.parked(m)) else 0))
+            _resident(key, m, m.reserved - (away.device if (away := self.away(m, park)) else 0))
             for key, m in self._models.items()
             if m.state in (State.READY, State.PARKED) and not m.pinned
         ]
 
     def idle(self) -> list[Resident]:
-        """The models that nobody uses and whose going frees something, parked where they can be."""
+        """The models that nobody uses and whose going frees something, one place colder where they can be."""
         return [r for r in self.evictable(park=True) if not r.in_use and r.size > 0]
 
-    def parked(self, model: Model) -> Taken | None:
-        """What the model will take once it is parked; None where it should not be."""
-        parked = None if model.state is State.PARKED or model.stale else self._memory.predict_parked(model.archive)
-        return parked if parked and parked.host <= self._memory.host_budget else None
+    def away(self, model: Model, park: bool) -> Taken | None:
+        """What the model will take once it has left: parked, where that is enough (`park`), else suspended; None where
+        it is neither, and goes to disk.
+        """
+        if model.stale:
+            return None
+        parked = self._memory.predict_parked(model.archive) if park and model.state is not State.PARKED else None
+        places = (parked, self._memory.predict_suspended(model.archive))
+        return next((taken for taken in places if taken and taken.host <= self._memory.host_budget), None)
 
     def host_missing(self, need: int) -> int:
         """Bytes short of `need` in host memory."""
@@ -85,12 +100,12 @@ class Accounting:
         """Bytes of host memory that come back without anything more to be done."""
         return sum(m.host for m in self._models.values() if m.state is State.UNLOADING)
 
-    def idle_parked(self) -> list[Resident]:
-        """The idle parked models with what each holds of host memory."""
+    def idle_away(self) -> list[Resident]:
+        """The idle parked and suspended models with what each holds of host memory."""
         return [
             _resident(key, m, m.host)
             for key, m in self._models.items()
-            if m.state is State.PARKED and not m.in_use and not m.pinned
+            if m.state in AWAY and not m.in_use and not m.pinned
         ]
 
     def largest(self, model: Model) -> int:
@@ -114,7 +129,7 @@ class Accounting:
 
 def _stays(model: Model) -> int:
     """Bytes that a leaving model keeps on the device."""
-    return model.parking.device if model.parking else 0
+    return model.away.device if model.away else 0
 
 
 def _resident(key: str, model: Model, size: int) -> Resident:

@@ -1,4 +1,4 @@
-"""Loads, parkings, wakings and unloads while they run: the tasks, at most one per model, and how each ends."""
+"""Loads, parkings, suspensions, wakings and unloads while they run: tasks, at most one per model, and how each ends."""
 
 import asyncio
 import logging
@@ -27,8 +27,13 @@ class Engine(Protocol):
     async def park(self, archive: Archive) -> Taken:
         """Moves the weights to host memory; where that fails, the model can still be unloaded."""
 
+    async def suspend(self, archive: Archive) -> Taken:
+        """Takes a parked model off the device altogether; where that fails, the model can still be unloaded."""
+
     async def wake(self, archive: Archive) -> Taken:
-        """Moves them back; the copy in host memory may stay. After OutOfMemory the model is parked as before."""
+        """Moves the weights back; the copy in host memory may stay. After OutOfMemory a model that was parked is so as
+        before; whatever fails for one that was suspended, it can only be unloaded.
+        """
 
 
 class Ends(Protocol):
@@ -37,6 +42,8 @@ class Ends(Protocol):
     def on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None: ...
 
     def on_parked(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None: ...
+
+    def on_suspended(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None: ...
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None: ...
 
@@ -58,13 +65,18 @@ class Effects:
         model.to(State.PARKING)
         self._start(model, self._run(model, State.PARKING, "parked", self._engine.park, self._ends.on_parked))
 
+    def suspend(self, model: Model) -> None:
+        """In the state already, in which it may have waited for room."""
+        run = self._run(model, State.SUSPENDING, "suspended", self._engine.suspend, self._ends.on_suspended)
+        self._start(model, run)
+
     def wake(self, model: Model) -> None:
         model.to(State.WAKING)
         self._start(model, self._run(model, State.WAKING, "woken", self._engine.wake, self._ends.on_woken))
 
     def unload(self, model: Model) -> None:
         model.to(State.UNLOADING)
-        model.parking = None
+        model.away = None
         self._start(model, self._unload(model))
 
     def cancel(self) -> list[asyncio.Task[None]]:

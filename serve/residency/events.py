@@ -13,6 +13,7 @@ class What(Enum):
     LOAD_OUT_OF_MEMORY = auto()
     EVICTED = auto()  # it has to leave, for the reason
     PARKED = auto()
+    SUSPENDED = auto()
     WOKEN = auto()
     UNLOADED = auto()
 

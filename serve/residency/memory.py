@@ -5,6 +5,7 @@ All sizes are bytes.
 
 import json
 import os
+import platform
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,8 @@ from serve.residency.seed import Seed, read_seed
 from serve.state_file import keep
 from serve.store.catalog import Archive
 
+_CHECKPOINTS_SINCE = 570  # version of NVIDIA's driver
+
 
 class Device(Protocol):
     """The memory in which models live."""
@@ -28,6 +31,8 @@ class Device(Protocol):
     frees_late: bool  # whether memory comes back only some time after its process has ended
     overhead: int  # bytes that a worker takes beside its weights, until they are measured
     parked_worker: int  # bytes that a worker keeps whose weights are parked, until they are measured
+    standby_worker: int  # bytes that one holds of it that has set it up for no model yet
+    suspends: bool  # whether its driver takes parked workers off it altogether
 
     def free(self) -> int:
         """Bytes that the device reports as free."""
@@ -37,21 +42,25 @@ class Device(Protocol):
 
 
 class CudaDevice:
-    """One GPU, seen through NVML, which makes no CUDA context."""
+    """One GPU, seen through NVML, which makes no CUDA context.
+
+    suspends: where the driver should have its process checkpoint, which is on x86-64 alone.
+    """
 
     frees_late = True
     # Measured on an H200, in float16: SAM vit_b 2.2 GB beside its weights, SD-2 1.7, big-lama 1.1; parked 0.66 to 0.76.
     overhead = 2100 << 20
-    parked_worker = 720 << 20  # the CUDA context and the kernels in it
+    parked_worker = standby_worker = 720 << 20  # the CUDA context and the kernels in it
 
     def __init__(self, index: int) -> None:
         """Raises pynvml.NVMLError where there is no such GPU, or no driver."""
         self.gpu: int | None = index
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name = pynvml.nvmlDeviceGetName(self._handle)
-        self.name = name.decode() if isinstance(name, bytes) else str(name)
+        self.name = _text(pynvml.nvmlDeviceGetName(self._handle))
         self.total = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).total)
+        driver = int(_text(pynvml.nvmlSystemGetDriverVersion()).partition(".")[0])
+        self.suspends = platform.machine() == "x86_64" and driver >= _CHECKPOINTS_SINCE
 
     def free(self) -> int:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).free)
@@ -70,6 +79,8 @@ class HostDevice:
     gpu: int | None = None
     frees_late = False
     overhead = 600 << 20
+    suspends = False
+    standby_worker = 0
     parked_worker = 100 << 20  # what Python and torch made their own since the fork
 
     def __init__(self) -> None:
@@ -110,6 +121,11 @@ def find_device() -> Device:
 
 def _index(uuid: str) -> int:
     return int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
+
+
+def _text(told: str | bytes) -> str:
+    """NVML's, which older releases of its library hand on as bytes."""
+    return told.decode() if isinstance(told, bytes) else told
 
 
 def _has_gpu() -> bool:
@@ -156,8 +172,11 @@ class Memory:
 
     MAX_ENTRIES = 2000
 
-    def __init__(self, device: Device, budget: int, file: Path, host_budget: int = 0) -> None:
+    def __init__(self, device: Device, budget: int, file: Path, host_budget: int = 0, suspend: bool = False) -> None:
+        """suspend: whether parked models may be suspended where the device can do that."""
         self.device, self.budget, self.host_budget, self._file = device, budget, host_budget, file
+        self.suspends = suspend and device.suspends
+        self._unsuspendable: set[str] = set()
         self._footprints = _read(file)
         self._seeds: dict[str, Seed] = {}
 
@@ -185,6 +204,23 @@ class Memory:
         known = self.footprint(archive) or Footprint(self._unmeasured(seed), 0)
         parked = Taken(known.parked or self.device.parked_worker, known.host or seed.weights)
         return parked if seed.takes_commands and parked.device < known.load else None
+
+    def predict_suspended(self, archive: Archive) -> Taken | None:
+        """None also where the model could not be suspended before: each try costs it its worker."""
+        seed = self._seed(archive)
+        can = self.suspends and seed.takes_commands and seed.content not in self._unsuspendable
+        return self.suspended(archive) if can else None
+
+    def suspended(self, archive: Archive) -> Taken:
+        """What its model takes then: beside the weights, host memory has what the parked worker kept of the device."""
+        known = self.footprint(archive) or Footprint(0, 0)
+        host = known.host or self._seed(archive).weights
+        return Taken(0, host + (known.parked or self.device.parked_worker), suspended=True)
+
+    def cannot_suspend(self, archive: Archive) -> None:
+        """It failed, and is not tried again before the next start."""
+        if len(self._unsuspendable) < self.MAX_ENTRIES:
+            self._unsuspendable.add(self._seed(archive).content)
 
     def takes_commands(self, archive: Archive) -> bool:
         """Whether the archive says that its handler knows the commands of contract/commands.py."""

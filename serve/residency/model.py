@@ -6,12 +6,17 @@
        │          ▼         │  │      PARKING ─────────┤
        └─────── FAILED      │  │         ▼             │
                             │  │       PARKED ─────────┤
-                            │  │         ▼             │
+                            │  │       │ ▼             │
+                            │  │       │ SUSPENDING ───┤
+                            │  │       │ ▼             │
+                            │  │       │ SUSPENDED ────┤
+                            │  │       ▼ ▼             │
                             └──┼────── WAKING ─────────┤
                                └── worker lost ────────┘
 
-FAILED ──► LOADING: the next request after a pause. PARKING, WAKING ──► UNLOADING: they failed. WAKING ──► PARKED: the
-device has no room. From everywhere in memory to ABSENT: the engine was lost, and all workers with it.
+FAILED ──► LOADING: the next request after a pause. PARKING, SUSPENDING, WAKING ──► UNLOADING: they failed.
+WAKING ──► PARKED: the device has no room for one that was parked. From everywhere in memory to ABSENT: the engine was
+lost, and all workers with it.
 """
 
 import asyncio
@@ -30,6 +35,8 @@ class State(Enum):
     DRAINING = "draining"  # serves what runs, admits nothing new
     PARKING = "parking"
     PARKED = "parked"  # worker alive, weights in host memory
+    SUSPENDING = "suspending"  # also while it waits for room in host memory
+    SUSPENDED = "suspended"  # parked, and CUDA itself taken off the device by the driver
     WAKING = "waking"
     UNLOADING = "unloading"
     FAILED = "failed"
@@ -49,10 +56,11 @@ class Reason(Enum):
 
 
 # Tuples: to find an Enum member in a set takes several times as long.
-_OUT = (State.ABSENT, State.FAILED, State.PARKED)
+AWAY = (State.PARKED, State.SUSPENDED)
+_OUT = (State.ABSENT, State.FAILED, *AWAY)
 STARTING = (State.LOADING, State.WAKING)
-LEAVING = (State.DRAINING, State.PARKING, State.UNLOADING)
-IN_MEMORY = (*STARTING, State.READY, State.PARKED, *LEAVING)
+LEAVING = (State.DRAINING, State.PARKING, State.SUSPENDING, State.UNLOADING)
+IN_MEMORY = (*STARTING, State.READY, *AWAY, *LEAVING)
 
 _TRANSITIONS = {
     State.ABSENT: {State.LOADING},
@@ -60,7 +68,9 @@ _TRANSITIONS = {
     State.READY: {State.DRAINING, State.UNLOADING, State.ABSENT},
     State.DRAINING: {State.PARKING, State.UNLOADING, State.ABSENT},
     State.PARKING: {State.PARKED, State.UNLOADING, State.ABSENT},
-    State.PARKED: {State.WAKING, State.UNLOADING, State.ABSENT},
+    State.PARKED: {State.SUSPENDING, State.WAKING, State.UNLOADING, State.ABSENT},
+    State.SUSPENDING: {State.SUSPENDED, State.UNLOADING, State.ABSENT},
+    State.SUSPENDED: {State.WAKING, State.UNLOADING, State.ABSENT},
     State.WAKING: {State.READY, State.PARKED, State.UNLOADING, State.ABSENT},
     State.UNLOADING: {State.ABSENT},
     State.FAILED: {State.LOADING, State.ABSENT},
@@ -69,10 +79,13 @@ _TRANSITIONS = {
 
 @dataclass(frozen=True)
 class Taken:
-    """What a model takes, in bytes. device: when parked, a CUDA context above all. host: the copy of its weights."""
+    """What a model takes, in bytes. device: when parked, a CUDA context above all. host: the copy of its weights, and
+    of that context where it is suspended.
+    """
 
     device: int
     host: int
+    suspended: bool = False
 
 
 @dataclass(eq=False)
@@ -98,12 +111,12 @@ class Model:
 
     reserved: bytes held for it on the device, from the start of its load until its unload is done. resting: those of
     them that it keeps between two requests, as last measured; the rest is what the request that runs is expected to
-    take beside. host: bytes held for it in host memory, from the start of its parking. parking: what it takes, or will
-    take, when it is parked; None where it is not and won't be. stale: a newer version was asked for. unwanted: why it
-    is to leave as soon as it can. squeezed: the device had less room for it than was accounted for. effect: what runs
-    to load, park, wake or unload it. leaving: resolved when its memory is back. evicted_at: when it last had to go.
-    rests_until: no load is tried before, for the engine could not be reached. refused_at: when it was first found
-    larger than the budget. error: of the last load. hits: requests that found it ready.
+    take beside. host: bytes held for it in host memory, from the start of its parking. away: what it takes, or will
+    take, when it is parked or suspended; None where it is not and won't be. stale: a newer version was asked for.
+    unwanted: why it is to leave as soon as it can. squeezed: the device had less room for it than was accounted for.
+    effect: what runs to load, park, suspend, wake or unload it. leaving: resolved when its memory is back. evicted_at:
+    when it last had to go. rests_until: no load is tried before, for the engine could not be reached. refused_at: when
+    it was first found larger than the budget. error: of the last load. hits: requests that found it ready.
     """
 
     archive: Archive
@@ -113,7 +126,7 @@ class Model:
     reserved: int = 0
     resting: int = 0
     host: int = 0
-    parking: Taken | None = None
+    away: Taken | None = None
     pinned: bool = False
     stale: bool = False
     unwanted: Reason | None = None
@@ -177,7 +190,7 @@ class Model:
         """Notes that its worker is gone and its bytes are back."""
         self.to(state)
         self.hold(0)
-        self.host, self.parking = 0, None
+        self.host, self.away = 0, None
         self.unwanted, self.squeezed = None, False
         for future in self.leaving:
             if not future.done():

@@ -1,5 +1,5 @@
-"""Who gets a place in memory and who gives one up: starts loads, wakings, parkings and unloads, and takes note of how
-they end.
+"""Who gets a place in memory and who gives one up: starts loads, wakings, parkings, suspensions and unloads, and takes
+note of how they end.
 
 Three modules help: accounting (sums of bytes), policy (who must go), effects (what runs).
 """
@@ -20,8 +20,9 @@ from serve.residency.accounting import Accounting, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
-from serve.residency.model import IN_MEMORY, STARTING, Model, Reason, State, Taken
+from serve.residency.model import AWAY, IN_MEMORY, STARTING, Model, Reason, State, Taken
 from serve.residency.policy import Resident, choose_victims
+from serve.residency.standby import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,7 @@ _REFUSAL_STANDS = 600.0
 
 
 class Places:
-    """models: those in memory or in use, as they change. on_change: called when a load, waking, parking or unload has
-    ended.
-    """
+    """models: those in memory or in use, as they change. on_change: called when an effect has ended."""
 
     def __init__(
         self,
@@ -44,19 +43,21 @@ class Places:
         memory: Memory,
         limits: SchedulerLimits,
         models: Mapping[str, Model],
+        standby: Standby,
         on_event: Callable[[Event], None],
         on_change: Callable[[], None],
     ) -> None:
         self._memory, self._limits, self._models, self._on_event = memory, limits, models, on_event
-        self._accounting = Accounting(memory, models)
+        self._standby, self._standby_is_due = standby, True
+        self._accounting = Accounting(memory, models, standby)
         self._effects = Effects(engine, self, on_change)
 
     def clear(self, active: Sequence[Model]) -> None:
         """Models leave that have a reason of their own to."""
         for model in active:
-            if model.state in (State.READY, State.PARKED) and (reason := self._reason_to_leave(model)):
+            if model.state in (State.READY, *AWAY) and (reason := self._reason_to_leave(model)):
                 self._drain(model, reason, None)
-            elif model.state is State.DRAINING:
+            elif model.state in (State.DRAINING, State.SUSPENDING):
                 self._leave(model)
         self._shrink_to_budget()
 
@@ -75,6 +76,13 @@ class Places:
         for model in active:
             if model.waits_for_place and (error := self.refusal(model)):
                 model.fail_waiters(error)
+
+    def stand_by(self, active: Sequence[Model]) -> None:
+        """Once loads and unloads are over, a worker is made ready for the next load, where there is room for it."""
+        busy = self._standby.held or any(m.effect or m.waits_for_place for m in active)
+        if self._standby_is_due and not busy and self._accounting.room() >= self._standby.size > 0:
+            self._standby_is_due = False
+            self._standby.prepare()
 
     def refusal(self, model: Model) -> OutOfMemory | None:
         """Why the model cannot be loaded, whatever leaves; None: it can, or need not, or that is yet to be seen."""
@@ -119,21 +127,22 @@ class Places:
         if self._free_slots(active) > 0 and any(m.waits_for_place for m in active):
             due.append(_now() + _LOOK_AGAIN)
         if self._limits.keep_alive is not None:
-            idle = (m for m in active if m.state in (State.READY, State.PARKED) and not m.in_use and not m.pinned)
+            idle = (m for m in active if m.state in (State.READY, *AWAY) and not m.in_use and not m.pinned)
             due += [m.last_used + self._limits.keep_alive for m in idle]
         return min(due, default=None)
 
     def lose_worker(self, model: Model) -> None:
         """The model's worker is gone: what is left of it is cleared away, though leases may not have ended yet."""
-        if model.state in (State.PARKING, *STARTING):
+        if model.state in (State.PARKING, State.SUSPENDING, *STARTING):
             model.unwanted = Reason.WORKER_LOST  # what runs hears of it, too
-        elif model.state in (State.READY, State.PARKED, State.DRAINING):
+        elif model.state in (State.READY, State.DRAINING, *AWAY):
             self._on_event(Event(What.EVICTED, model, reason=Reason.WORKER_LOST))
             self._effects.unload(model)
 
     def lose_all(self) -> None:
         """All workers are gone."""
         self._effects.cancel()
+        self._standby_is_due = True
         for model in self._models.values():
             if model.state in IN_MEMORY:
                 model.leave_memory()
@@ -175,16 +184,20 @@ class Places:
             # Alone with all that can be had it is tried, whatever was guessed.
             need = min(need, attainable)
         missing = need - model.reserved - room
+        if model.state not in AWAY:
+            missing -= self._free_standby()  # it is the worker that will load
         if missing <= 0 and not (model.squeezed and coming):
             model.hold(need)
-            (self._effects.wake if model.state is State.PARKED else self._effects.load)(model)
+            (self._effects.wake if model.state in AWAY else self._effects.load)(model)
             return True
+        if model.state in AWAY and missing > coming:
+            missing -= self._dismiss_standby()
         self._make_room(model, missing - coming)
         # Where others hold the device's memory, nothing here can hurry it: let smaller ones pass meanwhile.
         return missing > self._accounting.obtainable()
 
     def _make_room(self, model: Model, need: int) -> None:
-        """Others are parked; where that is not enough, they are unloaded."""
+        """Others are parked; where that is not enough, they leave the device altogether: suspended, else unloaded."""
         for park in (True, False):
             others = [r for r in self._accounting.evictable(park) if r.key != model.archive.engine_name]
             victims = choose_victims(need, others, _now(), self._limits.minimum_stay)
@@ -197,50 +210,60 @@ class Places:
         self._evict_idle(self._accounting.excess())
 
     def _evict_idle(self, need: int) -> None:
-        """Evicts idle models for `need` bytes, or for as many of them as idle models hold."""
+        """Evicts for `need` bytes, or for as many of them as the standby worker and idle models hold."""
+        if need > 0:
+            need -= self._dismiss_standby()
         if need > 0:
             idle = self._accounting.idle()
             victims = choose_victims(min(need, sum(r.size for r in idle)), idle, _now(), 0)
             self._evict(victims, Reason.MEMORY, park=True)
 
+    def _free_standby(self) -> int:
+        """Bytes of a standby worker that is neither dismissed nor taken over already."""
+        return 0 if self._standby.leaving else self._accounting.standby()
+
+    def _dismiss_standby(self) -> int:
+        """Bytes that come back by that."""
+        freed = self._free_standby()
+        return freed if freed and self._standby.dismiss() else 0
+
     def _evict(self, victims: list[Resident] | None, reason: Reason, park: bool) -> None:
         for victim in victims or []:
             model = self._models[victim.key]
-            self._drain(model, reason, self._accounting.parked(model) if park else None)
+            self._drain(model, reason, self._accounting.away(model, park))
 
-    def _drain(self, model: Model, reason: Reason, parking: Taken | None) -> None:
+    def _drain(self, model: Model, reason: Reason, away: Taken | None) -> None:
         """Admits nothing new; what runs finishes first."""
         model.evicted_at = _now()
         self._on_event(Event(What.EVICTED, model, reason=reason))
-        if model.state is State.PARKED:
+        if model.state in AWAY and away is None:
             self._effects.unload(model)
             return
-        model.to(State.DRAINING)
-        model.parking = parking
+        model.to(State.DRAINING if model.state is State.READY else State.SUSPENDING)
+        model.away = away
         self._leave(model)
 
     def _leave(self, model: Model) -> None:
-        """Sends it away when nothing runs in it: to host memory if it is to be parked and has room, else to disk."""
+        """Sends it away when nothing runs in it: to host memory if that is where it goes and has room, else to disk."""
         if model.leases or model.effect:
             return
         if model.unwanted or model.stale:
-            model.parking = None
-        if model.parking is None:
+            model.away = None
+        if model.away is None:
             self._effects.unload(model)
-        elif self._has_host_room(model.parking.host - model.host):
-            model.host = model.parking.host
-            self._effects.park(model)
+        elif self._has_host_room(model.away.host - model.host):
+            model.host = model.away.host
+            (self._effects.suspend if model.state is State.SUSPENDING else self._effects.park)(model)
         elif not self._accounting.host_coming():
             self._effects.unload(model)
 
     def _has_host_room(self, need: int) -> bool:
-        """Says whether host memory has room. Where it has none yet, parked models leave, those unused longest first."""
+        """Says whether host memory has room. Where it has none yet, parked and suspended models leave, oldest first."""
         missing = self._accounting.host_missing(need)
         if missing > 0:
-            victims = choose_victims(
-                missing - self._accounting.host_coming(), self._accounting.idle_parked(), _now(), 0
-            )
-            self._evict(victims, Reason.HOST_MEMORY, park=False)
+            need = missing - self._accounting.host_coming()
+            for victim in choose_victims(need, self._accounting.idle_away(), _now(), 0) or []:
+                self._drain(self._models[victim.key], Reason.HOST_MEMORY, None)
         return missing <= 0
 
     # Ends of effects
@@ -254,6 +277,7 @@ class Places:
             model.loads += 1
             model.error = None
             self._on_ready(model, What.LOADED, Taken(outcome, 0), seconds)
+            self._standby_is_due = True
             if self._memory.is_measured(model.archive) and outcome > self._accounting.largest(model):
                 model.refused_at, model.unwanted = _now(), Reason.TOO_LARGE
                 model.fail_waiters(self._accounting.refusal(model))
@@ -265,11 +289,25 @@ class Places:
         else:
             model.to(State.PARKED)
             model.hold(outcome.device)
-            model.parking, model.host = outcome, outcome.host
             self._on_event(Event(What.PARKED, model, seconds))
+            if model.away and model.away.suspended:
+                model.to(State.SUSPENDING)
+            else:
+                model.away, model.host = outcome, outcome.host
+
+    def on_suspended(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
+        if isinstance(outcome, PalimpsestError):
+            logger.warning("%s is unloaded, for it could not be suspended: %s", model.archive.name, outcome.message)
+            self._effects.unload(model)
+        else:
+            model.to(State.SUSPENDED)
+            model.hold(outcome.device)
+            model.away, model.host = outcome, outcome.host
+            self._on_event(Event(What.SUSPENDED, model, seconds))
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
-        if isinstance(outcome, OutOfMemory):
+        was_suspended = model.away is not None and model.away.suspended
+        if isinstance(outcome, OutOfMemory) and not was_suspended:
             self._on_out_of_memory(model)
         elif isinstance(outcome, PalimpsestError):
             logger.warning("%s is loaded anew, for it could not be woken: %s", model.archive.name, outcome.message)
@@ -281,7 +319,7 @@ class Places:
     def _on_ready(self, model: Model, what: What, taken: Taken, seconds: float) -> None:
         model.to(State.READY)
         model.hold(taken.device)
-        model.parking, model.host = None, taken.host
+        model.away, model.host = None, taken.host
         model.ready_since = model.last_used = _now()
         self._on_event(Event(what, model, seconds))
 
@@ -303,17 +341,20 @@ class Places:
         """The device had less room than was accounted for: one idle model goes before the next try, or all have."""
         self._on_event(Event(What.LOAD_OUT_OF_MEMORY, model))
         idle = self._accounting.idle()
+        # Also one that this load was to take over, and has not.
+        dismissed = self._standby.dismiss()
         hopeless = not idle and not self._accounting.coming()
-        if model.state is State.WAKING and model.parking:
+        if model.state is State.WAKING and model.away:
             model.to(State.PARKED)
-            model.hold(model.parking.device)
+            model.hold(model.away.device)
         elif not hopeless:
             model.leave_memory()
         if hopeless:
             self._on_hopeless(model)
         elif model.waiters:
             model.squeezed = True
-            self._evict(choose_victims(1, idle, _now(), 0), Reason.OUT_OF_MEMORY, park=True)
+            if not dismissed:
+                self._evict(choose_victims(1, idle, _now(), 0), Reason.OUT_OF_MEMORY, park=True)
 
     def _on_hopeless(self, model: Model) -> None:
         error = OutOfMemory(
@@ -326,6 +367,7 @@ class Places:
 
     def on_unloaded(self, model: Model, seconds: float) -> None:
         model.leave_memory()
+        self._standby_is_due = True
         self._on_event(Event(What.UNLOADED, model, seconds))
 
 

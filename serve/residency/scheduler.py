@@ -20,6 +20,7 @@ from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
 from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter
 from serve.residency.places import Places
+from serve.residency.standby import Standby
 from serve.residency.versions import Versions
 from serve.store.catalog import Archive
 
@@ -29,7 +30,7 @@ __all__ = ["Engine", "Memory", "Model", "Scheduler", "SchedulerLimits", "State"]
 class Scheduler:
     """Grants leases. A leased model is never unloaded unless its worker is already gone.
 
-    on_event: told of everything worth counting; it must neither raise nor call the scheduler.
+    on_event: told of everything worth counting; it must neither raise nor call the scheduler. standby: read only.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Scheduler:
         memory: Memory,
         limits: SchedulerLimits = SchedulerLimits(),  # noqa: B008 - frozen
         on_event: Callable[[Event], None] = lambda event: None,
+        standby: Standby = Standby(),  # noqa: B008 - there is none
     ) -> None:
-        self._limits, self._on_event = limits, on_event
+        self._limits, self._on_event, self.standby = limits, on_event, standby
         self._versions = Versions()
         self._models, self._active = self._versions.all, self._versions.active
-        self._places = Places(engine, memory, limits, self._active, on_event, self._advance)
+        self._places = Places(engine, memory, limits, self._active, standby, on_event, self._advance)
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -128,6 +130,11 @@ class Scheduler:
         model = self._models.get(engine_name)
         if model is not None:
             self._places.take_measure(model, size)
+            self._advance()
+
+    def on_standby(self) -> None:
+        """The standby worker has gone, or there can be one now."""
+        if not self._closed:
             self._advance()
 
     def on_engine_lost(self) -> None:
@@ -264,6 +271,7 @@ class Scheduler:
         self._places.clear(active)
         self._grant_turns(active)
         self._places.fill(active)
+        self._places.stand_by(active)
         self._set_timer(self._places.next_step(active))
 
     def _set_timer(self, when: float | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 class Worker:
     """died: done as soon as it has ended. look_again, look_at_work: when its memory may be looked at, between two
     requests and in the middle of one, in the event loop's seconds. report: asks it for the phases of its start.
+    suspended: whether the driver has taken it off its GPU.
     """
 
     def __init__(self, pid: int, on_death: Callable[["Worker"], None]) -> None:
@@ -18,6 +19,7 @@ class Worker:
         self.died: asyncio.Future[None] = loop.create_future()
         self.look_again = self.look_at_work = 0.0
         self.report: asyncio.Task[None] | None = None
+        self.suspended = False
         loop.add_reader(self._descriptor, self._end)
 
     def close(self) -> None:

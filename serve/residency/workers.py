@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between looks at a worker that has a request
 LOOK_AGAIN = 10.0  # seconds between two measurements of one worker
+SUSPENSION = 30.0  # seconds that the driver may take to suspend or resume a worker: some ten gigabytes
 MEMORY_BACK = 5.0  # seconds that the device gets to report freed memory
 
 
@@ -113,12 +114,20 @@ class Workers:
         """Returns once the worker is gone and its memory is back, or after a bound."""
         worker = self._workers.pop(archive.engine_name, None)
         free_before = self._memory.free()
+        held = 0 if worker is None or worker.suspended else await self._held(archive, worker)
         try:
             await self._host.engine.unregister(archive.engine_name)
         finally:
             if worker is not None:
-                await self._until_gone(worker, free_before, self._memory.predict(archive))
+                await self._until_gone(worker, free_before, held)
                 worker.close()
+
+    async def _held(self, archive: Archive, worker: Worker) -> int:
+        """What the device has to get back from it, where that takes a while to tell."""
+        if not self._memory.device.frees_late:
+            return 0
+        used = await asyncio.to_thread(self._memory.device.used_by, worker.pid)
+        return used or self._memory.predict(archive)
 
     async def ask(self, archive: Archive, question: Question, job: File | None = None) -> Answer:
         """Asks a loaded model; the answer is the caller's to close. job: for its progress.
@@ -154,21 +163,35 @@ class Workers:
     async def park(self, archive: Archive) -> Taken:
         """Moves the model's weights to host memory. Raises as TorchServe.command, or WorkerDied."""
         status = await self._command(archive, commands.PARK)
-        pid = self._pid(archive)
+        pid = self._worker(archive).pid
         return await asyncio.to_thread(self._memory.measure_parked, archive, pid, int(status["host_bytes"]))
 
+    async def suspend(self, archive: Archive) -> Taken:
+        """Takes the parked model off the device. Raises as park, and DeadlineExceeded, where its worker was killed."""
+        try:
+            await self._command(archive, commands.SUSPEND, SUSPENSION)
+        except PalimpsestError:
+            self._memory.cannot_suspend(archive)
+            raise
+        self._worker(archive).suspended = True
+        return self._memory.suspended(archive)
+
     async def wake(self, archive: Archive) -> Taken:
-        """Moves them back. Raises as park."""
+        """Moves them back, after the worker itself where that was suspended. Raises as suspend."""
+        worker = self._worker(archive)
+        if worker.suspended:
+            await self._command(archive, commands.RESUME, SUSPENSION)
+            worker.suspended = False
         status = await self._command(archive, commands.WAKE)
-        device = await asyncio.to_thread(self._memory.measure, archive, self._pid(archive))
+        device = await asyncio.to_thread(self._memory.measure, archive, self._worker(archive).pid)
         return Taken(device, int(status["host_bytes"]))
 
-    def _pid(self, archive: Archive) -> int:
-        """Returns the process id of the model's worker; raises WorkerDied where it is gone."""
+    def _worker(self, archive: Archive) -> Worker:
+        """Returns the model's worker; raises WorkerDied where it is gone."""
         worker = self._workers.get(archive.engine_name)
         if worker is None:
             raise _died(archive)
-        return worker.pid
+        return worker
 
     async def _report_phases(self, archive: Archive) -> None:
         try:
@@ -178,23 +201,26 @@ class Workers:
         else:
             self.on_phases(archive, status["phases"])
 
-    async def _command(self, archive: Archive, command: str) -> dict[str, Any]:
+    async def _command(self, archive: Archive, command: str, seconds: float | None = None) -> dict[str, Any]:
         request = asyncio.create_task(self._host.engine.command(archive.engine_name, command))
         try:
-            return await self._answer(archive, request)
+            return await self._answer(archive, request, seconds)
         finally:
             request.cancel()
 
-    async def _answer(self, archive: Archive, request: asyncio.Task[T]) -> T:
+    async def _answer(self, archive: Archive, request: asyncio.Task[T], seconds: float | None = None) -> T:
+        """seconds: that it may take; by default those that the operator gives a prediction."""
         worker = self._workers.get(archive.engine_name)
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._predict_timeout):
+            async with asyncio.timeout(seconds or self._predict_timeout):
                 return await (request if worker is None else self._unless_it_dies(worker, request, archive))
         except TimeoutError:
             if worker is not None:
                 # It works on, and the next request would wait for what nobody waits for any more.
                 processes.kill(worker.pid)
+            if seconds:
+                raise _late(archive, seconds, "the driver's limit to suspend or resume it") from None
             raise _late(archive, self._predict_timeout, "PALIMPSEST_PREDICT_TIMEOUT") from None
         except NotReached:
             raise
