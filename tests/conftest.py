@@ -83,6 +83,7 @@ class HandlerClient:
         body: bytes | None = None,
         content_type: str = "",
         content: str = "",
+        keep: bool = False,
     ) -> "HandlerReply":
         """As the gateway does, with a ticket: for fields, of which bytes lie in a file, or for a body.
 
@@ -109,6 +110,7 @@ class HandlerClient:
                 content_type,
                 fields={name: value for name, value in fields.items() if name not in parts},
                 parts=parts,
+                keep=keep,
             )
             command = {"x-palimpsest-command": "answer", "x-palimpsest-key": "the-key"}
             with patch.dict(os.environ, PALIMPSEST_COMMAND_KEY="the-key"):
@@ -116,7 +118,11 @@ class HandlerClient:
             if said.status != 200:
                 return said
             answer = written(reply, said.body)
-            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()), answer.timings)
+            kept = {
+                name: [b"".join(part.pieces()) for part in (each if isinstance(each, list) else [each])]
+                for name, each in answer.kept.items()
+            }
+            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()), answer.timings, kept)
 
     def json(self, **fields: Any) -> "HandlerReply":
         """Sends the fields as a JSON body; bytes travel as base64."""
@@ -125,12 +131,18 @@ class HandlerClient:
 
 
 class HandlerReply:
-    """timings: of the answer to a ticket."""
+    """timings: of the answer to a ticket. kept: files by the names under which their ids are told."""
 
     def __init__(
-        self, status: int, headers: dict[str, str], body: bytes, timings: dict[str, float] | None = None
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: bytes,
+        timings: dict[str, float] | None = None,
+        kept: dict[str, list[bytes]] | None = None,
     ) -> None:
-        self.status, self.headers, self.body, self.timings = status, headers, body, timings or {}
+        self.status, self.headers, self.body = status, headers, body
+        self.timings, self.kept = timings or {}, kept or {}
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def render() -> str:
         f"| replies that clients have not read | {transit:,} MiB | requests wait, then 429 |",
         f"| time for a client to read a reply | {transfer.TIME_LIMIT:g} s | cut off |",
         f"| time in which it reads nothing | {transfer.STALLED:g} s | cut off |",
-        f"| uploads that are kept | {images.MOST} | those unused longest are forgotten |",
+        f"| uploads and results that are kept | {images.MOST} | those unused longest are forgotten |",
         f"| embeddings that a SAM worker has | {embeddings.MAX_BYTES >> 20} MiB | the longest unused are made again |",
         f"| files whose picture it knows | {embeddings.MAX_FILES:,} | others are decoded again |",
         f"| bodies in TorchServe at once | {THROUGH_JAVA >> 20} MiB | they wait; of archives of another make only |",
@@ -80,6 +80,7 @@ def render() -> str:
         "| requests from one address that wait for a model | half of `PALIMPSEST_QUEUE_PER_MODEL` | 429; what runs does"
         " not count. Behind a proxy that does not say who asks, all are one address |",
         "| requests from one address that wait at all | half of `PALIMPSEST_QUEUE_TOTAL` | 429 |",
+        "| requests of one pointer (`hover`) that wait | 1 | 409: the older one ends |",
         f"| `PALIMPSEST_PREDICT_TIMEOUT` | {MAX_PREDICT_TIMEOUT - 60:,} s at most | 504, and the worker is ended. An"
         " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
         "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",

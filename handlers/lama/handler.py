@@ -14,7 +14,7 @@ from handlers.editing.geometry import Fit
 from handlers.lama import network
 from handlers.lama.description import QUALITY
 from handlers.pictures.picture import RGB, Mask, Picture
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
 from handlers.requests.jobs import UNWATCHED, Report, part
 from handlers.requests.payload import Reply, Request
 from handlers.requests.reply import OUTPUT_FORMATS
@@ -59,6 +59,7 @@ class LamaHandler(Handler):
         feather = arguments.integer(FEATHER)
         best = arguments.choice(QUALITY) == "best"
         output_format = OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)]
+        box = geometry.bounding_box(mask) if arguments.choice(RESULT) == PATCH else None
         arguments.finish()
 
         if best:
@@ -66,7 +67,7 @@ class LamaHandler(Handler):
             request.warnings += [] if refined else [NOT_REFINED]
         else:
             erased = self.erase(picture, mask, feather, request.job.report)
-        return Reply(erased, warnings=request.warnings, output_format=output_format)
+        return Reply(erased, warnings=request.warnings, box=box, output_format=output_format)
 
     def erase(self, picture: Picture, mask: Mask, feather: int = 0, report: Report = UNWATCHED) -> Picture:
         """The picture with the masked pixels filled in; report is told (pieces done, pieces)."""

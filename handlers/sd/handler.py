@@ -71,7 +71,8 @@ class SdHandler(Handler):
         fields: dict[str, Any] = {"seed": settings.seed, "parameters": settings.parameters(self.default_scheduler)}
         if len(variants) > 1:
             fields["seeds"] = [variant.seed for variant in variants]
-        return Reply(pictures[0], fields, request.warnings, variants=pictures[1:], output_format=settings.output_format)
+        box = geometry.bounding_box(mask) if settings.patch else None
+        return Reply(pictures[0], fields, request.warnings, pictures[1:], box=box, output_format=settings.output_format)
 
     def replace(
         self,

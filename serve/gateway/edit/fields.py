@@ -17,7 +17,7 @@ from contract.bodies import Slice
 from contract.description import MAX_TEXT, Choice, Flag, Integer
 from contract.description import Number as Fraction
 from handlers.lama import description as lama
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, FULL, OUTPUT_FORMAT, RESULT
 from handlers.sam import description as sam
 from handlers.sd import description as sd
 
@@ -34,6 +34,7 @@ Steps = Annotated[int, Field(strict=True, ge=sd.STEPS.low, le=sd.STEPS.high), Be
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
 Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)]
+Pointer = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 Token = Annotated[str, StringConstraints(strict=True, max_length=1_000_000)]
 Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_TEXT)]
 # A stretch of the body: a file, or a long text; or text: base64, a data URI, or the id of an upload.
@@ -46,11 +47,17 @@ if TYPE_CHECKING:
     Quality: TypeAlias = str
     Masks: TypeAlias = str
     EraseQuality: TypeAlias = str
+    Result: TypeAlias = str
 else:
-    Format, Scheduler, Quality, Masks = (
-        Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sd.QUALITY, sam.MASKS)
+    Format, Scheduler, Quality, Masks, Result = (
+        Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sd.QUALITY, sam.MASKS, RESULT)
     )
     EraseQuality = Literal[lama.QUALITY.choices]
+
+_KEEP = (
+    "Keeps {what} like an upload, exactly, and tells its id as `id` in JSON, else in the header X-Palimpsest-Id; of"
+    " several as `ids`, in their order. {more}"
+)
 
 PICTURES = ("image", "mask")
 LISTS = ("points", "box")
@@ -119,6 +126,15 @@ class SegmentFields(Selection):
         None, description="The token of an earlier reply: refines that mask.", examples=["k05VTVBZAQB2AHsn..."]
     )
     return_logits: StrictBool = _like(sam.RETURN_LOGITS, True)
+    keep: StrictBool = Field(
+        False, description=_KEEP.format(what="the mask", more="A mask of other calls can be an id."), examples=[True]
+    )
+    hover: Pointer | None = Field(
+        None,
+        description="Names a pointer, in words of your own: what still waits for its turn when the same pointer's next"
+        " request comes ends with 409 `superseded`.",
+        examples=["9f86d081884c7d65"],
+    )
     model: Model = Field("sam", description="The archive to ask.", examples=["sam"])
 
     def segmentation(self) -> dict[str, Any]:
@@ -141,8 +157,24 @@ class Painted(Selection):
     )
     feather: Whole = _like(FEATHER, 6)
     format: Format | None = Field(
-        None, description="Of the picture; what Accept asks for if absent, else the input's own.", examples=["png"]
+        None,
+        description="Of the picture; what Accept asks for if absent, else the input's own, of a patch PNG.",
+        examples=["png"],
     )
+    result: Result = _like(RESULT, "patch")
+    keep: StrictBool = Field(
+        False,
+        description=_KEEP.format(
+            what="the whole result",
+            more="In the input's own format, whatever `format` says; instead of a JPEG as a PNG that further edits take"
+            " for the JPEG, so that however many of them lose nothing.",
+        ),
+        examples=[True],
+    )
+
+    def wanted(self) -> dict[str, Any]:
+        """Of the handler's gen_args what it is to show; an archive of another make knows nothing but whole pictures."""
+        return {} if self.result == FULL else {"result": self.result}
 
 
 class EraseFields(Painted):
@@ -153,7 +185,7 @@ class EraseFields(Painted):
         """The handler's gen_args."""
         # Archives that were built before it was there know nothing of it.
         quality = {} if self.quality == lama.QUALITY.default else {"quality": self.quality}
-        return {"feather": self.feather} | quality
+        return self.wanted() | {"feather": self.feather} | quality
 
     def texts(self) -> dict[str, str]:
         """The handler's other fields."""
@@ -188,7 +220,7 @@ class ReplaceFields(Painted):
             "guidance_scale": self.guidance,
             "scheduler": self.scheduler,
         }
-        return arguments | {name: value for name, value in decided_there.items() if value is not None}
+        return self.wanted() | arguments | {name: value for name, value in decided_there.items() if value is not None}
 
     def texts(self) -> dict[str, str]:
         """The handler's other fields."""

@@ -19,9 +19,16 @@ from serve.errors import PalimpsestError
 from serve.memory_file import MemoryFile
 from serve.residency.model import STARTING, Model
 
+Pointer = tuple[str, str]
+"""A client's address, and what it calls its pointer."""
+
 
 class Cancelled(PalimpsestError):
     status, code = 499, "cancelled"
+
+
+class Superseded(PalimpsestError):
+    status, code = 409, "superseded"
 
 
 class UnknownJob(PalimpsestError):
@@ -57,14 +64,18 @@ class Job:
         self.also: dict[str, Any] = {}
         self.timings: dict[str, float] = {}
         self._model = ""
-        self._running = False
+        self._running = self._superseded = False
         self.task = asyncio.create_task(work(self))
         self.task.add_done_callback(self._ended)
 
     @property
     def error(self) -> BaseException | None:
         """Returns the error of the task, which is done."""
-        return Cancelled("the job was cancelled") if self.task.cancelled() else self.task.exception()
+        if not self.task.cancelled():
+            return self.task.exception()
+        if self._superseded:
+            return Superseded("a newer request of the same pointer is here")
+        return Cancelled("the job was cancelled")
 
     @property
     def file(self) -> File:
@@ -90,6 +101,12 @@ class Job:
             return
         os.pwrite(self._shared.descriptor, progress.CANCELLED, progress.CANCELLED_AT)
         if not self._running:
+            self.task.cancel()
+
+    def supersede(self) -> None:
+        """A newer one is wanted instead: ends it if it only waits."""
+        if not self._running and not self.task.done():
+            self._superseded = True
             self.task.cancel()
 
     def close(self) -> None:
@@ -119,19 +136,33 @@ class Job:
 
 
 class Jobs:
-    """All that run."""
+    """All that run; of those of one pointer the newest is known by it."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._newest: dict[Pointer, Job] = {}
 
     def start(
-        self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack, previews: bool = False
+        self,
+        work: Callable[[Job], Coroutine[Any, Any, Answer]],
+        files: ExitStack,
+        pointer: Pointer | None = None,
+        previews: bool = False,
     ) -> Job:
-        """Starts a job; the arguments are those of Job."""
+        """Starts a job; work, files and previews are those of Job. pointer: whose earlier job it supersedes."""
         job = Job(work, files, previews)
         self._jobs[job.id] = job
-        job.task.add_done_callback(lambda task: self._jobs.pop(job.id))
+        if pointer is not None:
+            if earlier := self._newest.get(pointer):
+                earlier.supersede()
+            self._newest[pointer] = job
+        job.task.add_done_callback(lambda task: self._forget(job, pointer))
         return job
+
+    def _forget(self, job: Job, pointer: Pointer | None) -> None:
+        del self._jobs[job.id]
+        if pointer is not None and self._newest.get(pointer) is job:
+            del self._newest[pointer]
 
     def get(self, name: str) -> Job:
         """Raises UnknownJob."""
