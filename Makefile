@@ -10,12 +10,13 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN  := $(VENV)/bin
+NPM  := $(shell command -v npm)
 export PALIMPSEST_HOST := $(HOST)
 export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test test-fast test-full test-sdk check format bench eval-demo archives lock clean
+.PHONY: help serve stop test test-fast test-full test-sdk check format bench eval-demo archives lock vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -52,11 +53,12 @@ eval-demo: .venv-training/.ready ## how good the demo models are, from their shi
 test-full: $(VENV)/.dev ## full-size networks with random weights through TorchServe (minutes, ~20 GB of disk)
 	$(BIN)/python -m pytest -m full -s --timeout=3600
 
-check: $(VENV)/.dev ## format, lint, types, import rules
+check: $(VENV)/.dev deploy/web/node_modules/.ready ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(if $(NPM),npm --prefix deploy/web run --silent check,@echo "No npm here: the page's types are not checked")
 
 format: $(VENV)/.dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
@@ -68,8 +70,11 @@ archives: $(VENV)/.serve ## build the archives that MODELS names into STORE
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
 	deploy/lock.sh $(BIN)
 
+vendor: deploy/web/node_modules/.ready ## copy the editing page's libraries anew, as deploy/web/package-lock.json names them
+	npm --prefix deploy/web run --silent vendor
+
 clean: ## remove the virtual environment and the caches; STORE stays
-	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache deploy/web/node_modules *.egg-info
 	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
 
 # pip shows its own progress; a stamp makes later starts skip it.
@@ -85,6 +90,10 @@ $(VENV)/.serve: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.serve
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+deploy/web/node_modules/.ready: deploy/web/package-lock.json
+	$(if $(NPM),npm ci --prefix deploy/web --silent --no-audit --no-fund,mkdir -p $(@D))
 	@touch $@
 
 .venv-training/.ready: requirements.lock training/requirements.txt
