@@ -113,8 +113,8 @@ effect(() => {
     return;
   }
   const { blob } = offered.made[offered.shown];
-  Promise.all([createImageBitmap(blob), import("./picture.js")]).then(([bitmap, { Picture }]) => {
-    if (state.variants.peek() === offered && stage.original) stage.show(new Picture(bitmap), stage.original);
+  editor.decode(blob, { blob, id: null }).then((picture) => {
+    if (state.variants.peek() === offered && stage.original) stage.show(picture, stage.original);
   }, tell);
 });
 effect(() => void (stage.element.dataset.tool = state.tool.value));

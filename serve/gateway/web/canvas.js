@@ -1,7 +1,7 @@
 // The canvas: draws picture, mask and cursor when one of them has changed, at most once a frame.
 import { effect } from "@preact/signals-core";
 import * as state from "./state.js";
-import { Overlay } from "./overlay.js";
+import { MASK_COLOR, Overlay } from "./overlay.js";
 import { fitted, panned, toPicture, toScreen, zoomed } from "./viewport.js";
 import { boundsOf, runsOf, blank } from "./mask.js";
 
@@ -9,8 +9,8 @@ import { boundsOf, runsOf, blank } from "./mask.js";
 /** @typedef {import("./mask.js").Mask} Mask */
 /** @typedef {import("./picture.js").Picture} Picture */
 
-const MASK = { fill: /** @type {const} */ ([255, 64, 48]), line: /** @type {const} */ ([255, 255, 255]), strength: 0.42 };
-const HOVER = { fill: /** @type {const} */ ([70, 140, 255]), line: /** @type {const} */ ([150, 200, 255]), strength: 0.28 };
+const MASK = { fill: MASK_COLOR, line: /** @type {const} */ ([255, 255, 255]), strength: 0.5 };
+const HOVER = { fill: /** @type {const} */ ([255, 255, 255]), line: /** @type {const} */ ([255, 255, 255]), strength: 0.3 };
 
 /** What is on the canvas. Whoever changes it calls redraw(). */
 export class Stage {
@@ -34,7 +34,7 @@ export class Stage {
     new ResizeObserver(() => this.resized()).observe(element);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     effect(() => {
-      void [state.comparing.value, state.peeking.value];
+      void [state.comparing.value, state.peeking.value, state.variants.value];
       this.redraw();
     });
   }
@@ -124,7 +124,7 @@ export class Stage {
     shown.draw(context, view.x, view.y, view.scale);
     if (state.comparing.value) {
       this.drawOriginalHalf(view, this.original);
-    } else if (!state.peeking.value) {
+    } else if (!state.peeking.value && !state.variants.value) {
       if (this.hover) this.overlays[1].draw(context, this.hover.mask, this.hover.bounds, view, HOVER);
       this.overlays[0].draw(context, this.mask, this.maskBounds, view, MASK);
       this.drawMarks(ratio);

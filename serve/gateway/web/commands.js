@@ -3,6 +3,7 @@ import { html, nothing } from "lit-html";
 import * as state from "./state.js";
 import { isEmpty } from "./mask.js";
 import { button, icon } from "./icons.js";
+import { variants } from "./variants.js";
 
 /** @typedef {import("./app.js").Actions} Actions */
 
@@ -10,8 +11,9 @@ import { button, icon } from "./icons.js";
 export function commands(actions) {
   return html`
     <footer class="commands">
-      ${maskRow(actions)}
-      ${state.job.value ? progress(state.job.value) : editRow(actions)}
+      ${state.variants.value ? variants(state.variants.value, actions) : html`
+        ${maskRow(actions)}
+        ${state.job.value ? progress(state.job.value) : editRow(actions)}`}
     </footer>`;
 }
 

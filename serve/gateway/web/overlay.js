@@ -4,6 +4,9 @@ const MOST_PIXELS = 1.6e6; // on a larger screen the overlay is coarser: it is d
 
 /** @typedef {readonly [number, number, number]} Color */
 
+/** Rare in photographs. @type {Color} */
+export const MASK_COLOR = [92, 70, 255];
+
 export class Overlay {
   constructor() {
     this.canvas = new OffscreenCanvas(1, 1);

@@ -8,7 +8,6 @@ import { help } from "./help.js";
 import { button, icon } from "./icons.js";
 import { start } from "./start.js";
 import { strip } from "./strip.js";
-import { variants } from "./variants.js";
 
 /** @typedef {import("./app.js").Actions} Actions */
 
@@ -21,7 +20,6 @@ export function page(actions, others) {
     <section class="over" aria-label="On the picture">
       ${of ? nothing : start(actions, others)}
       ${of && state.comparing.value ? slider(actions) : nothing}
-      ${variants(actions)}
       ${notices(actions)}
       ${state.finding.value ? html`<p class="finding" role="status">${icon("loader-circle")} Looking…</p>` : nothing}
       ${corner(actions)}

@@ -1,6 +1,6 @@
 // The pixels on the screen: the picture at several sizes, so that a large one is drawn as fast as a small one.
 
-/** @typedef {import("./viewport.js").Size} Size */
+import { MASK_COLOR } from "./overlay.js";
 
 const SMALLEST = 1024; // pixels of the longer side below which no smaller copy is worth its memory
 
@@ -57,7 +57,7 @@ function canvasOf(source, width, height) {
 }
 
 /** A small copy with the mask on it, as a data URI. @param {Picture} picture @param {import("./mask.js").Mask} mask */
-export function thumbnail(picture, mask, color = [255, 64, 48]) {
+export function thumbnail(picture, mask) {
   const scale = 112 / Math.max(picture.width, picture.height);
   const [width, height] = [Math.max(1, Math.round(picture.width * scale)), Math.max(1, Math.round(picture.height * scale))];
   const canvas = document.createElement("canvas");
@@ -69,7 +69,7 @@ export function thumbnail(picture, mask, color = [255, 64, 48]) {
     const row = Math.min(mask.height - 1, Math.floor((y + 0.5) / scale)) * mask.width;
     for (let x = 0; x < width; x++, at += 4) {
       if (!mask.data[row + Math.min(mask.width - 1, Math.floor((x + 0.5) / scale))]) continue;
-      for (let each = 0; each < 3; each++) pixels.data[at + each] = (pixels.data[at + each] + color[each] * 1.5) / 2.5;
+      for (let each = 0; each < 3; each++) pixels.data[at + each] = (pixels.data[at + each] + MASK_COLOR[each] * 1.5) / 2.5;
     }
   }
   context.putImageData(pixels, 0, 0);

@@ -1,12 +1,12 @@
 // What Replace made, side by side: one is kept.
-import { html, nothing } from "lit-html";
+import { html } from "lit-html";
 import * as state from "./state.js";
 import { button } from "./icons.js";
 
-/** @param {import("./app.js").Actions} actions */
-export function variants(actions) {
-  const offered = state.variants.value;
-  if (!offered) return nothing;
+/** @typedef {NonNullable<typeof state.variants.value>} Offered */
+
+/** @param {Offered} offered @param {import("./app.js").Actions} actions */
+export function variants(offered, actions) {
   const show = (/** @type {number} */ each) => () => {
     if (state.variants.value && state.variants.value.shown !== each) state.variants.value = { ...state.variants.value, shown: each };
   };
