@@ -43,6 +43,7 @@ class Ticket(NamedTuple):
     """One request. reply: to be written. job: see contract/progress.py.
 
     body, content_type, content_encoding: the request as the client sent it. Else fields, and parts: the large ones.
+    keep: whether the reply's file is to hold the whole result as well, exactly.
     """
 
     reply: File
@@ -52,6 +53,7 @@ class Ticket(NamedTuple):
     content_encoding: str = ""
     fields: Mapping[str, Any] = MappingProxyType({})
     parts: Mapping[str, Part] = MappingProxyType({})
+    keep: bool = False
 
     def to_json(self) -> bytes:
         return json.dumps(self._asdict(), default=dict).encode()
@@ -69,6 +71,7 @@ class Ticket(NamedTuple):
             values["content_encoding"],
             values["fields"],
             {name: Part(File(*file), *rest) for name, (file, *rest) in parts.items()},
+            values["keep"],
         )
 
 
@@ -83,7 +86,8 @@ class Written(NamedTuple):
     """What a worker has written into the reply's file. headers: further ones of the reply.
 
     fields: of a reply in JSON, the small ones; spans: its large ones, by name, which leave as base64. Without fields
-    the file is the reply's body. timings: as contract.timings has them.
+    the reply's body is the file, as far as `end` where something follows. kept: whole results, by the names under which
+    the client is to be told their ids. timings: as contract.timings has them.
     """
 
     content_type: str
@@ -91,6 +95,8 @@ class Written(NamedTuple):
     fields: Mapping[str, Any] | None = None
     spans: Mapping[str, Span | list[Span]] = MappingProxyType({})
     timings: Mapping[str, float] = MappingProxyType({})
+    end: int | None = None
+    kept: Mapping[str, Span | list[Span]] = MappingProxyType({})
 
     def to_json(self) -> bytes:
         return json.dumps(self._asdict(), default=dict).encode()
@@ -99,8 +105,9 @@ class Written(NamedTuple):
     def from_json(cls, text: bytes) -> "Written":
         """Raises ValueError, KeyError or TypeError where it is none."""
         values = json.loads(text)
-        spans = {name: _spans(each) for name, each in values["spans"].items()}
-        return cls(values["content_type"], values["headers"], values["fields"], spans, values["timings"])
+        spans, kept = ({n: _spans(each) for n, each in values[name].items()} for name in ("spans", "kept"))
+        told = values["content_type"], values["headers"], values["fields"]
+        return cls(*told, spans, values["timings"], values["end"], kept)
 
 
 def _spans(value: list[Any]) -> Span | list[Span]:

@@ -45,8 +45,10 @@ class Settings(BaseSettings):
         description="Main memory for requests' bodies, and as much for replies that clients have not read; past it"
         " requests wait, then 429.",
     )
-    images_mib: int = Field(512, ge=1, description="Main memory for uploads that POST /v1/images keeps.")
-    images_seconds: float = Field(3600, gt=0, description="Seconds since its last use that an upload is kept.")
+    images_mib: int = Field(512, ge=1, description="Main memory for uploads and results that are kept under an id.")
+    images_seconds: float = Field(
+        3600, gt=0, description="Seconds since its last use that an upload or a result is kept."
+    )
     memory_budget: str = Field(
         "92%", description="Memory that models may take together: MiB, or a percentage of the device."
     )

@@ -82,6 +82,7 @@ class HandlerClient:
         job: MemoryFile | None = None,
         body: bytes | None = None,
         content_type: str = "",
+        keep: bool = False,
     ) -> "HandlerReply":
         """As the gateway does, with a ticket: for fields, of which bytes lie in a file, or for a body."""
         with ExitStack() as files:
@@ -101,6 +102,7 @@ class HandlerClient:
                 content_type,
                 fields={name: value for name, value in fields.items() if name not in parts},
                 parts=parts,
+                keep=keep,
             )
             command = {"x-palimpsest-command": "answer", "x-palimpsest-key": "the-key"}
             with patch.dict(os.environ, PALIMPSEST_COMMAND_KEY="the-key"):
@@ -108,7 +110,11 @@ class HandlerClient:
             if said.status != 200:
                 return said
             answer = written(reply, said.body)
-            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()))
+            kept = {
+                name: [b"".join(part.pieces()) for part in (each if isinstance(each, list) else [each])]
+                for name, each in answer.kept.items()
+            }
+            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()), kept)
 
     def json(self, **fields: Any) -> "HandlerReply":
         """Sends the fields as a JSON body; bytes travel as base64."""
@@ -117,8 +123,12 @@ class HandlerClient:
 
 
 class HandlerReply:
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status, self.headers, self.body = status, headers, body
+    """kept: files by the names under which their ids are told."""
+
+    def __init__(
+        self, status: int, headers: dict[str, str], body: bytes, kept: dict[str, list[bytes]] | None = None
+    ) -> None:
+        self.status, self.headers, self.body, self.kept = status, headers, body, kept or {}
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def render() -> str:
         f"| replies that clients have not read | {transit:,} MiB | requests wait, then 429 |",
         f"| time for a client to read a reply | {transfer.TIME_LIMIT:g} s | cut off |",
         f"| time in which it reads nothing | {transfer.STALLED:g} s | cut off |",
-        f"| uploads that are kept | {images.MOST} | those unused longest are forgotten |",
+        f"| uploads and results that are kept | {images.MOST} | those unused longest are forgotten |",
         f"| bodies in TorchServe at once | {THROUGH_JAVA >> 20} MiB | they wait; of archives of another make only |",
         f"| files and folders of a packed archive | {unpack.entries:,} | not served |",
         f"| its files together | {unpack.size >> 30} GiB | not served |",

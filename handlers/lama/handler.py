@@ -11,7 +11,7 @@ from handlers.editing.edit import Edit
 from handlers.editing.geometry import Fit
 from handlers.lama import network
 from handlers.pictures.picture import RGB, Mask, Picture
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
 from handlers.requests.jobs import UNWATCHED, Report
 from handlers.requests.payload import Reply, Request
 from handlers.requests.reply import OUTPUT_FORMATS
@@ -46,10 +46,11 @@ class LamaHandler(Handler):
         arguments = request.arguments()
         feather = arguments.integer(FEATHER)
         output_format = OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)]
+        box = geometry.bounding_box(mask) if arguments.choice(RESULT) == PATCH else None
         arguments.finish()
 
         erased = self.erase(picture, mask, feather, request.job.report)
-        return Reply(erased, warnings=request.warnings, output_format=output_format)
+        return Reply(erased, warnings=request.warnings, box=box, output_format=output_format)
 
     def erase(self, picture: Picture, mask: Mask, feather: int = 0, report: Report = UNWATCHED) -> Picture:
         """The picture with the masked pixels filled in; report is told (pieces done, pieces)."""

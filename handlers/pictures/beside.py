@@ -6,7 +6,15 @@ from contextlib import contextmanager
 
 from handlers.pictures import exif_tags as tags
 from handlers.pictures import jpeg, resolution
-from handlers.pictures.containers import GIF_CONTROL, GIF_FRAME, gif_blocks, jpeg_segments, png_chunks, riff_chunks
+from handlers.pictures.containers import (
+    GIF_CONTROL,
+    GIF_FRAME,
+    PNG_OF_JPEG,
+    gif_blocks,
+    jpeg_segments,
+    png_chunks,
+    riff_chunks,
+)
 from handlers.pictures.exif import TiffData
 from handlers.pictures.heif import HeifMetadata
 from handlers.pictures.limits import LIMITS
@@ -61,6 +69,7 @@ class Found:
 
 def find(data: bytes) -> Found:
     """Raises nothing: what is damaged is left out."""
+    data = _jpeg_within(data) or data
     for format, signature, look in _FORMATS:
         if data[: len(signature)] == signature:
             found = Found(format)
@@ -68,6 +77,12 @@ def find(data: bytes) -> Found:
                 look(data, found)
             return found
     return _heif(data)
+
+
+def _jpeg_within(data: bytes) -> bytes | None:
+    """Of a PNG that stands for a JPEG, what speaks for the JPEG."""
+    bodies = (bytes(chunk.body) for chunk in png_chunks(data) if chunk.kind == PNG_OF_JPEG)
+    return next((body for body in bodies if body.startswith(b"\xff\xd8\xff")), None)
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from typing import NamedTuple
 Buffer = bytes | bytearray | memoryview
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_OF_JPEG = b"plJp"
+"""A chunk of ours in a PNG that stands for a JPEG without its losses: a JPEG of one pixel, coded as the other was, with
+all that it said beside its pixels."""
 GIF_FRAME, GIF_CONTROL = 0x2C, 0xF9
 _MAX_STEPS = 100_000
 _MAX_GIF_PARTS = 1_000_000

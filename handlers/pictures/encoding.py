@@ -2,12 +2,14 @@
 
 import io
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from handlers.pictures import jpeg, resolution
+from handlers.pictures.containers import PNG_OF_JPEG
 from handlers.pictures.exif import Exif, write_exif
 from handlers.pictures.exif_tags import RESOLUTION_UNIT, X_RESOLUTION, Y_RESOLUTION
 from handlers.pictures.picture import Mask, Metadata, Picture, Samples
@@ -27,6 +29,24 @@ def encode_picture(picture: Picture, content_type: str) -> bytes:
     """
     write = {"image/png": _png, "image/tiff": _tiff, "image/webp": _webp, "image/jpeg": _jpeg}
     return write[content_type](picture)
+
+
+def is_exact(picture: Picture, content_type: str) -> bool:
+    """Whether such a file is what encode_exactly makes of it."""
+    return content_type == picture.metadata.content_type != "image/jpeg"
+
+
+def encode_exactly(picture: Picture) -> bytes:
+    """The picture in its own format, so that decode_picture gives the same samples and metadata again.
+
+    A JPEG becomes a PNG that says with what metadata, and how coded, it is to be a JPEG again. `metadata.text`, which
+    JPEG can't hold, is left out of it.
+    """
+    if is_exact(picture, picture.metadata.content_type):
+        return encode_picture(picture, picture.metadata.content_type)
+    picture = picture._replace(metadata=picture.metadata._replace(text={}))
+    pixel = picture._replace(samples=np.zeros_like(picture.samples[:1, :1]), alpha=None)
+    return _png(picture, [(PNG_OF_JPEG, _jpeg(pixel))])
 
 
 def encode_mask(mask: Mask) -> bytes:
@@ -76,7 +96,7 @@ def _eight_bit(picture: Picture) -> Picture:
     return picture._replace(samples=(picture.samples >> 8).astype(np.uint8), alpha=alpha)
 
 
-def _png(picture: Picture) -> bytes:
+def _png(picture: Picture, further: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
     """Chunks in the specification's order: colours first, which must precede the pixels."""
     said, pixels = picture.metadata, _joined(picture)
     depth, channels = 8 * pixels.itemsize, pixels.shape[2] if pixels.ndim == 3 else 1
@@ -93,7 +113,7 @@ def _png(picture: Picture) -> bytes:
     ours = {keyword.encode("latin-1"): text.encode() for keyword, text in said.text.items()}
     chunks += [(name, data) for name, data in said.png_text if data.partition(b"\0")[0] not in ours]
     chunks += [(b"iTXt", keyword + b"\0\0\0\0\0" + text) for keyword, text in ours.items()]
-    return write_png(pixels, chunks)
+    return write_png(pixels, [*chunks, *further])
 
 
 def _full_sbit(bits: bytes, channels: int, depth: int) -> bytes:

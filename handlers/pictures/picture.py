@@ -17,6 +17,9 @@ Mask = NDArray[np.bool_]
 RGB = NDArray[np.uint8]
 """HxWx3 uint8, RGB, 0..255: what the models work on."""
 
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom of a rectangle of pixels: left and top inside, right and bottom outside."""
+
 Samples = NDArray[Any]
 """HxW (grey) or HxWx3 (RGB), uint8 or uint16: as stored in the file."""
 
@@ -75,6 +78,16 @@ class Picture(NamedTuple):
     def rgb(self) -> RGB:
         """The samples for a model; a copy only where they are not RGB of 8 bits already."""
         return to_rgb(self.samples)
+
+    def cropped(self, box: Box) -> "Picture":
+        """What lies in the box. Of what the file said only how its colours are meant, and the further text."""
+        columns, rows = slice(box[0], box[2]), slice(box[1], box[3])
+        said = self.metadata
+        return Picture(
+            np.ascontiguousarray(self.samples[rows, columns]),
+            None if self.alpha is None else np.ascontiguousarray(self.alpha[rows, columns]),
+            Metadata(said.content_type, said.icc, png_colour=said.png_colour, jpeg=said.jpeg, text=said.text),
+        )
 
 
 def to_rgb(samples: Samples) -> RGB:

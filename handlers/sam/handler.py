@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from handlers.editing.geometry import bounding_box
-from handlers.pictures import encoding
 from handlers.pictures.picture import RGB, Mask
 from handlers.requests.base64_text import array_to_text
 from handlers.requests.payload import Request
@@ -67,14 +66,12 @@ class SamHandler(Handler):
 
         fields: dict[str, Any] = {"score": _rounded(scores[best]), "box": _box(mask), "area": _area(mask)}
         if all_masks:
-            with request.timings.stage("encode"):
-                fields["masks"] = [encoding.encode_mask(each) for each in masks.values()]
             fields["scores"] = [_rounded(score) for score in scores]
             fields["boxes"] = [_box(each) for each in masks.values()]
             fields["areas"] = [_area(each) for each in masks.values()]
         if return_logits:
             fields["logits"] = array_to_text(logits[:, best].cpu().numpy())
-        return Reply(mask, fields, request.warnings)
+        return Reply(mask, fields, request.warnings, masks=list(masks.values()) if all_masks else [])
 
     def _look(self, request: Request) -> tuple[Sight, RGB | None]:
         """Of a picture that is known only what is known of it; else what the encoder is to be shown, too."""

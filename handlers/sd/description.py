@@ -1,7 +1,7 @@
 """Stable Diffusion inpainting, described without being loaded."""
 
 from contract.description import Choice, Description, Field, Flag, Integer, Number
-from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT, RESULT
 
 PROMPT = Field("prompt", "text", "What to paint.")
 NEGATIVE_PROMPT = Field("negative_prompt", "text", "What to avoid.", required=False)
@@ -30,7 +30,7 @@ DESCRIPTION = Description(
     summary="picture, mask and prompt → object replaced",
     fields=(IMAGE, MASK, PROMPT, NEGATIVE_PROMPT),
     arguments=(
-        STEPS, GUIDANCE, STRENGTH, SEED, SCHEDULER, VARIANTS, FEATHER, OUTPUT_FORMAT, EMBED_PARAMETERS,
+        STEPS, GUIDANCE, STRENGTH, SEED, SCHEDULER, VARIANTS, FEATHER, OUTPUT_FORMAT, RESULT, EMBED_PARAMETERS,
     ),
     imports=(
         "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "diffusers.guiders",

@@ -66,7 +66,8 @@ class SdHandler(Handler):
         fields: dict[str, Any] = {"seed": settings.seed, "parameters": settings.parameters(self.default_scheduler)}
         if len(variants) > 1:
             fields["seeds"] = [variant.seed for variant in variants]
-        return Reply(pictures[0], fields, request.warnings, variants=pictures[1:], output_format=settings.output_format)
+        box = geometry.bounding_box(mask) if settings.patch else None
+        return Reply(pictures[0], fields, request.warnings, pictures[1:], box=box, output_format=settings.output_format)
 
     def replace(self, picture: Picture, mask: Mask, settings: PaintSettings, report: Report = UNWATCHED) -> Picture:
         """The picture with the masked pixels repainted as the settings say, `variants` aside; raises as _paint."""

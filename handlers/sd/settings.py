@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
 from handlers.requests.payload import BadRequest, Request
 from handlers.requests.reply import OUTPUT_FORMATS
 from handlers.sd.description import (
@@ -43,6 +43,7 @@ class PaintSettings(NamedTuple):
     """What to paint and how, as description.py says each. seed: drawn where the request has none.
 
     scheduler: a key of SCHEDULERS, or "" for the archive's own. output_format: a value of OUTPUT_FORMATS.
+    patch: whether to reply with the rectangle around the mask alone.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class PaintSettings(NamedTuple):
     variants: int
     feather: int
     output_format: str
+    patch: bool
     embed_parameters: bool
 
     @classmethod
@@ -73,6 +75,7 @@ class PaintSettings(NamedTuple):
             variants=arguments.integer(VARIANTS),
             feather=arguments.integer(FEATHER),
             output_format=OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)],
+            patch=arguments.choice(RESULT) == PATCH,
             embed_parameters=arguments.flag(EMBED_PARAMETERS),
         )
         arguments.finish()

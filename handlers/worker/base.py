@@ -125,13 +125,13 @@ class Handler:
             context.set_response_header(0, name, value)
         return reply.body(), reply.content_type
 
-    def _reply(self, request: Request, context: Any) -> Encoded:
+    def _reply(self, request: Request, context: Any, keep: bool = False) -> Encoded:
         if self._parked:
             raise Refused(503, "parked", "the model is parked: wake it first")
         with request.timings.stage("model"):
             reply = self.predict(request)
         with request.timings.stage("encode"):
-            return reply.encoded(_header(context, "accept"))
+            return reply.encoded(_header(context, "accept"), keep)
 
     def _answer_ticket(self, body: Any, context: Any) -> bytes:
         try:
@@ -140,7 +140,7 @@ class Handler:
             raise Refused(500, "internal", str(error)) from None
         with opened:
             request = Request(opened.fields(), opened.job)
-            return opened.write(self._reply(request, context), request.timings).to_json()
+            return opened.write(self._reply(request, context, opened.keep), request.timings).to_json()
 
     def _obey(self, command: str, data: Mapping[str, Any], context: Any) -> bytes:
         key, expected = _header(context, commands.KEY), os.environ.get(commands.KEY_VARIABLE, "")

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,7 +21,10 @@ class Unusable(Exception):
 
 
 class Opened(ExitStack):
-    """A ticket with its files open; leaving it closes them. job: where to tell the progress."""
+    """A ticket with its files open; leaving it closes them.
+
+    job: where to tell the progress. keep: whether the whole result is wanted as well.
+    """
 
     def __init__(self, text: Any) -> None:
         """Raises Unusable."""
@@ -32,6 +36,7 @@ class Opened(ExitStack):
             if self._ticket.body is not None:
                 files.add(self._ticket.body)
             self._files = {file: self._open(file) for file in files}
+            self.keep = self._ticket.keep
             self.job = None if self._ticket.job is None else jobs.attach(self._open(self._ticket.job, writable=True))
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.close()
@@ -59,17 +64,25 @@ class Opened(ExitStack):
 
     def write(self, reply: Encoded, timings: Timings) -> Written:
         """Puts the reply where the gateway looks for it."""
+        written: dict[int, Span] = {}  # the first variant is the picture itself, which may be what is kept, too
         if reply.fields is None:
-            self._write(reply.picture)
-            return Written(reply.content_type, reply.headers, timings=timings.seconds)
+            end = self._span(reply.picture, written).stop
+            kept = self._spans(reply.kept, written)
+            return Written(reply.content_type, reply.headers, timings=timings.seconds, end=end, kept=kept)
         small = {name: value for name, value in reply.fields.items() if not is_large(value)}
-        spans: dict[str, Span | list[Span]] = {}
-        written: dict[int, Span] = {}  # the first variant is the picture itself
-        for name, value in reply.fields.items():
-            if name not in small:
-                several = [self._span(each, written) for each in (value if isinstance(value, list) else [value])]
-                spans[name] = several if isinstance(value, list) else several[0]
-        return Written(reply.content_type, reply.headers, small, spans, timings.seconds)
+        spans = self._spans({name: value for name, value in reply.fields.items() if name not in small}, written)
+        kept = self._spans(reply.kept, written)
+        return Written(reply.content_type, reply.headers, small, spans, timings.seconds, kept=kept)
+
+    def _spans(
+        self, files: Mapping[str, bytes | list[bytes]], written: dict[int, Span]
+    ) -> dict[str, Span | list[Span]]:
+        return {
+            name: [self._span(each, written) for each in value]
+            if isinstance(value, list)
+            else self._span(value, written)
+            for name, value in files.items()
+        }
 
     def _span(self, data: bytes, written: dict[int, Span]) -> Span:
         if id(data) not in written:

@@ -1,11 +1,11 @@
 """What a handler replied: a body in memory, or fields of which the large ones are."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.ticket import Written
+from contract.ticket import Span, Written
 from serve.errors import EngineUnavailable
 from serve.memory_file import MemoryFile, Part
 
@@ -15,7 +15,8 @@ class Answer:
     """Header names are in lower case. file: closed by whoever has the answer. timings: as contract.timings has them.
 
     fields: of a reply in JSON; values are of JSON, or a Part or a list of Parts for what leaves as base64. Where there
-    are none the file is the reply's body.
+    are none the reply's body is the file, as far as `end` where something follows. kept: what is to be kept, as parts
+    of the file, by the names under which the client is to be told its ids.
     """
 
     status: int
@@ -23,17 +24,19 @@ class Answer:
     file: MemoryFile
     fields: dict[str, Any] | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    end: int | None = None
+    kept: dict[str, Part | list[Part]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
         """Bytes of the body."""
         if self.fields is None:
-            return self.file.size
+            return self.file.size if self.end is None else self.end
         return json_length(self.fields)
 
     def pieces(self) -> Iterator[bytes]:
         """The body; none is longer than 256 KiB and what the small fields take."""
-        return self.file.pieces() if self.fields is None else json_pieces(self.fields)
+        return self.file.pieces(0, self.end) if self.fields is None else json_pieces(self.fields)
 
     def beginning(self, size: int) -> str:
         """Returns the first bytes of an error's body as text."""
@@ -50,13 +53,16 @@ def written(file: MemoryFile, told: bytes) -> Answer:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise EngineUnavailable("the worker's answer cannot be read: try again") from None
     headers = {"content-type": written.content_type} | {name.lower(): text for name, text in written.headers.items()}
-    if written.fields is None:
-        return Answer(200, headers, file, None, dict(written.timings))
-    large = {
+    large, kept = _parts(file, written.spans), _parts(file, written.kept)
+    fields = None if written.fields is None else {**large, **written.fields}
+    return Answer(200, headers, file, fields, dict(written.timings), written.end, kept)
+
+
+def _parts(file: MemoryFile, by_name: Mapping[str, Span | list[Span]]) -> dict[str, Part | list[Part]]:
+    return {
         name: [Part(file, *span) for span in spans] if isinstance(spans, list) else Part(file, *spans)
-        for name, spans in written.spans.items()
+        for name, spans in by_name.items()
     }
-    return Answer(200, headers, file, {**large, **written.fields}, dict(written.timings))
 
 
 def json_length(fields: dict[str, Any]) -> int:

@@ -43,18 +43,21 @@ class Sent:
 
 
 class Form:
-    """Fields by name; as a body multipart/form-data. accept: the kind of reply that is wanted."""
+    """Fields by name; as a body multipart/form-data. accept: the kind of reply that is wanted.
 
-    def __init__(self, fields: Mapping[str, Any], accept: str) -> None:
+    keep: whether the whole result is wanted as well, which handlers of ours alone can give.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], accept: str, keep: bool = False) -> None:
         """fields: texts, parts of files, and JSON values."""
-        self._fields = fields
+        self._fields, self._keep = fields, keep
         self._boundary = uuid4().hex
         self.headers = {"content-type": f"multipart/form-data; boundary={self._boundary}", "accept": accept}
 
     def ticket(self, reply: File, job: File | None) -> Ticket:
         parts = {name: value.named for name, value in self._fields.items() if isinstance(value, Part)}
         fields = {name: value for name, value in self._fields.items() if name not in parts}
-        return Ticket(reply, job, fields=fields, parts=parts)
+        return Ticket(reply, job, fields=fields, parts=parts, keep=self._keep)
 
     @property
     def length(self) -> int:

@@ -16,7 +16,7 @@ from pydantic import (
 from contract.bodies import Slice
 from contract.description import MAX_TEXT, Choice, Flag, Integer
 from contract.description import Number as Fraction
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT
+from handlers.requests.fields import FEATHER, FULL, OUTPUT_FORMAT, RESULT
 from handlers.sam import description as sam
 from handlers.sd import description as sd
 
@@ -32,6 +32,7 @@ Whole = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=3)]
 Model = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200)]
+Pointer = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
 Token = Annotated[str, StringConstraints(strict=True, max_length=1_000_000)]
 Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_TEXT)]
 # A stretch of the body: a file, or a long text; or text: base64, a data URI, or the id of an upload.
@@ -42,8 +43,16 @@ if TYPE_CHECKING:
     Format: TypeAlias = str
     Scheduler: TypeAlias = str
     Masks: TypeAlias = str
+    Result: TypeAlias = str
 else:
-    Format, Scheduler, Masks = (Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sam.MASKS))
+    Format, Scheduler, Masks, Result = (
+        Literal[each.choices] for each in (OUTPUT_FORMAT, sd.SCHEDULER, sam.MASKS, RESULT)
+    )
+
+_KEEP = (
+    "Keeps {what} like an upload, exactly, and tells its id as `id` in JSON, else in the header X-Palimpsest-Id; of"
+    " several as `ids`, in their order. {more}"
+)
 
 PICTURES = ("image", "mask")
 LISTS = ("points", "box")
@@ -107,11 +116,22 @@ class Selection(Fields):
 
 
 class SegmentFields(Selection):
+    """hover: whoever asks again and again, as with each move of a pointer, wants the last answer only."""
+
     masks: Masks = _like(sam.MASKS, "all")
     logits: Token | None = Field(
         None, description="The token of an earlier reply: refines that mask.", examples=["k05VTVBZAQB2AHsn..."]
     )
     return_logits: StrictBool = _like(sam.RETURN_LOGITS, True)
+    keep: StrictBool = Field(
+        False, description=_KEEP.format(what="the mask", more="A mask of other calls can be an id."), examples=[True]
+    )
+    hover: Pointer | None = Field(
+        None,
+        description="Names a pointer, in words of your own: what still waits for its turn when the pointer's next request"
+        " comes ends with 409 `superseded`.",
+        examples=["9f86d081884c7d65"],
+    )
     model: Model = Field("sam", description="The archive to ask.", examples=["sam"])
 
     def segmentation(self) -> dict[str, Any]:
@@ -134,8 +154,24 @@ class Painted(Selection):
     )
     feather: Whole = _like(FEATHER, 6)
     format: Format | None = Field(
-        None, description="Of the picture; what Accept asks for if absent, else the input's own.", examples=["png"]
+        None,
+        description="Of the picture; what Accept asks for if absent, else the input's own, of a patch PNG.",
+        examples=["png"],
     )
+    result: Result = _like(RESULT, "patch")
+    keep: StrictBool = Field(
+        False,
+        description=_KEEP.format(
+            what="the whole result",
+            more="In the input's own format, whatever `format` says; instead of a JPEG as a PNG that further edits take"
+            " for the JPEG, so that however many of them lose nothing.",
+        ),
+        examples=[True],
+    )
+
+    def wanted(self) -> dict[str, Any]:
+        """Of the handler's gen_args what it is to show; an archive of another make knows nothing but whole pictures."""
+        return {} if self.result == FULL else {"result": self.result}
 
 
 class EraseFields(Painted):
@@ -143,7 +179,7 @@ class EraseFields(Painted):
 
     def painting(self) -> dict[str, Any]:
         """The handler's gen_args."""
-        return {"feather": self.feather}
+        return self.wanted() | {"feather": self.feather}
 
     def texts(self) -> dict[str, str]:
         """The handler's other fields."""
@@ -173,7 +209,7 @@ class ReplaceFields(Painted):
             "feather": self.feather,
         }
         archives_own = {"guidance_scale": self.guidance, "scheduler": self.scheduler}
-        return arguments | {name: value for name, value in archives_own.items() if value is not None}
+        return self.wanted() | arguments | {name: value for name, value in archives_own.items() if value is not None}
 
     def texts(self) -> dict[str, str]:
         """The handler's other fields."""

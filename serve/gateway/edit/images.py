@@ -1,4 +1,4 @@
-"""Uploads that are kept for a while, so that many requests about one picture send it once."""
+"""Uploads and results that are kept for a while, so that many requests about one picture send it once, or never."""
 
 import asyncio
 import hashlib
@@ -12,7 +12,7 @@ from serve.errors import BadRequest, RequestTooLarge
 from serve.memory_file import MemoryFile, Part
 
 MOST = 500
-"""Uploads at once: each takes a descriptor."""
+"""Pictures at once: each takes a descriptor."""
 
 
 class UnknownImage(BadRequest):
@@ -38,17 +38,18 @@ class Images:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._size = 0
 
-    async def put(self, image: Part) -> str:
-        """Keeps a copy and returns its id. The same bytes have the same id.
-
-        Raises RequestTooLarge where they alone exceed the bound.
-        """
-        if image.size > self.max_bytes:
+    def check(self, size: int, field: str) -> None:
+        """Raises RequestTooLarge, which names the field, where so many bytes alone exceed the bound."""
+        if size > self.max_bytes:
             raise RequestTooLarge(
-                f"image has {image.size / 2**20:.0f} MiB; uploads may take {self.max_bytes >> 20} MiB together"
-                " (PALIMPSEST_IMAGES_MIB)",
-                "image",
+                f"{field}: {size / 2**20:.0f} MiB would have to be kept; all uploads and results that are kept may take"
+                f" {self.max_bytes >> 20} MiB together (PALIMPSEST_IMAGES_MIB)",
+                field,
             )
+
+    async def put(self, image: Part, field: str = "image") -> str:
+        """Keeps a copy and returns its id. The same bytes have the same id. Raises as check."""
+        self.check(image.size, field)
         name, file = await asyncio.to_thread(_copied, image)
         if name in self._kept:
             file.close()

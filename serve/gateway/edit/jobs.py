@@ -18,9 +18,16 @@ from serve.errors import PalimpsestError
 from serve.memory_file import MemoryFile
 from serve.residency.model import STARTING, Model
 
+Pointer = tuple[str, str]
+"""A client's address, and what it calls its pointer."""
+
 
 class Cancelled(PalimpsestError):
     status, code = 499, "cancelled"
+
+
+class Superseded(PalimpsestError):
+    status, code = 409, "superseded"
 
 
 class UnknownJob(PalimpsestError):
@@ -54,14 +61,18 @@ class Job:
         self.also: dict[str, Any] = {}
         self.timings: dict[str, float] = {}
         self._model = ""
-        self._running = False
+        self._running = self._superseded = False
         self.task = asyncio.create_task(work(self))
         self.task.add_done_callback(self._ended)
 
     @property
     def error(self) -> BaseException | None:
         """Returns the error of the task, which is done."""
-        return Cancelled("the job was cancelled") if self.task.cancelled() else self.task.exception()
+        if not self.task.cancelled():
+            return self.task.exception()
+        if self._superseded:
+            return Superseded("a newer request of the same pointer is here")
+        return Cancelled("the job was cancelled")
 
     @property
     def file(self) -> File:
@@ -89,6 +100,12 @@ class Job:
         if not self._running:
             self.task.cancel()
 
+    def supersede(self) -> None:
+        """A newer one is wanted instead: ends it if it only waits."""
+        if not self._running and not self.task.done():
+            self._superseded = True
+            self.task.cancel()
+
     def close(self) -> None:
         """Nobody waits any more: what it holds in memory is given back as soon as no worker needs it."""
         self._closed = True
@@ -112,17 +129,29 @@ class Job:
 
 
 class Jobs:
-    """All that run."""
+    """All that run; of those of one pointer the newest is known by it."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._newest: dict[Pointer, Job] = {}
 
-    def start(self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack) -> Job:
-        """Starts a job; the arguments are those of Job."""
+    def start(
+        self, work: Callable[[Job], Coroutine[Any, Any, Answer]], files: ExitStack, pointer: Pointer | None = None
+    ) -> Job:
+        """Starts a job; work and files are those of Job. pointer: whose earlier job it supersedes."""
         job = Job(work, files)
         self._jobs[job.id] = job
-        job.task.add_done_callback(lambda task: self._jobs.pop(job.id))
+        if pointer is not None:
+            if earlier := self._newest.get(pointer):
+                earlier.supersede()
+            self._newest[pointer] = job
+        job.task.add_done_callback(lambda task: self._forget(job, pointer))
         return job
+
+    def _forget(self, job: Job, pointer: Pointer | None) -> None:
+        del self._jobs[job.id]
+        if pointer is not None and self._newest.get(pointer) is job:
+            del self._newest[pointer]
 
     def get(self, name: str) -> Job:
         """Raises UnknownJob."""

@@ -17,6 +17,7 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _ERRORS = {
     400: "Something in the request is wrong; `field` names it.",
     404: "There is no such model or job, or no such image any more.",
+    409: "A newer request of the same pointer is here.",
     408: "The body did not arrive in time.",
     413: "The request or its picture is too large.",
     415: "A kind or an encoding of bodies that is not served.",
@@ -29,14 +30,15 @@ _ERRORS = {
 }
 
 
-def errors(codes: Iterable[int] = _ERRORS) -> dict[int | str, dict[str, Any]]:
+def errors(codes: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorReply, "description": _ERRORS[code]} for code in codes}
 
 
-REPLIES: dict[int | str, dict[str, Any]] = errors() | {
+REPLIES: dict[int | str, dict[str, Any]] = errors(sorted(_ERRORS.keys() - {409})) | {
     200: {
-        "description": "The picture or mask itself with what else there is to say in X-Palimpsest-* headers; JSON with "
-        "it as base64; or server-sent events: `job`, `progress`, then `done`, `error` or `cancelled`.",
+        "description": "The picture or mask itself with what else there is to say in X-Palimpsest-* headers (of a "
+        "patch its place, X-Palimpsest-Box: [left, top, right, bottom]; of what is kept X-Palimpsest-Id); JSON with it "
+        "as base64, `box` and `id`; or server-sent events: `job`, `progress`, then `done`, `error` or `cancelled`.",
         "content": {JSON: {"schema": {"type": "object"}}, EVENTS: {"schema": {"type": "string"}}}
         | dict.fromkeys(PICTURES, _BINARY),
     }

@@ -1,6 +1,7 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
 from contextlib import ExitStack
+from dataclasses import replace as changed
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,12 +11,14 @@ from contract import commands
 from contract.accept import JSON, OWN
 from contract.bodies import BodyError, Buffer, Slice, check_encoding, unescaped_pieces
 from contract.pictures import PREFIX, is_picture
+from handlers.requests.fields import PATCH
 from serve.engine.answer import Answer
 from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit import openapi
 from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceFields, SegmentFields, Selection
 from serve.gateway.edit.form import read_fields
+from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
@@ -25,7 +28,7 @@ from serve.memory_file import MemoryFile, Part, whole
 router = APIRouter(prefix="/v1", tags=["editing"])
 
 _IN_JSON = (JSON, EVENTS)  # the kinds of reply that carry pictures as base64
-_MASK = "image/png"  # a JPEG's edge would come back in 93 shades of grey
+_PNG = "image/png"  # of masks, too: a JPEG's edge would come back in 93 shades of grey
 
 
 class Upload(BaseModel):
@@ -58,7 +61,7 @@ async def upload(request: Request, services: Injected) -> Upload:
     "/segment",
     summary="Points or a box -> the object's mask",
     openapi_extra=openapi.of(SegmentFields),
-    responses=openapi.REPLIES,
+    responses=openapi.REPLIES | openapi.errors((409,)),
 )
 async def segment(request: Request, services: Injected) -> Response:
     with ExitStack() as files:
@@ -68,15 +71,16 @@ async def segment(request: Request, services: Injected) -> Response:
             raise BadRequest(
                 "say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points"
             )
-        kind = accepted(request.headers.get("accept", ""), JSON)
+        kind, client = accepted(request.headers.get("accept", ""), JSON), address(request)
         picture = await _picture(services, files, body, fields.image, "image")
 
         async def work(job: Job) -> Answer:
-            accept = JSON if kind in _IN_JSON else _MASK
-            asked = {"image": picture}
-            return await _ask(services, address(request), job, fields.model, asked, fields.segmentation(), accept)
+            await _check_able(services, fields.model, keep=fields.keep)
+            accept = JSON if kind in _IN_JSON else _PNG
+            asked, arguments = {"image": picture}, fields.segmentation()
+            return await _ask(services, client, job, fields.model, asked, arguments, accept, fields.keep)
 
-        job = services.jobs.start(work, files.pop_all())
+        job = services.jobs.start(work, files.pop_all(), (client, fields.hover) if fields.hover else None)
     return await reply(request, services.scheduler, job, kind, "mask")
 
 
@@ -135,30 +139,45 @@ async def _paint(
     body: MemoryFile,
     fields: EraseFields | ReplaceFields,
 ) -> Response:
-    kind = accepted(request.headers.get("accept", ""), OWN)
+    patch, client = fields.result == PATCH, address(request)
+    kind = accepted(request.headers.get("accept", ""), _PNG if patch else OWN)
     picture = await _picture(services, files, body, fields.image, "image")
     mask = None if fields.mask is None else await _picture(services, files, body, fields.mask, "mask")
     _check_mask(fields)
     arguments = fields.painting()
     if kind in _IN_JSON:
-        arguments["output_format"], accept = fields.format or "input", JSON
+        arguments["output_format"], accept = fields.format or ("png" if patch else "input"), JSON
     else:
         accept = {None: kind, "input": OWN}.get(fields.format, f"image/{fields.format}")
 
     async def work(job: Job) -> Answer:
+        await _check_able(services, fields.model, keep=fields.keep, patch=patch)
         hole = mask
         if hole is None:
             selected = await _ask(
-                services, address(request), job, fields.segment_model, {"image": picture}, fields.segmentation(), _MASK
+                services, client, job, fields.segment_model, {"image": picture}, fields.segmentation(), _PNG
             )
             if selected.headers.get(f"{commands.PREFIX}area") == "0":
                 raise BadRequest("nothing was found there: move the points or the box, or send a mask", "points")
             job.files.enter_context(selected.file)
             job.also["mask"] = hole = whole(selected.file)
         asked = {"image": picture, "mask_image": hole, **fields.texts()}
-        return await _ask(services, address(request), job, fields.model, asked, arguments, accept)
+        return await _ask(services, client, job, fields.model, asked, arguments, accept, fields.keep)
 
     return await reply(request, services.scheduler, services.jobs.start(work, files.pop_all()), kind, "picture")
+
+
+async def _check_able(services: Services, model: str, *, keep: bool, patch: bool = False) -> None:
+    """Raises BadRequest for what archives of another make do not do."""
+    if not (keep or patch):
+        return
+    archive = await services.catalog.prepare(services.catalog.find(model))
+    if not services.memory.takes_commands(archive):
+        raise BadRequest(
+            f"{'keep = true' if keep else 'result = patch'}: {model!r} is an archive of another make, which only gives"
+            " whole pictures: leave it out",
+            "keep" if keep else "result",
+        )
 
 
 async def _ask(
@@ -169,16 +188,35 @@ async def _ask(
     fields: dict[str, Part | str],
     arguments: dict[str, Any],
     accept: str,
+    keep: bool = False,
 ) -> Answer:
-    """Raises HandlerError where the model refuses or fails."""
+    """Raises HandlerError where the model refuses or fails, and RequestTooLarge where its result can't be kept."""
     archive = services.catalog.find(model)
     job.ask(archive.name)
-    answer = await invoke(services, archive, Form({**fields, "gen_args": arguments}, accept), client, job)
+    answer = await invoke(services, archive, Form({**fields, "gen_args": arguments}, accept, keep), client, job)
     if answer.status >= 400:
         with answer.file:
             raise HandlerError(answer)
     job.took(answer.timings)
-    return answer
+    return await _kept(services.images, answer) if keep else answer
+
+
+async def _kept(images: Images, answer: Answer) -> Answer:
+    """The answer with the ids of what it has to keep. Raises RequestTooLarge, and closes it."""
+    parts = {part for each in answer.kept.values() for part in (each if isinstance(each, list) else [each])}
+    try:
+        images.check(sum(part.size for part in parts), "keep")
+        ids = {part: await images.put(part, "keep") for part in parts}
+    except BaseException:
+        answer.close()
+        raise
+    told = {
+        name: [ids[part] for part in each] if isinstance(each, list) else ids[each]
+        for name, each in answer.kept.items()
+    }
+    if answer.fields is None:
+        return changed(answer, headers=answer.headers | {f"{commands.PREFIX}id": str(told["id"])})
+    return changed(answer, fields=answer.fields | told)
 
 
 async def _picture(
