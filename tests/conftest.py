@@ -114,7 +114,7 @@ class HandlerClient:
                 name: [b"".join(part.pieces()) for part in (each if isinstance(each, list) else [each])]
                 for name, each in answer.kept.items()
             }
-            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()), kept)
+            return HandlerReply(answer.status, answer.headers, b"".join(answer.pieces()), kept=kept)
 
     def json(self, **fields: Any) -> "HandlerReply":
         """Sends the fields as a JSON body; bytes travel as base64."""

@@ -180,3 +180,53 @@ async def test_a_job_that_waits_is_stopped_at_once(world: World) -> None:
     await world.client.delete(f"/v1/jobs/{job}")
     assert events((await request).text)[-1][0] == "cancelled"
     assert not any(m.waiters for m in world.services.scheduler.models())
+
+
+async def test_a_pointers_newer_request_ends_the_older_one_that_waits_and_no_other(world: World) -> None:
+    gate = asyncio.Event()
+
+    async def work(job: File) -> Reply:
+        await gate.wait()
+        return 200, {"generated_image": "b3V0", "warnings": []}
+
+    world.work = work
+    elsewhere = httpx.ASGITransport(world.client._transport.app, client=("192.0.2.7", 1))  # type: ignore[attr-defined]
+    other = httpx.AsyncClient(transport=elsewhere, base_url="http://x")
+    sent: list[asyncio.Task[httpx.Response]] = []
+
+    async def send(client: httpx.AsyncClient, waiting: int, **fields: Any) -> asyncio.Task[httpx.Response]:
+        click = {"image": "aGVsbG8=", "points": [[1, 2]]}
+        sent.append(asyncio.create_task(client.post("/v1/segment", json=click | fields)))
+        while not any(m.leases and len(m.waiters) == waiting for m in world.services.scheduler.models()):
+            await asyncio.sleep(0.001)
+        return sent[-1]
+
+    running = await send(world.client, 0, hover="a")
+    older = await send(world.client, 1, hover="a")
+    stay = [await send(other, 2, hover="a"), await send(world.client, 3, hover="b"), await send(world.client, 4)]
+    box = {"image": "eA==", "box": [1, 2, 3, 4], "hover": "a"}
+    newer = asyncio.create_task(world.client.post("/v1/segment", json=box))
+    answer = await older  # while all others still wait
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "superseded")
+    assert not any(each.done() for each in (running, newer, *stay))
+    gate.set()
+    assert [(await each).status_code for each in (running, newer, *stay)] == [200] * 5
+    await other.aclose()
+    metrics = (await world.client.get("/metrics")).text
+    assert 'palimpsest_invocations_total{model="sam"} 6.0' in metrics
+    assert [line for line in metrics.splitlines() if "xx_errors_total{" in line] == []
+    assert world.services.jobs._newest == {}
+
+
+async def test_a_stream_tells_that_its_job_was_superseded(world: World) -> None:
+    world.services.host.engine.register = lambda name, path: asyncio.Event().wait()  # a load that never ends
+    click = {"image": "aGVsbG8=", "points": [[1, 2]], "hover": "a"}
+    first = asyncio.create_task(world.client.post("/v1/segment", json=click, headers=EVENTS))
+    while not world.services.jobs._jobs:
+        await asyncio.sleep(0.01)
+    second = asyncio.create_task(world.client.post("/v1/segment", json=click, headers=EVENTS))
+    name, data = events((await first).text)[-1]
+    assert (name, data["error"]["code"]) == ("error", "superseded")
+    (job,) = world.services.jobs._jobs
+    await world.client.delete(f"/v1/jobs/{job}")
+    assert events((await second).text)[-1][0] == "cancelled"

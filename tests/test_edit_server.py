@@ -15,6 +15,7 @@ import pytest
 from conftest import encoded, pixels
 from serving import Server, serving
 from test_clients import FOLDER, PICTURE, RECORDED
+from test_keep import pasted
 
 pytestmark = pytest.mark.torchserve
 
@@ -73,6 +74,18 @@ def test_the_seed_decides_and_comes_back_with_the_parameters(server: Server, ima
     many = post(server, "replace", JSON, **fields, seed=5, variants=2).json()
     assert many["seeds"] == [5, 6]
     assert base64.b64decode(many["pictures"][0]) == first.content
+
+
+def test_an_edit_of_what_an_edit_kept_moves_only_what_changed(server: Server, image: str, dog: bytes) -> None:
+    first = post(server, "erase", image=image, **CLICK, keep=True, result="patch")
+    assert len(first.content) < len(dog) / 4
+    seen = pasted(pixels(dog), first.content, json.loads(first.headers["x-palimpsest-box"]))
+    again = {"image": first.headers["x-palimpsest-id"], "points": [[400, 620]]}
+    second = post(server, "erase", JSON, **again, keep=True, result="patch").json()
+    seen = pasted(seen, base64.b64decode(second["picture"]), second["box"])
+    whole = post(server, "erase", **again, keep=True)
+    assert (pixels(whole.content) == seen).all()
+    assert whole.headers["x-palimpsest-id"] == second["id"]
 
 
 def test_the_reply_has_the_inputs_format_unless_asked_otherwise(server: Server) -> None:

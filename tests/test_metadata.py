@@ -160,9 +160,9 @@ def reply(data: bytes, kind: str, picture: Picture | None = None) -> tuple[bytes
         picture = Picture(metadata.turned(SMOOTH, orientation), metadata=said, notes=notes)
     sent = Reply(picture)
     sent.warnings += picture.notes
-    body, sent_kind, _ = sent.encode(kind)
-    assert sent_kind == kind
-    return body, sent.warnings
+    leaves = sent.encoded(kind)
+    assert leaves.content_type == kind
+    return leaves.picture, sent.warnings
 
 
 def exif_of(data: bytes) -> dict[int, tuple[int, bytes]]:

@@ -321,11 +321,12 @@ async def test_tickets_survive_json() -> None:
     for ticket in (
         Ticket(file),
         Ticket(file, file, file, "a/b", "gzip"),
-        Ticket(file, fields={"a": [1]}, parts={"b": Part(file, 1, 2, True)}),
+        Ticket(file, fields={"a": [1]}, parts={"b": Part(file, 1, 2, True)}, keep=True),
     ):
         assert Ticket.from_json(ticket.to_json()) == ticket
     for told in (
         Written("a/b"),
         Written("a/b", {"c": "d"}, {"e": None}, {"f": Span(1, 2), "g": [Span(3, 4), Span(5, 6)]}),
+        Written("a/b", end=7, kept={"id": Span(7, 9), "ids": [Span(7, 9), Span(9, 9)]}),
     ):
         assert Written.from_json(told.to_json()) == told

@@ -128,8 +128,8 @@ class SegmentFields(Selection):
     )
     hover: Pointer | None = Field(
         None,
-        description="Names a pointer, in words of your own: what still waits for its turn when the pointer's next request"
-        " comes ends with 409 `superseded`.",
+        description="Names a pointer, in words of your own: what still waits for its turn when the same pointer's next"
+        " request comes ends with 409 `superseded`.",
         examples=["9f86d081884c7d65"],
     )
     model: Model = Field("sam", description="The archive to ask.", examples=["sam"])
