@@ -16,7 +16,7 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test test-fast test-full test-sdk check format bench eval-demo archives lock vendor clean
+.PHONY: help serve stop test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ stop: ## stop the server that `make serve` started on PORT
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full"
+
+screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew (needs a Chromium)
+	SCREENSHOTS=yes $(BIN)/python -m pytest tests/test_page_browser.py -k screenshots
 
 test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes on two cores
 	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" -n logical

@@ -53,6 +53,9 @@ export async function upload(picture) {
   return (await answer.json()).id;
 }
 
+/** What the server keeps, as a file. @param {string} id @param {"png" | "input"} format */
+export const file = async (id, format) => (await send(`v1/images/${id}?format=${format}`)).blob();
+
 /**
  * @param {Record<string, unknown>} fields @param {AbortSignal} [signal]
  * @returns {Promise<{masks?: string[], scores?: number[], boxes?: ([number, number, number, number] | null)[],

@@ -14,6 +14,7 @@ import { tell } from "./errors.js";
 import { growth, Selecting } from "./selecting.js";
 import { watch } from "./watch.js";
 import { page } from "./page.js";
+import { showHelp } from "./help.js";
 import { scrollToCurrent } from "./strip.js";
 
 /** @typedef {typeof actions} Actions */
@@ -83,7 +84,7 @@ const actions = {
   /** @param {number} index */
   go: (index) => void editor.go(index),
   compare: () => void (state.comparing.value = Boolean(state.document_.value) && !state.comparing.value),
-  download,
+  download: () => void download(editor),
   copy: () => void copyPicture(stage),
   help: () => void (state.helpOpen.value = !state.helpOpen.value),
   dismiss: () => void (state.notice.value = null),
@@ -103,6 +104,7 @@ const root = /** @type {HTMLElement} */ (document.querySelector("#page"));
 effect(() => {
   render(page(actions, others), root);
   scrollToCurrent();
+  showHelp();
 });
 
 /** A variant is looked at on the canvas itself. */
@@ -112,8 +114,7 @@ effect(() => {
     void editor.show(state.current.peek());
     return;
   }
-  const { blob } = offered.made[offered.shown];
-  editor.decode(blob, { blob, id: null }).then((picture) => {
+  editor.picture(offered.made[offered.shown].result).then((picture) => {
     if (state.variants.peek() === offered && stage.original) stage.show(picture, stage.original);
   }, tell);
 });

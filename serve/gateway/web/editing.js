@@ -50,21 +50,18 @@ export class Editing {
     };
     try {
       const mask = await encoded(fromRuns(at.mask, of.width, of.height));
+      const asked = { feather: state.feather.value, ...fields };
       const reply = await this.editor.withId(at.result, (image) =>
-        api.edit(kind, { image, mask, feather: state.feather.value, ...fields }, {
+        api.edit(kind, { ...asked, image, mask, keep: true, result: "patch" }, {
           onJob: (id) => (job = id),
           onProgress: (progress) => state.job.value?.phase !== "stopping" && say(progress),
           signal: stopped.signal,
         }));
-      const type = reply.content_type ?? of.type;
-      const made = await Promise.all((reply.pictures ?? [reply.picture]).map(async (/** @type {string} */ each, /** @type {number} */ index) => {
-        const blob = await api.blobOf(each, type);
-        return { blob, url: URL.createObjectURL(blob), seed: reply.seeds?.[index] ?? reply.seed };
-      }));
       const warnings = (reply.warnings ?? []).join(" ");
       if (warnings) state.notice.value = { what: "done", text: warnings };
+      const made = await variantsOf(reply, { parent: at.result, kind, fields: asked, mask: at.mask });
       if (made.length === 1) await this.keep(made[0], label);
-      else state.variants.value = { of: at.result, mask: at.mask, label, made, shown: 0 };
+      else state.variants.value = { label, made, shown: 0 };
     } catch (error) {
       const cancelled = stopped.signal.aborted || (error instanceof api.ServerError && error.code === "cancelled");
       if (!cancelled) tell(error);
@@ -74,10 +71,9 @@ export class Editing {
   }
 
   /** @param {Variant} variant @param {string} label */
-  async keep({ blob, url }, label) {
+  async keep({ result, url }, label) {
     URL.revokeObjectURL(url);
-    const result = { blob, id: null };
-    const picture = await this.editor.decode(blob, result);
+    const picture = await this.editor.picture(result);
     this.editor.push(label, blank(picture.width, picture.height), { result, picture });
     this.editor.prepare();
   }
@@ -97,3 +93,20 @@ export class Editing {
   }
 }
 
+
+/**
+ * @param {Record<string, any>} reply
+ * @param {Pick<import("./state.js").Result, "parent" | "kind" | "fields" | "mask">} asked
+ * @returns {Promise<Variant[]>}
+ */
+function variantsOf(reply, { fields, ...asked }) {
+  const pictures = /** @type {string[]} */ (reply.pictures ?? [reply.picture]);
+  const { variants: _, ...once } = fields;
+  return Promise.all(pictures.map(async (picture, each) => {
+    const patch = await api.blobOf(picture, "image/png");
+    const seed = reply.seeds?.[each] ?? reply.seed;
+    const again = seed === undefined ? once : { ...once, seed };
+    const result = { ...asked, fields: again, id: reply.ids?.[each] ?? reply.id, patch, box: reply.box };
+    return { result, url: URL.createObjectURL(patch), seed };
+  }));
+}

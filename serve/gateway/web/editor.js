@@ -32,7 +32,7 @@ export class Editor {
       let bitmap = await createImageBitmap(file).catch(() => null);
       if (!bitmap) {
         id = await api.upload(file);
-        bitmap = await createImageBitmap(await asPng(id));
+        bitmap = await createImageBitmap(await api.file(id, "png"));
       }
       const { width, height } = bitmap;
       const type = file.type || "image/png";
@@ -112,7 +112,7 @@ export class Editor {
    */
   state(label, result, runs, picture, mask = blank(picture.width, picture.height), found = null) {
     const previous = state.current.value;
-    const own = result && result !== previous?.result ? result.blob.size : 0;
+    const own = result && result !== previous?.result ? result.patch.size : 0;
     const candidates = found?.candidates.reduce((sum, each) => sum + each.byteLength, found.base.byteLength) ?? 0;
     return { label, result, mask: runs, found, thumbnail: thumbnail(picture, mask), bytes: own + runs.byteLength + candidates };
   }
@@ -142,16 +142,22 @@ export class Editor {
       this.remember(result, known);
       return known;
     }
-    const of = state.document_.peek();
-    const decoding = this.decode(result ? result.blob : /** @type {Blob} */ (of?.original), result);
+    const decoding = result ? this.patched(result) : this.opened();
     this.remember(result, decoding);
     return decoding;
   }
 
-  /** @param {Blob} blob @param {Result | null} result */
-  async decode(blob, result) {
-    const bitmap = await createImageBitmap(blob).catch(() => null);
-    return new Picture(bitmap ?? (await createImageBitmap(await this.withId(result, asPng))));
+  /** The picture as it was opened. */
+  async opened() {
+    const { original } = /** @type {import("./state.js").Document} */ (state.document_.peek());
+    const bitmap = await createImageBitmap(original).catch(() => null);
+    return new Picture(bitmap ?? (await createImageBitmap(await this.withId(null, (id) => api.file(id, "png")))));
+  }
+
+  /** @param {Result} result */
+  async patched({ parent, patch, box }) {
+    const [before, changed] = await Promise.all([this.picture(parent), createImageBitmap(patch)]);
+    return before.with(changed, box[0], box[1]);
   }
 
   /** Of those that were not used for longest the excess goes; never the original. @param {Result | null} result @param {Promise<Picture>} picture */
@@ -169,25 +175,27 @@ export class Editor {
    * @template T @param {Result | null} result @param {(id: string) => Promise<T>} use @returns {Promise<T>}
    */
   async withId(result, use) {
-    const holder = result ?? /** @type {import("./state.js").Document} */ (state.document_.peek());
-    const blob = "blob" in holder ? holder.blob : holder.original;
-    const known = holder.id;
-    holder.id ??= await api.upload(blob);
+    const known = (result ?? state.document_.peek())?.id;
     try {
-      return await use(holder.id);
+      if (known) return await use(known);
     } catch (error) {
-      if (!(known && error instanceof api.ServerError && error.code === "image_not_found")) throw error;
-      holder.id = await api.upload(blob);
-      return use(holder.id);
+      if (!(error instanceof api.ServerError && error.code === "image_not_found")) throw error;
     }
+    return use(await this.remade(result));
   }
-}
 
-/** A picture that this browser cannot show (TIFF, HEIC) as one that it can. @param {string} id */
-async function asPng(id) {
-  const { mask } = await api.segment({ image: id, points: [[0, 0]] });
-  const { width, height } = await createImageBitmap(await api.blobOf(mask, "image/png"));
-  const nothing = await encoded(blank(width, height));
-  const reply = await api.edit("erase", { image: id, mask: nothing, format: "png" }, {});
-  return api.blobOf(reply.picture, "image/png");
+  /** Has the server make everything anew, from the picture as it was opened; returns the id. @param {Result | null} result @returns {Promise<string>} */
+  async remade(result) {
+    const of = /** @type {import("./state.js").Document} */ (state.document_.peek());
+    if (!result) return (of.id = await api.upload(of.original));
+    const image = await this.remade(result.parent);
+    const mask = await encoded(fromRuns(result.mask, of.width, of.height));
+    const { id } = await api.edit(result.kind, { ...result.fields, image, mask, keep: true, result: "patch" }, {});
+    return (result.id = id);
+  }
+
+  /** The picture as a file of the input's format. @param {Result | null} result @returns {Promise<Blob>} */
+  async file(result) {
+    return result ? this.withId(result, (id) => api.file(id, "input")) : /** @type {import("./state.js").Document} */ (state.document_.peek()).original;
+  }
 }

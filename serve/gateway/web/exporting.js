@@ -7,16 +7,20 @@ const ENDINGS = /** @type {Record<string, string>} */ ({
   "image/bmp": "bmp", "image/heic": "heic", "image/avif": "avif",
 });
 
-/** As the server wrote it: format and metadata are the input's. */
-export function download() {
+/** As the server writes it: format and metadata are the input's. @param {import("./editor.js").Editor} editor */
+export async function download(editor) {
   const of = state.document_.value;
   const at = state.current.value;
   if (!of || !at) return;
-  const blob = at.result?.blob ?? of.original;
-  const ending = ENDINGS[blob.type] ?? of.name.split(".").pop();
-  const url = URL.createObjectURL(blob);
-  Object.assign(document.createElement("a"), { href: url, download: `${of.name.replace(/\.[^.]*$/, "")}-edited.${ending}` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  try {
+    const file = await editor.file(at.result);
+    const ending = ENDINGS[file.type] ?? of.name.split(".").pop();
+    const url = URL.createObjectURL(file);
+    Object.assign(document.createElement("a"), { href: url, download: `${of.name.replace(/\.[^.]*$/, "")}-edited.${ending}` }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  } catch (error) {
+    tell(error);
+  }
 }
 
 /** @param {import("./canvas.js").Stage} stage */

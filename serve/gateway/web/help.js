@@ -1,14 +1,13 @@
 // What the keys do.
-import { html, nothing } from "lit-html";
+import { html } from "lit-html";
 import * as state from "./state.js";
 import { button } from "./icons.js";
 import { SHORTCUTS } from "./keyboard.js";
 
 /** @param {import("./app.js").Actions} actions */
 export function help(actions) {
-  if (!state.helpOpen.value) return nothing;
   return html`
-    <dialog class="help" open aria-label="Keyboard shortcuts">
+    <dialog class="help" aria-label="Keyboard shortcuts" @close=${() => (state.helpOpen.value = false)}>
       <header><h2>Keyboard shortcuts</h2>${button({ icon: "x", label: "Close", key: "Esc", act: actions.help })}</header>
       <div class="columns">
         ${SHORTCUTS.map(([title, keys]) => html`
@@ -17,4 +16,12 @@ export function help(actions) {
           </section>`)}
       </div>
     </dialog>`;
+}
+
+/** Opens and closes it: as a modal dialog it takes the focus, and gives it back. */
+export function showHelp() {
+  const dialog = /** @type {HTMLDialogElement | null} */ (document.querySelector(".help"));
+  if (!dialog || dialog.open === state.helpOpen.value) return;
+  if (state.helpOpen.value) dialog.showModal();
+  else dialog.close();
 }

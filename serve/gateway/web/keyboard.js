@@ -36,7 +36,7 @@ export function listen(stage, actions) {
     }
     if (document.activeElement === stage.element && onCanvas(event, stage, actions)) return;
     const act = SINGLE[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!act || event.repeat && !REPEATS.has(event.key) || state.helpOpen.value && event.key !== "?") return;
+    if (!act || event.repeat && !REPEATS.has(event.key) || state.helpOpen.value && !["?", "Escape"].includes(event.key)) return;
     act(actions, stage);
     event.preventDefault();
   });

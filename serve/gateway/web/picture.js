@@ -6,12 +6,12 @@ const SMALLEST = 1024; // pixels of the longer side below which no smaller copy 
 
 /** A picture with halves, quarters... of it. */
 export class Picture {
-  /** @param {ImageBitmap} bitmap  is closed */
-  constructor(bitmap) {
-    this.width = bitmap.width;
-    this.height = bitmap.height;
-    this.levels = [canvasOf(bitmap, bitmap.width, bitmap.height)];
-    bitmap.close();
+  /** @param {ImageBitmap | OffscreenCanvas} source  a bitmap is closed, a canvas becomes its own */
+  constructor(source) {
+    this.width = source.width;
+    this.height = source.height;
+    this.levels = [source instanceof OffscreenCanvas ? source : canvasOf(source, source.width, source.height)];
+    if (source instanceof ImageBitmap) source.close();
     for (let last = this.levels[0]; Math.max(last.width, last.height) > 2 * SMALLEST; ) {
       last = canvasOf(last, Math.ceil(last.width / 2), Math.ceil(last.height / 2));
       this.levels.push(last);
@@ -39,6 +39,16 @@ export class Picture {
     const each = scale / by;
     context.drawImage(level, left, top, right - left, bottom - top,
       x + left * each, y + top * each, (right - left) * each, (bottom - top) * each);
+  }
+
+  /** Another picture, with a patch in its place. @param {ImageBitmap} patch  is closed @param {number} left @param {number} top */
+  with(patch, left, top) {
+    const canvas = canvasOf(this.levels[0], this.width, this.height);
+    const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    context.clearRect(left, top, patch.width, patch.height); // what is transparent in it covers, too
+    context.drawImage(patch, left, top);
+    patch.close();
+    return new Picture(canvas);
   }
 
   /** @returns {Promise<Blob>} */

@@ -16,6 +16,7 @@ export class Selecting {
     this.editor = editor;
     this.stage = editor.stage;
     /** Of a picture: the server's model has seen it. @type {string | null} */ this.ready = null;
+    this.pointer = crypto.randomUUID(); // the server answers its newest question only
     /** @type {AbortController | null} */ this.hovering = null;
     /** @type {Point | null} */ this.next = null;
     /** @type {AbortController | null} */ this.clicking = null;
@@ -50,7 +51,7 @@ export class Selecting {
         state.notice.value = { what: "error", text: "Nothing was found there. Click in the middle of a thing, or drag a box around it." };
         return;
       }
-      this.take(LABELS[how], { base: at.mask, how, candidates, choice: 0 });
+      this.take("box" in prompt && how === "replace" ? "Box" : LABELS[how], { base: at.mask, how, candidates, choice: 0 });
     } catch (error) {
       if (!own.signal.aborted) tell(error);
     } finally {
@@ -89,7 +90,7 @@ export class Selecting {
       const asked = this.next;
       this.next = null;
       try {
-        const found = await api.segment({ image: this.ready, points: [within(asked, of)], fill_holes: true }, own.signal);
+        const found = await api.segment({ image: this.ready, points: [within(asked, of)], fill_holes: true, hover: this.pointer }, own.signal);
         const mask = await decoded(await api.blobOf(found.mask, "image/png"), of.width, of.height, found.box);
         if (!own.signal.aborted && state.current.value === at) this.stage.showHover(mask);
       } catch {

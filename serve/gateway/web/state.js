@@ -11,8 +11,15 @@ import * as history from "./history.js";
  */
 
 /**
- * One edit on the way to a picture: its result in full, as the server encoded it.
- * @typedef {{blob: Blob, id: string | null}} Result
+ * What an edit made: the rectangle that it changed, and how to make it again where the server has forgotten it.
+ * @typedef {object} Result
+ * @property {Result | null} parent  the picture that was edited; null: as it was opened
+ * @property {string} id  the server's, of the whole picture
+ * @property {Blob} patch  PNG
+ * @property {[number, number, number, number]} box  where it lies: left, top, right, bottom
+ * @property {"erase" | "replace"} kind
+ * @property {Record<string, unknown>} fields  of the request, the seed included
+ * @property {Runs} mask
  */
 
 /**
@@ -33,7 +40,7 @@ import * as history from "./history.js";
 /** @typedef {"select" | "brush" | "eraser" | "hand"} ToolName */
 /** @typedef {{kind: "erase" | "replace", phase: "sending" | import("./api.js").Progress["phase"] | "stopping", model: string,
  *   step: number, steps: number, ahead: number, stop: () => void}} Job */
-/** @typedef {{blob: Blob, url: string, seed: number}} Variant */
+/** @typedef {{result: Result, url: string, seed: number}} Variant */
 /** @typedef {{text: string, what: "error" | "done"}} Notice */
 
 export const document_ = signal(/** @type {Document | null} */ (null));
@@ -48,7 +55,7 @@ export const variantsWanted = signal(1);
 
 export const job = signal(/** @type {Job | null} */ (null));
 export const finding = signal(false); // a click waits for its answer
-export const variants = signal(/** @type {{of: Result | null, mask: Runs, label: string, made: Variant[], shown: number} | null} */ (null));
+export const variants = signal(/** @type {{label: string, made: Variant[], shown: number} | null} */ (null));
 export const notice = signal(/** @type {Notice | null} */ (null));
 export const reachable = signal(true);
 export const models = signal(/** @type {import("./api.js").ModelStatus[]} */ ([]));

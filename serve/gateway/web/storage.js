@@ -4,7 +4,16 @@ import { effect } from "@preact/signals-core";
 import * as state from "./state.js";
 import { tell } from "./errors.js";
 
-/** @typedef {{document: Omit<import("./state.js").Document, "original" | "id">, steps: any[], index: number, when: number}} Kept */
+/** @typedef {import("./state.js").Result} Result */
+/**
+ * What is written: blobs by their names, results by their number.
+ * @typedef {object} Kept
+ * @property {Omit<import("./state.js").Document, "original"> & {original: string}} document
+ * @property {(Omit<Result, "patch" | "parent"> & {patch: string, parent: number | null})[]} results
+ * @property {(Omit<import("./state.js").State, "result"> & {result: number | null})[]} steps
+ * @property {number} index
+ * @property {number} when
+ */
 
 const MOST_TABS = 3;
 const PAUSE = 300; // milliseconds without a further step before it is written
@@ -38,17 +47,26 @@ function save() {
   if (document) writing = writing.then(() => write(document, states, index)).catch(tell);
 }
 
-/** @param {import("./state.js").Document} document @param {readonly import("./state.js").State[]} states @param {number} index */
-async function write({ original, id, ...document }, states, index) {
-  const blobs = new Set([original, ...states.flatMap(({ result }) => (result ? [result.blob] : []))]);
+/**
+ * Blobs lie beside the record, each written once: a record is written with every step.
+ * @param {import("./state.js").Document} document @param {readonly import("./state.js").State[]} states @param {number} index
+ */
+async function write(document, states, index) {
+  const results = resultsOf(states);
+  const blobs = new Set([document.original, ...results.map(({ patch }) => patch)]);
   for (const blob of blobs) {
     if (names.has(blob)) continue;
     const name = `${tab}:blob:${crypto.randomUUID()}`;
     await set(name, blob, store);
     names.set(blob, name);
   }
-  const steps = states.map(({ result, ...rest }) => ({ ...rest, result: result && names.get(result.blob) }));
-  const kept = { document: { ...document, original: names.get(original) }, steps, index, when: Date.now() };
+  const kept = {
+    document: { ...document, original: names.get(document.original) },
+    results: results.map((each) => ({ ...each, patch: names.get(each.patch), parent: each.parent && results.indexOf(each.parent) })),
+    steps: states.map((each) => ({ ...each, result: each.result && results.indexOf(each.result) })),
+    index,
+    when: Date.now(),
+  };
   await set(`${tab}:edit`, kept, store);
   for (const [blob, name] of names) {
     if (blobs.has(blob)) continue;
@@ -56,6 +74,19 @@ async function write({ original, id, ...document }, states, index) {
     names.delete(blob);
   }
   await forgetOldTabs();
+}
+
+/** All that the states are made of, each after its parent. @param {readonly import("./state.js").State[]} states */
+function resultsOf(states) {
+  /** @type {Set<Result>} */ const found = new Set();
+  /** @param {Result | null} result */
+  const add = (result) => {
+    if (!result) return;
+    add(result.parent);
+    found.add(result);
+  };
+  for (const { result } of states) add(result);
+  return [...found];
 }
 
 /** @returns {Promise<{tab: string, name: string, thumbnail: string} | null>} the last edit of another tab, if there is one */
@@ -70,19 +101,19 @@ export async function lastOfOthers() {
  * @returns {Promise<{document: import("./state.js").Document, steps: import("./history.js").History<import("./state.js").State>} | null>}
  */
 export async function restored(from = tab) {
-  const kept = /** @type {Kept & {document: {original: string}} | undefined} */ (await get(`${from}:edit`, store));
+  const kept = /** @type {Kept | undefined} */ (await get(`${from}:edit`, store));
   if (!kept) return null;
   tab = take(from);
-  /** @type {Map<string, {blob: Blob, id: null}>} */ const results = new Map();
-  for (const name of new Set([kept.document.original, ...kept.steps.map(({ result }) => result).filter(Boolean)])) {
-    const blob = /** @type {Blob | undefined} */ (await get(name, store));
-    if (!blob) return null;
-    results.set(name, { blob, id: null });
+  const blobs = new Map();
+  for (const name of [kept.document.original, ...kept.results.map(({ patch }) => patch)]) blobs.set(name, await get(name, store));
+  if (![...blobs.values()].every((blob) => blob instanceof Blob)) return null;
+  /** @type {Result[]} */ const results = [];
+  for (const each of kept.results) {
+    results.push({ ...each, patch: blobs.get(each.patch), parent: each.parent === null ? null : results[each.parent] });
   }
-  names = new Map([...results].map(([name, { blob }]) => [blob, name]));
-  const original = /** @type {{blob: Blob}} */ (results.get(kept.document.original)).blob;
-  const states = kept.steps.map((step) => ({ ...step, result: results.get(step.result) ?? null }));
-  return { document: { ...kept.document, original, id: null }, steps: { states, index: kept.index } };
+  const states = kept.steps.map((step) => ({ ...step, result: step.result === null ? null : results[step.result] }));
+  names = new Map([...blobs].map(([name, blob]) => [blob, name]));
+  return { document: { ...kept.document, original: blobs.get(kept.document.original) }, steps: { states, index: kept.index } };
 }
 
 /** Everything that the browser keeps for this page goes. */
