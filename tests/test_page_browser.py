@@ -1,5 +1,6 @@
 """The editing page in a real Chromium, before the demo models in a real TorchServe."""
 
+import base64
 import json
 import os
 import re
@@ -139,6 +140,65 @@ def test_hovering_shows_what_a_click_would_select(tab: Tab, dog: bytes) -> None:
     assert (tab.seen() == plain).all()
 
 
+def test_without_keys_buttons_say_that_a_click_adds_or_takes_away(tab: Tab, dog: bytes) -> None:
+    select_dog(tab, dog)
+    tab.get("Add to the mask").click()
+    tab.click(420, 480)
+    tab.until_step("Add", 3)
+    tab.get("Take away from the mask").click()
+    tab.click(*DOG)
+    tab.until_step("Take away", 4)
+    tab.get("Take away from the mask").click()
+    tab.click(*DOG)
+    tab.until_step("Select", 5)
+
+
+def test_pictures_are_dropped_pasted_and_copied(tab: Tab, dog: bytes) -> None:
+    send = """async ([text, event, name]) => {
+        const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+        const carried = new DataTransfer();
+        carried.items.add(new File([bytes], name, {type: "image/png"}));
+        const given = event === "drop" ? {dataTransfer: carried} : {clipboardData: carried};
+        dispatchEvent(new (event === "drop" ? DragEvent : ClipboardEvent)(event, given));
+    }"""
+    small = base64.b64encode(encoded(pixels(dog)[300:500, 500:800])).decode()
+    for event in ("drop", "paste"):
+        tab.page.evaluate(send, [small, event, f"{event}.png"])
+        tab.page.wait_for_selector(f"text={event}.png")
+        assert tab.steps == ["Opened"]
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.get("Copy").click()
+    tab.page.wait_for_selector("text=Copied.")
+    size = tab.page.evaluate(
+        """async () => {
+            const [item] = await navigator.clipboard.read();
+            const {width, height} = await createImageBitmap(await item.getType("image/png"));
+            return [width, height];
+        }"""
+    )
+    assert size == [300, 200]
+
+
+def test_another_tab_goes_on_with_what_was_kept(tab: Tab, dog: bytes) -> None:
+    select_dog(tab, dog)
+    before = tab.seen()
+    tab.page.wait_for_timeout(500)  # steps are written a moment after they were made
+    tab.page.close()
+    tab.page = tab.context.new_page()
+    tab.page.goto(tab.address)
+    tab.page.get_by_role("button", name="Go on with dog-on-bench.png").click()
+    tab.until_step("Select", 2)
+    assert np.abs(tab.seen().astype(int) - before).max() <= 2
+
+
+def test_a_corner_says_where_the_models_are_and_that_these_are_small_ones(tab: Tab, dog: bytes) -> None:
+    select_dog(tab, dog)
+    tab.page.locator(".corner summary").click()
+    told = tab.page.locator(".corner").inner_text()
+    assert re.search(r"Select sam\s+in memory", told)
+    assert "palimpsest archives build --models full" in told
+
+
 # History
 
 
@@ -251,31 +311,64 @@ def test_a_server_that_has_forgotten_the_pictures_gets_them_again(tab: Tab, serv
 # What goes wrong
 
 
-@pytest.mark.parametrize(
-    ("code", "says"),
-    [
-        ("out_of_memory", "Mark a smaller part"),
-        ("too_large", "Make it smaller"),
-        ("model_not_found", "palimpsest archives build"),
-        ("queue_full", "Try again in a moment"),
-        ("worker_died", "Nothing of yours is lost"),
-        ("unavailable", "starting its models"),
-        ("deadline_exceeded", "took too long"),
-    ],
-)
-def test_an_error_says_what_to_do(tab: Tab, code: str, says: str) -> None:
+SAID = {
+    "out_of_memory": "Mark a smaller part",
+    "too_large": "Make it smaller",
+    "model_not_found": "palimpsest archives build",
+    "queue_full": "Try again in a moment",
+    "worker_died": "Nothing of yours is lost",
+    "unavailable": "starting its models",
+    "deadline_exceeded": "took too long",
+}
+
+
+def test_an_error_says_what_to_do(tab: Tab) -> None:
     tab.open("grey.png", encoded(np.full((90, 120, 3), 128, np.uint8)))
     tab.page.keyboard.press("b")
     tab.drag((20, 20), (60, 60))
     tab.until_step("Brush", 2)
-    error = json.dumps({"error": {"code": code, "message": "no"}})
-    body = f'event: job\ndata: {{"job": "j"}}\n\nevent: error\ndata: {error}\n\n'
-    tab.page.route("**/v1/erase", lambda route: route.fulfill(status=200, body=body, content_type="text/event-stream"))
+    answers: list[str] = []
+    tab.page.route("**/v1/erase", lambda route: route.fulfill(content_type="text/event-stream", body=answers.pop()))
+    for code, says in SAID.items():
+        error = json.dumps({"error": {"code": code, "message": "no"}})
+        answers.append(f'event: job\ndata: {{"job": "j"}}\n\nevent: error\ndata: {error}\n\n')
+        tab.get("Erase").click()
+        tab.page.wait_for_selector(f".notice.error >> text={says}")
+        tab.get("Close this message").click()
+        assert tab.page.locator(".notice").count() == 0
+        assert tab.steps == ["Opened", "Brush"]
+
+
+def test_a_queue_says_how_many_are_before_one(tab: Tab) -> None:
+    """The stream stays open: it is fed by the page's own fetch."""
+    tab.open("grey.png", encoded(np.full((90, 120, 3), 128, np.uint8)))
+    tab.page.keyboard.press("b")
+    tab.drag((20, 20), (60, 60))
+    tab.until_step("Brush", 2)
+    busy = {"name": "demo/lama", "place": "disk", "state": "absent", "queue": 4}
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json={"models": [busy], "memory": {"device": "a GPU"}}))
+    tab.page.evaluate(
+        """() => {
+            const real = fetch;
+            globalThis.fetch = (path, init) => {
+                if (path !== "v1/erase") return real(path, init);
+                const data = '{"phase": "PHASE", "model": "demo/lama", "step": 0, "steps": 0}';
+                const told = `event: progress\\ndata: ${data}\\n\\n`;
+                const body = new ReadableStream({start(stream) {
+                    globalThis.tell = (phase) => stream.enqueue(new TextEncoder().encode(told.replace("PHASE", phase)));
+                    tell("queued");
+                    init.signal.addEventListener("abort", () => stream.error(init.signal.reason));
+                }});
+                return Promise.resolve(new Response(body));
+            };
+        }"""
+    )
     tab.get("Erase").click()
-    tab.page.wait_for_selector(f".notice.error >> text={says}")
-    tab.get("Close this message").click()
-    assert tab.page.locator(".notice").count() == 0
-    assert tab.steps == ["Opened", "Brush"]
+    tab.page.wait_for_selector("text=Waiting: 3 before you")
+    tab.page.evaluate("tell('loading')")
+    tab.page.wait_for_selector("text=Loading LaMa")
+    tab.get("Cancel").click()
+    tab.page.wait_for_selector(".row.edit")
 
 
 def test_nothing_marked_no_prompt_and_no_picture_are_said_in_words(tab: Tab) -> None:
@@ -332,7 +425,9 @@ def test_the_keyboard_alone_can_do_everything(tab: Tab, dog: bytes) -> None:
     tab.until_step("Replace: a red box", 5)
     with tab.page.expect_download():
         keys.press("Control+s")
-    keys.press("?")  # typed into the prompt's field, where the keys are the field's own
+    keys.press("r")
+    keys.press("?")
+    assert tab.page.locator("#prompt").input_value() == "a red box?", "in the prompt's field keys are the field's own"
     assert tab.page.locator(".help[open]").count() == 0
     tab.page.locator("#canvas").focus()
     keys.press("?")

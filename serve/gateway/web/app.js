@@ -105,6 +105,7 @@ effect(() => {
   render(page(actions, others), root);
   scrollToCurrent();
   showHelp();
+  if (state.job.value && document.activeElement === document.body) stage.element.focus(); // what had it makes room for the progress
 });
 
 /** A variant is looked at on the canvas itself. */

@@ -24,6 +24,7 @@ function maskRow(actions) {
   const painting = state.tool.value === "brush" || state.tool.value === "eraser";
   return html`
     <div class="row mask" role="group" aria-label="Mask">
+      ${!painting && !none ? hows() : nothing}
       ${painting ? range("Size", state.brushSize, 2, 300, "px") : nothing}
       ${at?.found ? html`
         <div class="group" role="group" aria-label="Candidates">
@@ -31,7 +32,9 @@ function maskRow(actions) {
             <button type="button" class="button number" aria-label="Candidate ${each + 1}" title="Candidate (${each + 1})"
               aria-pressed=${at.found?.choice === each} @click=${() => actions.choose(each)}>${each + 1}</button>`)}
         </div>` : nothing}
-      ${none && !painting ? html`<p class="hint">Click a thing to select it. Shift adds, Alt takes away; drag for a box.</p>` : html`
+      ${none && !painting ? html`
+        <p class="hint mouse">Click a thing to select it. Shift adds, Alt takes away; drag for a box.</p>
+        <p class="hint touch">Tap a thing to select it, or drag a box around it.</p>` : html`
         <div class="group">
           ${button({ icon: "expand", label: "Grow", key: "G", act: () => actions.grow(1), disabled: none })}
           ${button({ icon: "shrink", label: "Shrink", key: "S", act: () => actions.grow(-1), disabled: none })}
@@ -39,6 +42,17 @@ function maskRow(actions) {
           ${button({ icon: "x", label: "Clear the mask", key: "Esc", act: actions.clear, disabled: none })}
         </div>
         ${range("Feather", state.feather, 0, 64, "px")}`}
+    </div>`;
+}
+
+/** Without Shift and Alt, for fingers. */
+function hows() {
+  const each = (/** @type {"add" | "subtract"} */ how, /** @type {string} */ name, /** @type {string} */ label, /** @type {string} */ key) =>
+    button({ icon: name, label, key, pressed: state.how.value === how, act: () => (state.how.value = state.how.value === how ? "replace" : how) });
+  return html`
+    <div class="group" role="group" aria-label="What a click does">
+      ${each("add", "circle-plus", "Add to the mask", "Shift + click")}
+      ${each("subtract", "circle-minus", "Take away from the mask", "Alt + click")}
     </div>`;
 }
 

@@ -48,7 +48,7 @@ function bar(actions) {
         </div>
         <div class="group" role="group" aria-label="Take it along">
           ${button({ icon: "clipboard-copy", label: "Copy", key: "Ctrl+C", act: actions.copy })}
-          ${button({ icon: "download", label: "Download", key: "Ctrl+S", act: actions.download, text: true, kind: "primary" })}
+          ${button({ icon: "download", label: "Download", key: "Ctrl+S", act: actions.download, text: true, kind: "strong" })}
         </div>` : html`<p class="name"></p>`}
       ${button({ icon: "circle-help", label: "Keyboard shortcuts", key: "?", act: actions.help })}
     </header>`;

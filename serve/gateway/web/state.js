@@ -48,6 +48,7 @@ export const steps = signal(/** @type {history.History<State>} */ (history.empty
 export const current = computed(() => history.current(steps.value) ?? null);
 
 export const tool = signal(/** @type {ToolName} */ ("select"));
+export const how = signal(/** @type {"replace" | "add" | "subtract"} */ ("replace")); // what a click does to the mask
 export const brushSize = signal(40); // across, in the picture's pixels
 export const feather = signal(0);
 export const prompt = signal("");

@@ -36,7 +36,7 @@ export function select(selecting) {
       const began = from;
       cancel();
       if (!began) return;
-      const how = shift ? "add" : alt ? "subtract" : "replace";
+      const how = shift ? "add" : alt ? "subtract" : state.how.value;
       selecting.select(box ? { box: [began, at] } : { point: at }, how);
     },
     cancel,
