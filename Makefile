@@ -10,12 +10,13 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN  := $(VENV)/bin
+NPM  := $(shell command -v npm)
 export PALIMPSEST_HOST := $(HOST)
 export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test test-fast test-full test-sdk check format bench eval-demo archives lock clean
+.PHONY: help serve stop test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +30,9 @@ stop: ## stop the server that `make serve` started on PORT
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full"
+
+screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew (needs a Chromium)
+	SCREENSHOTS=yes $(BIN)/python -m pytest tests/test_page_browser.py -k screenshots
 
 test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes on two cores
 	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" -n logical
@@ -53,11 +57,12 @@ eval-demo: .venv-training/.ready ## how good the demo models are, from their shi
 test-full: $(VENV)/.dev ## full-size networks with random weights through TorchServe (minutes, ~20 GB of disk)
 	$(BIN)/python -m pytest -m full -s --timeout=3600
 
-check: $(VENV)/.dev ## format, lint, types, import rules
+check: $(VENV)/.dev deploy/web/node_modules/.ready ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(if $(NPM),npm --prefix deploy/web run --silent check,@echo "No npm here: the page's types are not checked")
 
 format: $(VENV)/.dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
@@ -69,8 +74,11 @@ archives: $(VENV)/.serve ## build the archives that MODELS names into STORE
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
 	deploy/lock.sh $(BIN)
 
+vendor: deploy/web/node_modules/.ready ## copy the editing page's libraries anew, as deploy/web/package-lock.json names them
+	npm --prefix deploy/web run --silent vendor
+
 clean: ## remove the virtual environment and the caches; STORE stays
-	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache deploy/web/node_modules *.egg-info
 	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
 
 # pip shows its own progress; a stamp makes later starts skip it.
@@ -86,6 +94,10 @@ $(VENV)/.serve: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.serve
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+deploy/web/node_modules/.ready: deploy/web/package-lock.json
+	$(if $(NPM),npm ci --prefix deploy/web --silent --no-audit --no-fund,mkdir -p $(@D))
 	@touch $@
 
 .venv-training/.ready: requirements.lock training/requirements.txt

@@ -192,3 +192,25 @@ def test_deleting_a_job_ends_its_stream(server: Server, image: str) -> None:
             assert server.http.delete(f"/v1/jobs/{job}").status_code == 202
         last = name, data
     assert last == ("cancelled", {"error": {"code": "cancelled", "message": "the job was cancelled"}})
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_a_chain_of_edits_comes_back_as_a_file_of_the_inputs_format(server: Server, kind: str) -> None:
+    grey = np.random.default_rng(3).integers(60, 90, (60, 80, 3), np.uint8)
+    sent = encoded(grey, kind)
+    before = pixels(sent)
+    image = server.http.post("/v1/images", files={"image": sent}).json()["id"]
+    reply = post(server, "erase", JSON, image=image, mask=HOLE, keep=True, result="patch").json()
+    left, top, right, bottom = reply["box"]
+    expected = before.copy()
+    expected[top:bottom, left:right] = pixels(base64.b64decode(reply["picture"]))
+    answer = server.http.get(f"/v1/images/{reply['id']}")
+    assert answer.headers["content-type"] == f"image/{kind.lower()}"
+    exact = server.http.get(f"/v1/images/{reply['id']}", params={"format": "png"})
+    assert (pixels(exact.content) == expected).all()
+    assert kind == "JPEG" or (pixels(answer.content) == expected).all()
+    assert server.http.get("/v1/images/img_0").status_code == 404
+    assert server.http.get(f"/v1/images/{image}", params={"format": "bmp"}).json()["error"]["field"] == "format"
+
+
+HOLE = base64.b64encode(encoded(np.pad(np.full((20, 20), 255, np.uint8), ((20, 20), (30, 30))))).decode()

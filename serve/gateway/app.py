@@ -20,7 +20,7 @@ from serve import __version__
 from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
-from serve.gateway import container, docs, health, inference, models, predictions, sagemaker
+from serve.gateway import container, docs, health, inference, models, page, predictions, sagemaker
 from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
@@ -111,7 +111,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    for each in (container, predictions, sagemaker, routes, models, inference, health):
+    for each in (page, container, predictions, sagemaker, routes, models, inference, health):
         app.include_router(each.router)
     docs.add(app)
     return app

@@ -47,6 +47,10 @@ REPLIES: dict[int | str, dict[str, Any]] = errors(sorted(_ERRORS.keys() - {409})
     }
 }
 
+FILES: dict[int | str, dict[str, Any]] = errors(sorted(_ERRORS.keys() - {408, 409, 415})) | {
+    200: {"description": "The picture.", "content": dict.fromkeys(PICTURES, _BINARY)}
+}
+
 
 def of(kind: type[BaseModel]) -> dict[str, Any]:
     """The request's body: the same fields as JSON or as multipart, as what is made from this document needs it.

@@ -3,9 +3,9 @@
 import time
 from contextlib import ExitStack
 from dataclasses import replace as changed
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from contract import commands
@@ -17,7 +17,7 @@ from serve.engine.answer import Answer
 from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit import openapi
-from serve.gateway.edit.fields import EraseFields, Fields, Painted, ReplaceFields, SegmentFields, Selection
+from serve.gateway.edit.fields import EraseFields, Fields, Format, Painted, ReplaceFields, SegmentFields, Selection
 from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Job
@@ -56,6 +56,30 @@ async def upload(request: Request, services: Injected) -> Upload:
             )
         name = await services.images.put(image)
     return Upload(id=name, bytes=image.size, expires_in=services.images.seconds)
+
+
+@router.get(
+    "/images/{image}",
+    summary="A kept picture as a file",
+    responses=openapi.FILES,
+    response_class=Response,
+)
+async def picture(
+    image: str,
+    request: Request,
+    services: Injected,
+    format: Annotated[Format, Query(description="input: that of the file which was uploaded or edited.")] = "input",
+) -> Response:
+    with ExitStack() as files:
+        kept = whole(files.enter_context(services.images.get(image, "image")))._replace(content=image)
+        accept = OWN if format == "input" else f"image/{format}"
+
+        async def work(job: Job) -> Answer:
+            # Only workers know pictures; LaMa's is the smallest.
+            return await _ask(services, address(request), job, "lama", {"image": kept}, {"unchanged": True}, accept)
+
+        job = services.jobs.start(work, files.pop_all())
+    return await reply(request, services.scheduler, job, OWN, "picture")
 
 
 @router.post(
