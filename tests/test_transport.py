@@ -234,7 +234,8 @@ async def test_clients_that_never_read_hold_no_lease_and_no_more_memory_than_doc
         ]
         await until(lambda: services.unread.used >= 16 * MIB)
         assert services.unread.used <= (16 + 8) * MIB
-        assert not any(model.leases for model in services.scheduler.models())
+        await until(lambda: not any(model.leases for model in services.scheduler.models()))
+        assert services.unread.used >= 16 * MIB
         async with client.post("/predictions/sam", json=CLICK) as refused:
             assert refused.status == 429
             assert int(refused.headers["retry-after"]) > 0
