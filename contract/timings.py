@@ -2,7 +2,7 @@
 
 queue, or load where the model was not in memory: until the request had its turn. engine: from there to the answer, of
 which the worker says more: decode (files to pixels), encode (pixels to files), model (what else it did). SAM has embed,
-or recall where it knew the picture, and mask.
+or recall where it knew the picture, and mask. keep: until the result had an id.
 """
 
 from collections.abc import Mapping

@@ -77,6 +77,7 @@ def render() -> str:
         "| requests from one address that wait for a model | half of `PALIMPSEST_QUEUE_PER_MODEL` | 429; what runs does"
         " not count. Behind a proxy that does not say who asks, all are one address |",
         "| requests from one address that wait at all | half of `PALIMPSEST_QUEUE_TOTAL` | 429 |",
+        "| requests of one pointer (`hover`) that wait | 1 | 409: the older one ends |",
         f"| `PALIMPSEST_PREDICT_TIMEOUT` | {MAX_PREDICT_TIMEOUT - 60:,} s at most | 504, and the worker is ended. An"
         " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
         "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",

@@ -92,7 +92,9 @@ async def test_events_tell_the_steps_and_end_with_the_reply(world: World) -> Non
     assert told[0] == ("job", {"job": seen[0]})
     steps = [(data["step"], data["steps"]) for name, data in told if name == "progress" and data["phase"] == "running"]
     assert steps[-2:] == [(1, 2), (2, 2)]
-    assert told[-1] == ("done", {"picture": "b3V0", "warnings": []})
+    name, reply = told[-1]
+    assert (name, reply["picture"], reply["warnings"]) == ("done", "b3V0", [])
+    assert 500 < reply["timings"]["engine"] < 1e5
 
 
 async def test_a_model_that_loads_is_said_to(world: World) -> None:

@@ -267,6 +267,7 @@ def test_a_chain_of_edits_uploads_nothing_again(served: Any, image: np.ndarray, 
     assert np.array_equal(pixels(kept(client, patch["id"])), image)  # the negative's negative
     assert np.array_equal(pasted(image, base64.b64decode(patch["picture"]), patch["box"]), image)
     assert "ids" not in patch
+    assert "keep" in patch["timings"]
     plain = post(client, "erase", JSON, image=first, mask=hole).json()
     assert {"id", "box"} & set(plain) == set()
     assert base64.b64decode(plain["picture"]) == kept(client, patch["id"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ import uvicorn
 from fakes import FakeTorchServe, application, make_store
 from serving import descriptors
 
+from contract.pictures import name_of
 from contract.ticket import File, Part, Span, Ticket, Written
 from serve import memory_file
 from serve.gateway import transfer
@@ -40,6 +42,7 @@ WAYS = (
     ("/v1/images", "application/json"),
 )
 CLICK = {"image": "aGVsbG8=", "points": [[5, 6]]}
+TIMINGS = {"decode": 0.012345, "embed": 1.5}
 
 
 class Worker:
@@ -47,6 +50,7 @@ class Worker:
 
     def __init__(self, size: int) -> None:
         self.size, self.seen = size, list[bytes]()
+        self.contents = list[str]()
         self.asked = asyncio.Event()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -56,6 +60,7 @@ class Worker:
             return httpx.Response(200, json={"generated_image": picture})
         assert request.headers["x-palimpsest-command"] == "answer"
         ticket = Ticket.from_json(request.content)
+        self.contents += [part.content for part in ticket.parts.values()]
         for file in filter(None, [ticket.body, *(part.file for part in ticket.parts.values())]):
             descriptor = file.open()
             self.seen.append(os.pread(descriptor, 100, 0))
@@ -64,11 +69,12 @@ class Worker:
         os.truncate(reply, self.size)
         os.close(reply)
         if request.headers.get("accept") == "image/png":
-            return httpx.Response(200, content=Written("image/png", {"X-Palimpsest-Seed": "7"}).to_json())
+            written = Written("image/png", {"X-Palimpsest-Seed": "7"}, timings=TIMINGS)
+            return httpx.Response(200, content=written.to_json())
         fields = {"content_type": "image/png", "warnings": ["gen_args.x is unknown"]}
         picture = Span(0, self.size)
         spans: dict[str, Span | list[Span]] = {"generated_image": picture, "variants": [picture, Span(0, 3)]}
-        return httpx.Response(200, content=Written("application/json", {}, fields, spans).to_json())
+        return httpx.Response(200, content=Written("application/json", {}, fields, spans, TIMINGS).to_json())
 
 
 @asynccontextmanager
@@ -180,16 +186,35 @@ async def test_json_and_events_say_what_the_worker_wrote(tmp_path: Path) -> None
         }
         answer = await client.post("/v1/segment", json=CLICK)
         own = {"mask": picture, "masks": [picture, "AAAA"], "content_type": "image/png", "warnings": ["x is unknown"]}
-        assert await answer.json() == own
+        told = await answer.json()
+        assert told.pop("timings").keys() == {"queue", "engine", "decode", "embed"}
+        assert told == own
         assert int(answer.headers["content-length"]) == len(await answer.read())
         events = await (await client.post("/v1/segment", json=CLICK, headers={"accept": "text/event-stream"})).text()
         name, data = events.strip().rpartition("\n\n")[2].split("\n")
-        assert (name, json.loads(data.removeprefix("data: "))) == ("event: done", own)
+        told = json.loads(data.removeprefix("data: "))
+        assert (name, told.pop("timings")["embed"]) == ("event: done", 1500)
+        assert told == own
         answer = await client.post("/predictions/sam", data=b"raw", headers={"accept": "image/png"})
         assert await answer.read() == bytes(300_001)
         assert answer.headers["x-palimpsest-seed"] == "7"
+        assert answer.headers["server-timing"].endswith(", decode;dur=12.35, embed;dur=1500.0")
         assert worker.seen[-1] == b"raw"
         await until(lambda: services.unread.used == services.bodies.used == 0)
+
+
+async def test_a_worker_is_told_what_an_upload_is_called(tmp_path: Path) -> None:
+    worker = Worker(3)
+    async with served(tmp_path, worker) as (_, client):
+        picture = PNG + b"the picture"
+        name = (await (await client.post("/v1/images", data=picture)).json())["id"]
+        assert name == name_of(hashlib.sha256(picture).digest())
+        await client.post("/v1/segment", json=CLICK | {"image": name})
+        form = aiohttp.FormData({"points": "[[5, 6]]"})
+        form.add_field("image", picture, filename="a.png")
+        await client.post("/v1/segment", data=form)
+        # What comes with the request is named by whoever reads it.
+        assert worker.contents == [name, ""]
 
 
 async def test_clients_that_never_read_hold_no_lease_and_no_more_memory_than_documented(

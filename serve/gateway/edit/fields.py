@@ -116,8 +116,6 @@ class Selection(Fields):
 
 
 class SegmentFields(Selection):
-    """hover: whoever asks again and again, as with each move of a pointer, wants the last answer only."""
-
     masks: Masks = _like(sam.MASKS, "all")
     logits: Token | None = Field(
         None, description="The token of an earlier reply: refines that mask.", examples=["k05VTVBZAQB2AHsn..."]

@@ -1,5 +1,6 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
+import time
 from contextlib import ExitStack
 from dataclasses import replace as changed
 from typing import Annotated, Any
@@ -222,7 +223,11 @@ async def _ask(
         with answer.file:
             raise HandlerError(answer)
     job.took(answer.timings)
-    return await _kept(services.images, answer) if keep else answer
+    if keep:
+        began = time.perf_counter()
+        answer = await _kept(services.images, answer)
+        job.took({"keep": time.perf_counter() - began})
+    return answer
 
 
 async def _kept(images: Images, answer: Answer) -> Answer:
