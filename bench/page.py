@@ -79,6 +79,7 @@ def measured(tab: Tab, width: int, height: int) -> tuple[float, float, float]:
     for number in range(1 + CLICKS):
         tab.click(width * (0.35 + 0.02 * number), height * 0.48)
         tab.until_step("Select", number + 2)
+        tab.get("Candidate 2").wait_for()  # which come after: nobody clicks that fast
     x, y = tab.at(width / 2, height / 2)
     tab.page.keyboard.press("b")
     painting = tab.page.evaluate(MOVE, [FRAMES, x, y, 150])

@@ -86,6 +86,16 @@ def test_runs_hold_a_mask_its_area_and_its_bounds(page: Page, mask: np.ndarray) 
     assert told == [mask.sum(), not mask.any(), box]
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_mask_of_a_smaller_copy_is_enlarged_with_straight_edges(page: Page, seed: int) -> None:
+    mask = blobs(seed)
+    height, width = 251, 340
+    made = on_masks(page, "mask.enlarged(a, given.width, given.height)", mask, width=width, height=height)
+    expected = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    clear = np.abs(expected - 0.5) > 1e-3
+    assert (made[clear] == (expected[clear] > 0.5)).all()
+
+
 def test_masks_are_added_taken_away_and_inverted(page: Page) -> None:
     a, b = blobs(1), blobs(2)
     assert (on_masks(page, "mask.combine(a, b, 'add')", a, b) == (a | b)).all()
@@ -167,6 +177,7 @@ def history(page: Page, script: str) -> Any:
         ("push('a'); h = steps.go(h, 7)", ["a", 0, False, False]),
         ("for (const each of 'abcde') push(each, 1, 3)", ["cde", 2, True, False]),
         ("push('a', 5, 9, 10); push('b', 4, 9, 10); push('c', 3, 9, 10)", ["bc", 1, True, False]),
+        ("push('a'); push('b'); h = steps.replaced(h, h.states[0], {label: 'c', bytes: 1})", ["cb", 1, True, False]),
         ("push('a', 5, 9, 10); push('b', 40, 9, 10)", ["b", 0, False, False]),
     ],
 )

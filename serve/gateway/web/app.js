@@ -69,7 +69,7 @@ const actions = {
   /** @param {Point} from @param {Point} to @param {tools.Keys} keys */
   box: (from, to, { shift, alt }) => selecting.select({ box: [from, to] }, shift ? "add" : alt ? "subtract" : "replace"),
   /** @param {number} choice */
-  choose: (choice) => selecting.choose(choice),
+  choose: (choice) => void selecting.choose(choice),
   /** @param {1 | -1} direction */
   grow: (direction) => selecting.grow(direction * growth()),
   invert: () => selecting.invert(),

@@ -26,7 +26,7 @@ function maskRow(actions) {
     <div class="row mask" role="group" aria-label="Mask">
       ${!painting && !none ? hows() : nothing}
       ${painting ? range("Size", state.brushSize, 2, 300, "px") : nothing}
-      ${at?.found ? html`
+      ${at?.found && at.found.candidates.length > 1 ? html`
         <div class="group" role="group" aria-label="Candidates">
           ${at.found.candidates.map((_, each) => html`
             <button type="button" class="button number" aria-label="Candidate ${each + 1}" title="Candidate (${each + 1})"

@@ -20,7 +20,7 @@ export class Editor {
     this.stage = stage;
     /** @type {Map<Result | null, Promise<Picture>>} */ this.pictures = new Map();
     /** @type {import("./mask.js").Runs | null} */ this.shownMask = null;
-    /** Called with each new picture on the server's side. @type {(id: string) => void} */ this.onPicture = () => {};
+    /** Called with each new picture. @type {(result: Result | null) => Promise<void>} */ this.onPicture = async () => {};
     effect(() => void this.show(state.current.value));
   }
 
@@ -82,7 +82,7 @@ export class Editor {
     const at = state.current.value;
     if (!at) return;
     try {
-      await this.withId(at.result, async (id) => this.onPicture(id));
+      await this.onPicture(at.result);
     } catch (error) {
       tell(error);
     }

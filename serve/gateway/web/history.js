@@ -35,6 +35,12 @@ export function go(history, index) {
   return { states: history.states, index: Math.max(Math.min(index, last), Math.min(0, last)) };
 }
 
+/**
+ * With one state in the place of another.
+ * @template {{bytes: number}} State @param {History<State>} history @param {State} old @param {State} other @returns {History<State>}
+ */
+export const replaced = (history, old, other) => ({ ...history, states: history.states.map((each) => (each === old ? other : each)) });
+
 /** @template {{bytes: number}} State @param {History<State>} history */
 export const undo = (history) => go(history, history.index - 1);
 

@@ -128,6 +128,44 @@ export function grown(mask, pixels) {
 }
 
 /**
+ * As large as a picture of which it was made on a smaller copy; between its pixels the edge is a straight line.
+ * @param {Mask} mask @param {number} width @param {number} height @returns {Mask}
+ */
+export function enlarged(mask, width, height) {
+  if (mask.width === width && mask.height === height) return mask;
+  const result = blank(width, height);
+  const bounds = boundsOf(runsOf(mask), mask.width);
+  if (!bounds) return result;
+  const [across, down] = [mask.width / width, mask.height / height];
+  const left = Math.max(0, Math.floor((bounds.left - 1) / across));
+  const right = Math.min(width, Math.ceil((bounds.right + 1) / across));
+  const bottom = Math.min(height, Math.ceil((bounds.bottom + 1) / down));
+  const columns = between(left, right, across, mask.width);
+  const rows = between(0, height, down, mask.height);
+  for (let y = Math.max(0, Math.floor((bounds.top - 1) / down)); y < bottom; y++) {
+    const above = rows.first[y] * mask.width;
+    const below = rows.second[y] * mask.width;
+    for (let x = left, each = 0; x < right; x++, each++) {
+      const [a, b] = [columns.first[each], columns.second[each]];
+      const upper = mask.data[above + a] + columns.part[each] * (mask.data[above + b] - mask.data[above + a]);
+      const lower = mask.data[below + a] + columns.part[each] * (mask.data[below + b] - mask.data[below + a]);
+      if (upper + rows.part[y] * (lower - upper) >= 0.5) result.data[y * width + x] = 1;
+    }
+  }
+  return result;
+}
+
+/** Between which two of a smaller row's pixels each pixel lies. @param {number} start @param {number} end @param {number} scale @param {number} size */
+function between(start, end, scale, size) {
+  const at = Float64Array.from({ length: end - start }, (_, each) => (start + each + 0.5) * scale - 0.5);
+  return {
+    first: Int32Array.from(at, (value) => Math.max(0, Math.floor(value))),
+    second: Int32Array.from(at, (value) => Math.min(size - 1, Math.floor(value) + 1)),
+    part: Float64Array.from(at, (value) => value - Math.floor(value)),
+  };
+}
+
+/**
  * A round brush's way from one point to another, marked or unmarked; returns what it touched.
  * @param {Mask} mask @param {[number, number]} from @param {[number, number]} to @param {number} radius
  * @param {0 | 1} value @returns {Box}

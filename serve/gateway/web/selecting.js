@@ -2,12 +2,14 @@
 import * as api from "./api.js";
 import * as state from "./state.js";
 import { tell } from "./errors.js";
-import { blank, combine, copy, fromRuns, grown, inverted, isEmpty, runsOf } from "./mask.js";
+import * as history from "./history.js";
+import { blank, combine, copy, enlarged, fromRuns, grown, inverted, isEmpty, runsOf } from "./mask.js";
 import { decoded } from "./png.js";
 
 /** @typedef {import("./viewport.js").Point} Point */
 /** @typedef {"replace" | "add" | "subtract"} How */
 
+const SEEN = 2048; // pixels of the longer side
 const LABELS = { replace: "Select", add: "Add", subtract: "Take away" };
 
 export class Selecting {
@@ -15,19 +17,62 @@ export class Selecting {
   constructor(editor) {
     this.editor = editor;
     this.stage = editor.stage;
-    /** Of a picture: the server's model has seen it. @type {string | null} */ this.ready = null;
     this.pointer = crypto.randomUUID(); // the server answers its newest question only
+    /** Of pictures, the ids of smaller copies. @type {WeakMap<object, string>} */ this.copies = new WeakMap();
+    /** Which the server's model has seen. @type {import("./state.js").Result | null | undefined} */ this.ready = undefined;
     /** @type {AbortController | null} */ this.hovering = null;
+    /** The last question of the pointer. @type {{result: import("./state.js").Result | null, point: Point, answer: Promise<import("./mask.js").Mask[]>} | null} */
+    this.asked = null;
     /** @type {Point | null} */ this.next = null;
     /** @type {AbortController | null} */ this.clicking = null;
-    editor.onPicture = (id) => this.prepare(id);
+    /** The other candidates of the last click. */ this.others = Promise.resolve();
+    editor.onPicture = (result) => this.prepare(result);
   }
 
-  /** @param {string} id */
-  async prepare(id) {
-    this.ready = null;
-    await api.segment({ image: id, points: [[0, 0]] });
-    this.ready = id;
+  /** @param {import("./state.js").Result | null} result */
+  async prepare(result) {
+    this.ready = undefined;
+    await this.ask(result, { points: [[0, 0]] });
+    this.ready = result;
+  }
+
+  /**
+   * What the model finds, as large as the picture, most probable first. A large picture is shown to it in a smaller copy:
+   * it sees no more of it, and a mask of 24 megapixels takes a second.
+   * @param {import("./state.js").Result | null} result
+   * @param {{points?: Point[], box?: number[], masks?: "all", hover?: string}} prompt @param {AbortSignal} [signal]
+   * @returns {Promise<import("./mask.js").Mask[]>}
+   */
+  async ask(result, prompt, signal) {
+    const { width, height, levels } = await this.editor.picture(result);
+    const seen = levels.find((level) => Math.max(level.width, level.height) <= SEEN) ?? levels[levels.length - 1];
+    const scaled = (/** @type {number[]} */ numbers) => numbers.map((value, each) => (value * (each % 2 ? seen.height / height : seen.width / width)));
+    const fields = { ...prompt, points: prompt.points?.map(scaled), box: prompt.box && scaled(prompt.box), fill_holes: true };
+    const asked = (/** @type {string} */ image) => api.segment({ ...fields, image }, signal);
+    const found = await (seen === levels[0] ? this.editor.withId(result, asked) : this.withCopy(result, seen, asked));
+    const pngs = found.masks ?? [found.mask];
+    const boxes = found.boxes ?? [found.box];
+    const scores = found.scores ?? [1];
+    const order = pngs.map((_, each) => each).filter((each) => boxes[each]).sort((a, b) => scores[b] - scores[a]);
+    return Promise.all(order.map(async (each) =>
+      enlarged(await decoded(await api.blobOf(pngs[each], "image/png"), seen.width, seen.height, boxes[each]), width, height)));
+  }
+
+  /**
+   * @template T @param {import("./state.js").Result | null} result @param {OffscreenCanvas} seen
+   * @param {(id: string) => Promise<T>} use @returns {Promise<T>}
+   */
+  async withCopy(result, seen, use) {
+    const holder = result ?? /** @type {object} */ (state.document_.peek());
+    const known = this.copies.get(holder);
+    try {
+      if (known) return await use(known);
+    } catch (error) {
+      if (!(error instanceof api.ServerError && error.code === "image_not_found")) throw error;
+    }
+    const id = await api.upload(await seen.convertToBlob({ type: "image/jpeg", quality: 0.95 }));
+    this.copies.set(holder, id);
+    return use(id);
   }
 
   /** @param {{point: Point} | {box: [Point, Point]}} prompt @param {How} how */
@@ -35,54 +80,77 @@ export class Selecting {
     const of = state.document_.value;
     const at = state.current.value;
     if (!of || !at) return;
-    this.leave();
     this.clicking?.abort();
     const own = (this.clicking = new AbortController());
+    const where = "point" in prompt ? { points: [within(prompt.point, of)] } : { box: boxOf(prompt.box, of) };
+    const hovered = this.hovered(at.result, where.points?.[0]);
+    if (!hovered) this.leave();
     state.finding.value = true;
     try {
-      const where = "point" in prompt ? { points: [within(prompt.point, of)] } : { box: boxOf(prompt.box, of) };
-      const found = await this.editor.withId(at.result, (id) => {
-        this.ready = id;
-        return api.segment({ image: id, ...where, masks: "all", fill_holes: true }, own.signal);
-      });
-      if (state.current.value !== at) return; // undone or painted meanwhile
-      const candidates = await masksOf(found, of);
-      if (!candidates.length) {
+      const ask = () => this.ask(at.result, where, own.signal);
+      const [best] = await (hovered?.catch(ask) ?? ask());
+      this.leave();
+      if (own.signal.aborted) return;
+      if (!isStill(at)) return; // undone or painted meanwhile
+      if (!best) {
         state.notice.value = { what: "error", text: "Nothing was found there. Click in the middle of a thing, or drag a box around it." };
         return;
       }
-      this.take("box" in prompt && how === "replace" ? "Box" : LABELS[how], { base: at.mask, how, candidates, choice: 0 });
+      this.ready = at.result;
+      this.take("box" in prompt && how === "replace" ? "Box" : LABELS[how], { base: at.mask, how, candidates: [runsOf(best)], choice: 0 }, best);
+      this.others = this.addCandidates(where, own.signal);
     } catch (error) {
       if (!own.signal.aborted) tell(error);
     } finally {
-      if (this.clicking === own) {
-        this.clicking = null;
-        state.finding.value = false;
-      }
+      if (this.clicking === own) state.finding.value = false;
+    }
+  }
+
+  /** The answer of a pointer that rested where it clicks. @param {import("./state.js").Result | null} result @param {Point} [point] */
+  hovered(result, point) {
+    const { asked } = this;
+    return asked && point && asked.result === result && String(asked.point) === String(point) ? asked.answer : null;
+  }
+
+  /** The other candidates come after the first is shown. @param {{points?: Point[], box?: number[]}} where @param {AbortSignal} signal */
+  async addCandidates(where, signal) {
+    const at = state.current.value;
+    if (!at?.found) return;
+    try {
+      const [, ...others] = await this.ask(at.result, { ...where, masks: "all" }, signal);
+      if (signal.aborted) return;
+      const candidates = [...at.found.candidates, ...others.map(runsOf)];
+      const bytes = candidates.slice(1).reduce((sum, each) => sum + each.byteLength, at.bytes);
+      state.steps.value = history.replaced(state.steps.value, at, { ...at, bytes, found: { ...at.found, candidates } });
+    } catch {
+      return; // the first does without
     }
   }
 
   /** @param {number} choice  counted from 0 */
-  choose(choice) {
+  async choose(choice) {
+    await this.others;
     const found = state.current.value?.found;
     if (found && choice < found.candidates.length && choice !== found.choice) {
       this.take(`Candidate ${choice + 1}`, { ...found, choice });
     }
   }
 
-  /** @param {string} label @param {import("./state.js").Found} found */
-  take(label, found) {
+  /** @param {string} label @param {import("./state.js").Found} found @param {import("./mask.js").Mask} [mask]  the choice, if it is at hand */
+  take(label, found, mask) {
     const { width, height } = /** @type {import("./state.js").Document} */ (state.document_.value);
-    const [base, other] = [found.base, found.candidates[found.choice]].map((runs) => fromRuns(runs, width, height));
-    this.editor.push(label, combine(base, other, found.how), { found });
+    const other = mask ?? fromRuns(found.candidates[found.choice], width, height);
+    const joined = found.how === "replace" ? other : combine(fromRuns(found.base, width, height), other, found.how);
+    this.editor.push(label, joined, { found });
   }
 
   /** What a click would select, once the answer is there; of many moves only the last is asked for. @param {Point} point */
   async hover(point) {
     const of = state.document_.value;
     const at = state.current.value;
-    if (!of || !at || !isWithin(point, of) || state.finding.value) return this.leave();
-    if (!this.ready) return;
+    if (state.finding.value) return;
+    if (!of || !at || !isWithin(point, of)) return this.leave();
+    if (this.ready !== at.result) return;
     this.next = point;
     if (this.hovering) return;
     const own = (this.hovering = new AbortController());
@@ -90,11 +158,13 @@ export class Selecting {
       const asked = this.next;
       this.next = null;
       try {
-        const found = await api.segment({ image: this.ready, points: [within(asked, of)], fill_holes: true, hover: this.pointer }, own.signal);
-        const mask = await decoded(await api.blobOf(found.mask, "image/png"), of.width, of.height, found.box);
-        if (!own.signal.aborted && state.current.value === at) this.stage.showHover(mask);
+        const point = within(asked, of);
+        const answer = this.ask(at.result, { points: [point], hover: this.pointer }, own.signal);
+        this.asked = { result: at.result, point, answer };
+        const [mask] = await answer;
+        if (!own.signal.aborted && isStill(at)) this.stage.showHover(mask ?? null);
       } catch {
-        this.next = null; // a click says what is wrong
+        this.next = this.asked = null; // a click says what is wrong
       }
     }
     if (this.hovering === own) this.hovering = null;
@@ -102,7 +172,7 @@ export class Selecting {
 
   /** The pointer is elsewhere. */
   leave() {
-    this.next = null;
+    this.next = this.asked = null;
     this.hovering?.abort();
     this.hovering = null;
     this.stage.showHover(null);
@@ -132,18 +202,14 @@ export class Selecting {
   }
 }
 
+/** Whether the same is shown; its candidates may have come meanwhile. @param {import("./state.js").State} at */
+const isStill = ({ mask, result }) => state.current.value?.mask === mask && state.current.value.result === result;
+
 /** By how much Grow and Shrink change a mask: a step that is seen in a picture of any size. */
 export const growth = () => {
   const of = state.document_.value;
   return of ? Math.max(2, Math.round(Math.max(of.width, of.height) / 300)) : 2;
 };
-
-/** @param {Awaited<ReturnType<typeof api.segment>>} found @param {import("./state.js").Document} of */
-async function masksOf({ masks = [], scores = [], boxes = [] }, { width, height }) {
-  const order = masks.map((_, each) => each).filter((each) => boxes[each]).sort((a, b) => scores[b] - scores[a]);
-  return Promise.all(order.map(async (each) =>
-    runsOf(await decoded(await api.blobOf(masks[each], "image/png"), width, height, boxes[each]))));
-}
 
 /** @param {Point} point @param {{width: number, height: number}} size */
 const isWithin = ([x, y], { width, height }) => x >= 0 && y >= 0 && x < width && y < height;
