@@ -22,5 +22,5 @@ def is_picture(head: bytes | bytearray | memoryview) -> bool:
 
 
 def name_of(digest: bytes) -> str:
-    """Of a file whose bytes have this SHA-256: no two files have one name."""
+    """Names a file whose bytes have this SHA-256: no two files have one name."""
     return PREFIX + digest.hex()[:40]

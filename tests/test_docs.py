@@ -20,7 +20,7 @@ from serve.settings import MAX_PREDICT_TIMEOUT, Settings
 from serve.store.unpack import UnpackLimits
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
-HEAD = """# PictureLimits and defaults
+HEAD = """# Limits and defaults
 
 What is past a limit is refused with a 4xx that names the field and the limit, before it is decoded or computed. The
 server's own settings are in the [README](../README.md#settings). This page is checked against the code by

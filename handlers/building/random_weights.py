@@ -35,7 +35,7 @@ def write(model: str, config_dir: Path, out_dir: Path, seed: int, dtype: torch.d
 
 
 def write_one(config: Path, build: Callable[[Path], nn.Module], out_dir: Path, seed: int, dtype: torch.dtype) -> None:
-    """For a model of one network, which `build` makes of its configuration: weights.safetensors, and a copy of that."""
+    """Draws weights.safetensors for the one network that `build` makes of a configuration, and copies that, too."""
     torch.manual_seed(seed)
     save(build(config), out_dir / "weights.safetensors", dtype)
     if config.resolve().parent != out_dir.resolve():

@@ -157,7 +157,7 @@ class _Grid(NamedTuple):
         return max(bottom - top, right - left) <= self.most
 
     def cost(self, extent: tuple[int, int, int, int]) -> int:
-        """Of a run: the pixels that it sees, and as many as it would see around nothing, so that runs are few."""
+        """The pixels that a run sees, and as many as it would see around nothing, so that runs are few."""
         top, left, bottom, right = extent
         around = 2 * self.context
         return ((bottom - top) * self.cell + around) * ((right - left) * self.cell + around) + around**2

@@ -70,7 +70,7 @@ def _generator(tensors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _halvings_and_blocks(weights: Mapping[str, Array], source: Path, config: Path) -> tuple[int, int]:
-    """Of the config; the first and the last convolution tell whether source and config belong together."""
+    """Reads both numbers from the config; the first and the last convolution tell whether source and config fit."""
     try:
         settings = yaml.safe_load(config.read_bytes())["generator"]
         width, inputs, outputs = settings["ngf"], settings["input_nc"], settings["output_nc"]

@@ -76,7 +76,7 @@ def _coarse_offset(image: Tensor, mask: Tensor, hole: Tensor) -> tuple[int, int]
     look = look + (image - image.mean(dim=(1, 2), keepdim=True)) / 4
 
     def correlated(a: Tensor, b: Tensor) -> Tensor:
-        """At each offset, which may be negative: the sum of a here times b there."""
+        """Returns for each offset, which may be negative, the sum of a here times b there."""
         return torch.fft.irfft2((torch.fft.rfft2(a, s=size).conj() * torch.fft.rfft2(b, s=size)).sum(dim=0), s=size)
 
     energy = look.square().sum(dim=0, keepdim=True)

@@ -68,7 +68,7 @@ class _Published:
         return weight, shift
 
     def ffc(self, name: str) -> dict[str, tuple[Array, ...]]:
-        """Of an FFC between local and global channels, the parts of `network.FFC`."""
+        """Folds an FFC between local and global channels, the parts of `network.FFC`."""
         local, global_ = self._scale_and_shift(f"{name}.bn_l"), self._scale_and_shift(f"{name}.bn_g")
         inputs = [self.take(f"{name}.ffc.conv{path}2l.weight") for path in "lg"]
         spectral = f"{name}.ffc.convg2g"

@@ -79,7 +79,7 @@ class LamaHandler(Handler):
     def erase_finely(
         self, picture: Picture, mask: Mask, feather: int = 0, report: Report = UNWATCHED
     ) -> tuple[Picture, bool]:
-        """As erase, with wide holes refined, and whether any was; report is told of every step."""
+        """Does as erase does, with wide holes refined, and says whether any was; report is told of every step."""
         # Its libraries take half a second to import: only those wait who ask for it.
         from handlers.lama.refinement import refine
 

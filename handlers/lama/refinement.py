@@ -84,7 +84,7 @@ def _pyramid(level: Level, least_side: int) -> list[Level]:
 
 
 def _target(mask: Tensor) -> Tensor:
-    """Where the smaller picture is what is aimed at: in the hole, away from its rim."""
+    """Marks where the smaller picture is what is aimed at: in the hole, away from its rim."""
     inside = (_halved(mask) >= 1 - TINY).float()
     disc = torch.from_numpy(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (RIM, RIM))).to(inside)
     return erosion(inside, disc) >= 1 - TINY

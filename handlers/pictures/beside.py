@@ -80,7 +80,7 @@ def find(data: bytes) -> Found:
 
 
 def _jpeg_within(data: bytes) -> bytes | None:
-    """Of a PNG that stands for a JPEG, what speaks for the JPEG."""
+    """Returns what speaks for the JPEG, of a PNG that stands for one."""
     bodies = (bytes(chunk.body) for chunk in png_chunks(data) if chunk.kind == PNG_OF_JPEG)
     return next((body for body in bodies if body.startswith(b"\xff\xd8\xff")), None)
 

@@ -112,7 +112,7 @@ def _unpacked(rows: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _masks(data: bytes, layout: _Layout) -> tuple[int, ...]:
-    """Of red, green, blue and alpha, which may have none."""
+    """Returns the masks of red, green, blue and alpha, which may have none."""
     if layout.compression == _PLAIN:
         return _USUAL_MASKS[layout.bits]
     has_alpha = layout.compression == _MASKS_AND_ALPHA or layout.header >= 56

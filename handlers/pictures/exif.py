@@ -188,7 +188,7 @@ def entry(order: Order, tag: int, type_: int, *values: int) -> Entry:
 
 
 def turned(exif: Exif, orientation: int) -> Exif:
-    """With the resolutions of the sides exchanged where the picture was laid on its side."""
+    """Exchanges the resolutions of the sides where the picture was laid on its side."""
     if orientation < 5:
         return exif
     other = {tags.X_RESOLUTION: tags.Y_RESOLUTION, tags.Y_RESOLUTION: tags.X_RESOLUTION}
@@ -227,7 +227,7 @@ def _name(tag: int, table: Mapping[int, Kept]) -> str:
 
 
 def _size(entries: Iterable[Entry]) -> int:
-    """Of what _directory makes of them."""
+    """Returns the bytes of what _directory makes of them."""
     return len(_directory("<", entries, 0))
 
 

@@ -49,7 +49,7 @@ def decode(data: bytes) -> Decoded:
 
 
 def _first(data: bytes) -> tuple[_Frame, bool]:
-    """And whether there are more."""
+    """Decodes the first picture, and says whether there are more."""
     if data[:6] not in (b"GIF87a", b"GIF89a") or len(data) < 13:
         raise damaged("its header is broken")
     transparent: int | None = None

@@ -98,18 +98,18 @@ class _Fields:
 
 
 def _boxes(data: bytes) -> dict[bytes, bytes]:
-    """By name. Not the pictures' own, which is long."""
+    """Reads boxes by name; not the pictures' own, which is long."""
     return {kind: bytes(body) for kind, body in bmff_boxes(data) if kind != b"mdat"}
 
 
 def _properties(meta: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    """Of all pictures."""
+    """Reads the properties of all pictures."""
     container = _boxes(meta.get(b"iprp", b"")).get(b"ipco", b"")
     return [(kind, bytes(body)) for kind, body in bmff_boxes(container)]
 
 
 def _primary(meta: dict[bytes, bytes], properties: list[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Those of the primary item, in the order of their association, which is that of their use."""
+    """Selects those of the primary item, in the order of their association, which is that of their use."""
     primary = _Fields(meta.get(b"pitm", b""))
     wanted = primary.number(2 if primary.number(4) >> 24 == 0 else 4)
     fields = _Fields(_boxes(meta.get(b"iprp", b"")).get(b"ipma", b""))
@@ -123,7 +123,7 @@ def _primary(meta: dict[bytes, bytes], properties: list[tuple[bytes, bytes]]) ->
 
 
 def _items(meta: dict[bytes, bytes]) -> Iterator[Item]:
-    """Those that are no pictures."""
+    """Lists the items that are no pictures."""
     fields = _Fields(meta.get(b"iinf", b""))
     fields.number(4 if fields.number(4) >> 24 else 2)
     places = _places(meta.get(b"iloc", b""))

@@ -77,7 +77,7 @@ def _decode_avif(data: bytes, bits: int) -> Decoded:
 
 
 def _cropped(decoded: Decoded, properties: list[tuple[bytes, bytes]]) -> Decoded:
-    """To the part that the container says is to be shown, if it does; libheif does that itself."""
+    """Crops to the part that the container says is to be shown, if it does; libheif does that itself."""
     aperture = next((value for name, value in properties if name == b"clap"), None)
     if aperture is None:
         return decoded

@@ -74,7 +74,7 @@ class CodingReader:
         return {(2 * across, down): 1, (2 * across, 2 * down): 2}.get(luma, 0)
 
     def _is_rgb(self, names: list[int]) -> bool:
-        """As libjpeg decides it."""
+        """Decides as libjpeg does."""
         if len(names) != 3 or self._jfif:
             return False
         return self._adobe == 0 if self._adobe is not None else names == list(b"RGB")

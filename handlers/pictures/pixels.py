@@ -52,7 +52,7 @@ def unsupported(what: str, advice: str = "send PNG, JPEG, WebP or TIFF of 8 or 1
 
 
 def check_size(width: int, height: int, length: int) -> None:
-    """Of a picture in a file of `length` bytes; raises NotAPicture where there are no pixels, or TooLarge."""
+    """Checks a picture in a file of `length` bytes; raises NotAPicture where there are no pixels, or TooLarge."""
     pixels = width * height
     if pixels <= 0:
         raise damaged(f"its header says {width}x{height} pixels")

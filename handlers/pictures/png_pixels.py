@@ -44,7 +44,7 @@ class _Parts(NamedTuple):
     pixels: list[bytes | memoryview]
 
     def file(self, width: int, colour: int, depth: int) -> bytes:
-        """Of these pixels alone, said to be others."""
+        """Makes a file of these pixels alone, said to be others."""
         head = struct.pack(">4sIIBBBBB", b"IHDR", width, self.height, depth, colour, 0, 0, self.interlaced)
         return b"".join((PNG_SIGNATURE, struct.pack(">I", 13), head, struct.pack(">I", zlib.crc32(head)), *self.pixels))
 

@@ -17,7 +17,7 @@ class Resolution(NamedTuple):
     per_inch: bool = True
 
     def turned(self, orientation: int) -> "Resolution":
-        """For a picture that was turned as EXIF's orientation says."""
+        """Returns it for a picture that was turned as EXIF's orientation says."""
         if orientation < 5:
             return self
         return self._replace(x=self.y, y=self.x) if self.per_inch else self._replace(x=1 / self.x)

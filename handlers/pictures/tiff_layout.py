@@ -129,7 +129,7 @@ def _layout(tiff: TiffData, page: Directory) -> Layout:
 
 
 def _bits(tiff: TiffData, page: Directory, channels: int) -> int:
-    """Of each sample."""
+    """Returns the bits of each sample."""
     formats = set(_numbers(tiff, page, tags.FORMAT)) & set(_FORMATS)
     bits = set(_numbers(tiff, page, tags.BITS)[:channels]) or {1}
     if formats:

@@ -66,7 +66,7 @@ def _interpreted(layout: Layout, samples: NDArray[Any]) -> Decoded:
 
 
 def _spread(samples: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Of fewer than 8 bits: over 0..255, so that white stays white."""
+    """Spreads samples of fewer than 8 bits over 0..255, so that white stays white."""
     return samples * np.uint8(255 // (2**bits - 1)) if bits < 8 else samples
 
 
@@ -96,7 +96,7 @@ def _indexed(layout: Layout, samples: NDArray[Any]) -> Decoded:
 
 
 def _from_ycbcr(layout: Layout, plain: NDArray[np.uint8], alpha: NDArray[Any] | None) -> Decoded:
-    """Without subsampling, and with the usual reference levels only."""
+    """Converts YCbCr without subsampling, and with the usual reference levels only."""
     across_down = layout.directory.value(tags.SUBSAMPLING)
     if across_down is None or struct.unpack(layout.order + "2H", across_down[:4]) != (1, 1):
         raise unsupported("a TIFF of subsampled YCbCr that is not JPEG-compressed")

@@ -41,7 +41,7 @@ class Reply:
     output_format: str = "image/png"
 
     def encoded(self, accept: str, keep: bool = False) -> "Encoded":
-        """In the form that the Accept header asks for.
+        """Encodes it in the form that the Accept header asks for.
 
         JSON by default, with the picture in `generated_image` (and the variants, it first, in `variants`); the picture
         itself for a picture type, in the request's own format for image/*. keep: whether `kept` is wanted.
@@ -84,7 +84,7 @@ class _Files:
         self._whole: dict[int, bytes] = {}
 
     def shown(self, picture: Picture | Mask) -> bytes:
-        """As the reply has it."""
+        """Encodes it as the reply has it."""
         if id(picture) not in self._shown:
             self._shown[id(picture)] = self._encoded(picture)
         return self._shown[id(picture)]

@@ -72,7 +72,7 @@ class FusedAttention(nn.Module):
         return whole.reshape(rows * side, columns * side, -1)[:size, :size]
 
     def _attend_on_cpu(self, windows: Tensor, size: int) -> Tensor:
-        """As _attend."""
+        """Computes what _attend does."""
         _, rows, columns, heads, side, _, channels = windows.shape
         whole = windows.new_empty(size, size, heads, channels)
         for row in range(rows):

@@ -28,8 +28,10 @@ class Sight(NamedTuple):
 
 
 class Embeddings:
-    """Of one network. The least recently used go first. In host memory: copying one to a GPU takes a fraction of a
-    millisecond, and a parked model keeps them without any of the device. They go with the worker, as its weights do.
+    """The embeddings of one network, in host memory. The least recently used go first.
+
+    Copying one to a GPU takes a fraction of a millisecond, and a parked model keeps them without any of the device. They
+    go with the worker, as its weights do.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
@@ -57,7 +59,7 @@ class Embeddings:
         return sight if sight.key in self._kept else None
 
     def remember(self, content: str, sight: Sight) -> None:
-        """So that the file need not be decoded again."""
+        """Notes what the file holds, so that it need not be decoded again."""
         self._files[content] = sight
         self._files.move_to_end(content)
         if len(self._files) > self._max_files:
@@ -65,7 +67,7 @@ class Embeddings:
 
 
 def key_of(shown: NDArray[np.uint8]) -> bytes:
-    """Of what the encoder is shown, HxWx3: equal for pictures that it cannot tell apart, and for no others."""
+    """Hashes what the encoder is shown, HxWx3: equal for pictures that it cannot tell apart, and for no others."""
     digest = hashlib.sha256(repr(shown.shape).encode())
     digest.update(np.ascontiguousarray(shown).data)
     return digest.digest()

@@ -74,7 +74,7 @@ class SamHandler(Handler):
         return Reply(mask, fields, request.warnings, masks=list(masks.values()) if all_masks else [])
 
     def _look(self, request: Request) -> tuple[Sight, RGB | None]:
-        """Of a picture that is known only what is known of it; else what the encoder is to be shown, too."""
+        """Returns what is known of a picture that is known; else what the encoder is to be shown, too."""
         content = request.content("image")
         known = self.embeddings.sight(content)
         if known:

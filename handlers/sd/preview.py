@@ -33,7 +33,7 @@ CHANNELS = 4
 
 
 class Place(NamedTuple):
-    """Where in the picture the network works. hole: on the network's canvas, True where it is to paint."""
+    """The place in the picture at which the network works. hole: on the network's canvas, True where it is to paint."""
 
     box: Box
     fit: Fit
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 class Drafts:
-    """Of one picture. cell: pixels of the canvas that one latent stands for, in each direction."""
+    """The drafts of one picture. cell: pixels of the canvas that one latent stands for, in each direction."""
 
     def __init__(self, colours: Colours, cell: int, place: Place, show: Show) -> None:
         self._show, factors = show, np.array(colours, np.float32)
@@ -56,7 +56,7 @@ class Drafts:
         self._coming: Sent | None = None
 
     def watch(self, scheduler: Any) -> None:
-        """From now on drafts of what the scheduler is told at its steps are shown; its answers stay what they are."""
+        """Shows from now on drafts of what the scheduler is told at its steps; its answers stay what they are."""
         step = scheduler.step
         # Now: adding noise to a picture takes the table to the device, and reading it there would wait for that.
         signal = scheduler.alphas_cumprod.tolist()

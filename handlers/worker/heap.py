@@ -19,7 +19,7 @@ _NEVER = -1
 
 
 class Heap:
-    """Of this process. A C library without these calls (musl's, macOS's) keeps its own ways."""
+    """The heap of this process. A C library without these calls (musl's, macOS's) keeps its own ways."""
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None)
@@ -37,7 +37,7 @@ class Heap:
             self._after_trimming = _anonymous()
 
     def trim_if_grown(self) -> None:
-        """After each request. Not by the free bytes that the heap counts: those that it gave back are among them."""
+        """To be called after each request. The heap's own count of free bytes has those that it gave back in it."""
         if self._tuned and _anonymous() > self._after_trimming + KEPT:
             self.trim()
 

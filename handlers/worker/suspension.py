@@ -15,7 +15,7 @@ LOCK_TIMEOUT = 10_000  # milliseconds that work on the GPU gets to end; the othe
 
 
 class Failed(Exception):
-    """In words, and with the driver's number (CUresult in cuda.h)."""
+    """Says in words what failed, with the driver's number (CUresult in cuda.h)."""
 
 
 class _LockArguments(ctypes.Structure):

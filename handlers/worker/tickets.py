@@ -43,7 +43,7 @@ class Opened(ExitStack):
             raise Unusable(f"the request cannot be read from the gateway's memory ({type(error).__name__})") from None
 
     def fields(self) -> dict[str, Any]:
-        """Of the request: JSON values, texts, and files as bytes. Raises BadRequest."""
+        """Reads the request's fields: JSON values, texts, and files as bytes. Raises BadRequest."""
         if self._ticket.body is None:
             return {**self._ticket.fields, **{name: self._part(part) for name, part in self._ticket.parts.items()}}
         descriptor = self._files[self._ticket.body]

@@ -4,7 +4,7 @@ from serve.engine import cores
 
 
 def variables() -> dict[str, str]:
-    """For the zygote and TorchServe alike, unless the server's own environment says otherwise."""
+    """Returns those of the zygote and TorchServe alike, unless the server's own environment says otherwise."""
     return {
         # Of OpenMP, MKL and OpenBLAS. By themselves they count the cores, but know of no quota: of half a core on a
         # machine of 64 they would start 64 threads, which then wait for each other.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def usable(root: Path = Path("/")) -> int:
-    """At least 1. Hardware threads of one core count once: they share what computes.
+    """Counts the cores there are to use, at least 1. Hardware threads of one core count once: they share what computes.
 
     Of a quota of 1.5 cores, one thread would leave a third unused; two use all of it and rest a quarter of the time.
 
@@ -25,7 +25,7 @@ def _allowed(root: Path) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """In cores, of this process's control groups and all of their parents, of version 2 and 1."""
+    """Returns the quotas, in cores, of this process's control groups and all of their parents, of version 2 and 1."""
     groups: dict[str, str] = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
@@ -41,7 +41,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _inside(group: str, top: str) -> Path:
-    """Where the group is below its mount, which shows `top` and what is in it.
+    """Returns where the group is below its mount, which shows `top` and what is in it.
 
     A container sees its own group as that, whatever path it goes by outside.
     """
@@ -54,7 +54,7 @@ def _with_parents(mount: Path, inside: Path) -> list[Path]:
 
 
 def _quota(folder: Path) -> Iterator[float]:
-    """Of one group, where it has one: cpu.max is "150000 100000" or "max 100000", in version 1 -1 means none."""
+    """Reads a group's quota, if it has one: cpu.max is "150000 100000" or "max 100000", in version 1 -1 means none."""
     texts = _read(folder / "cpu.max").split() or [
         _read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
     ]

@@ -7,7 +7,7 @@ import torch
 
 
 def main() -> None:
-    """In the precisions that models are served in: each has kernels of its own."""
+    """Computes in the precisions that models are served in: each has kernels of its own."""
     with torch.inference_mode():
         for dtype in (torch.float16, torch.float32):
             square = torch.ones(1, 16, 64, 64, dtype=dtype, device="cuda")

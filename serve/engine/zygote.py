@@ -134,7 +134,7 @@ class Start:
             raise ValueError("no start request") from None
 
     def pass_on(self, link: socket.socket) -> None:
-        """To who reads it with Start.received. Raises OSError."""
+        """Sends it to who reads it with Start.received. Raises OSError."""
         message = marshal.dumps((self.arguments, dict(self.environment), self.folder))
         socket.send_fds(link, [message], [self.launcher.fileno(), *self.stdio])
 
@@ -281,7 +281,7 @@ class Zygote:
         return descriptor
 
     def _fork_standby(self) -> Start | None:
-        """In the child: what it is to start, once it is prepared and there is something."""
+        """Returns in the child only: what it is to start, once it is prepared and there is something."""
         self._wanted = False
         if self._standby:
             return None

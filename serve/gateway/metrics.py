@@ -202,7 +202,7 @@ class Invocation:
 
     @property
     def timings(self) -> dict[str, float]:
-        """As contract.timings has them, so far."""
+        """Returns the timings so far, as contract.timings has them."""
         return {self.waits_for: self.entered - self.began, "engine": self.engine_seconds}
 
     @contextmanager

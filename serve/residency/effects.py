@@ -66,7 +66,7 @@ class Effects:
         self._start(model, self._run(model, State.PARKING, "parked", self._engine.park, self._ends.on_parked))
 
     def suspend(self, model: Model) -> None:
-        """In the state already, in which it may have waited for room."""
+        """Suspends a model that is in the state already, in which it may have waited for room."""
         run = self._run(model, State.SUSPENDING, "suspended", self._engine.suspend, self._ends.on_suspended)
         self._start(model, run)
 

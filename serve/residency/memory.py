@@ -218,7 +218,7 @@ class Memory:
         return Taken(0, host + (known.parked or self.device.parked_worker), suspended=True)
 
     def cannot_suspend(self, archive: Archive) -> None:
-        """It failed, and is not tried again before the next start."""
+        """Notes that it failed, so that it is not tried again before the next start."""
         if len(self._unsuspendable) < self.MAX_ENTRIES:
             self._unsuspendable.add(self._seed(archive).content)
 

@@ -78,7 +78,7 @@ class Places:
                 model.fail_waiters(error)
 
     def stand_by(self, active: Sequence[Model]) -> None:
-        """Once loads and unloads are over, a worker is made ready for the next load, where there is room for it."""
+        """Makes a worker ready for the next load once loads and unloads are over, where there is room for it."""
         busy = self._standby.held or any(m.effect or m.waits_for_place for m in active)
         if self._standby_is_due and not busy and self._accounting.room() >= self._standby.size > 0:
             self._standby_is_due = False

@@ -18,7 +18,7 @@ class Standby:
     """size: bytes of the device that it takes; 0: there never is one. leaving: it was dismissed, and is there still."""
 
     def __init__(self, warm: WarmStarts | None = None, size: int = 0) -> None:
-        """By default, and on a machine without a GPU: none, for it would have nothing to prepare."""
+        """There is none by default, nor on a machine without a GPU, where it would have nothing to prepare."""
         self._warm, self.size = warm, size if warm else 0
         self._dismissed = False
 

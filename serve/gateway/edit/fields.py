@@ -173,7 +173,7 @@ class Painted(Selection):
     )
 
     def wanted(self) -> dict[str, Any]:
-        """Of the handler's gen_args what it is to show; an archive of another make knows nothing but whole pictures."""
+        """Returns what the handler is to show, as gen_args; an archive of another make knows whole pictures only."""
         return {} if self.result == FULL else {"result": self.result}
 
 

@@ -78,7 +78,7 @@ async def reply(request: Request, scheduler: Scheduler, job: Job, kind: str, pic
 
 
 async def _fields(job: Job, picture: str) -> dict[str, Any]:
-    """Of the job's reply in JSON."""
+    """Collects the fields of the job's reply in JSON."""
     return await in_own_names(job.task.result(), picture) | job.also | {"timings": in_milliseconds(job.timings)}
 
 
