@@ -610,6 +610,7 @@ def test_screenshots(make_tab: MakeTab, dog: bytes, scheme: str) -> None:
     tab.click(880, 560)
     tab.until_step("Select", 2)
     tab.page.keyboard.press("2")
+    tab.until_step("Candidate 2", 3)
     tab.page.keyboard.press("g")
     tab.until_step("Grow", 4)
     shoot("selected")

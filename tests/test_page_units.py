@@ -57,6 +57,12 @@ def on_masks(page: Page, script: str, *masks: np.ndarray, **more: Any) -> np.nda
     )
 
 
+def test_the_page_starts_over_plain_http_from_another_machine(page: Page) -> None:
+    """Browsers keep part of what scripts may use for https and their own machine."""
+    assert not page.evaluate("isSecureContext")
+    page.wait_for_selector("html[data-ready]")
+
+
 # Masks
 
 

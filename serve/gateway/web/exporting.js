@@ -27,6 +27,10 @@ export async function download(editor) {
 export async function copyPicture(stage) {
   const picture = stage.picture;
   if (!picture) return;
+  if (!navigator.clipboard) {
+    state.notice.value = { what: "error", text: "Browsers let pages copy pictures over https or from this machine only. Download it instead." };
+    return;
+  }
   try {
     await navigator.clipboard.write([new ClipboardItem({ "image/png": picture.png() })]);
     state.notice.value = { what: "done", text: "Copied." };

@@ -1,6 +1,7 @@
 // Clicks and boxes become masks: what the pointer is over, what was clicked, and which of its candidates is meant.
 import * as api from "./api.js";
 import * as state from "./state.js";
+import { randomName } from "./random.js";
 import { tell } from "./errors.js";
 import * as history from "./history.js";
 import { blank, combine, copy, enlarged, fromRuns, grown, inverted, isEmpty, runsOf } from "./mask.js";
@@ -17,7 +18,7 @@ export class Selecting {
   constructor(editor) {
     this.editor = editor;
     this.stage = editor.stage;
-    this.pointer = crypto.randomUUID(); // the server answers its newest question only
+    this.pointer = randomName(); // the server answers its newest question only
     /** Of pictures, the ids of smaller copies. @type {WeakMap<object, string>} */ this.copies = new WeakMap();
     /** Which the server's model has seen. @type {import("./state.js").Result | null | undefined} */ this.ready = undefined;
     /** @type {AbortController | null} */ this.hovering = null;

@@ -2,6 +2,7 @@
 import { createStore, del, get, keys, set } from "idb-keyval";
 import { effect } from "@preact/signals-core";
 import * as state from "./state.js";
+import { randomName } from "./random.js";
 import { tell } from "./errors.js";
 
 /** @typedef {import("./state.js").Result} Result */
@@ -20,7 +21,7 @@ const PAUSE = 300; // milliseconds without a further step before it is written
 const store = createStore("palimpsest", "edits");
 
 /** Of this tab, reloads included. */
-let tab = sessionStorage.getItem("tab") ?? take(crypto.randomUUID());
+let tab = sessionStorage.getItem("tab") ?? take(randomName());
 /** @type {Map<Blob, string>} */ let names = new Map();
 /** Writes run one after the other. */ let writing = Promise.resolve();
 
@@ -56,7 +57,7 @@ async function write(document, states, index) {
   const blobs = new Set([document.original, ...results.map(({ patch }) => patch)]);
   for (const blob of blobs) {
     if (names.has(blob)) continue;
-    const name = `${tab}:blob:${crypto.randomUUID()}`;
+    const name = `${tab}:blob:${randomName()}`;
     await set(name, blob, store);
     names.set(blob, name);
   }
