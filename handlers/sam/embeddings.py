@@ -30,7 +30,7 @@ class Sight(NamedTuple):
 class Embeddings:
     """The embeddings of one network, in host memory. The least recently used go first.
 
-    Copying one to a GPU takes a fraction of a millisecond, and a parked model keeps them without any of the device. They
+    Copying one to a GPU takes a fraction of a millisecond, and a parked model keeps them without the device. They
     go with the worker, as its weights do.
     """
 
