@@ -659,12 +659,15 @@ async def test_loading_and_unloading_leaves_nothing(
     async with supervising(tmp_path, WarmStarts(("ts.model_service_worker",))) as supervisor:
         # While it gathers its memory, what it has grows.
         await until(lambda: "gathered" in (tmp_path / "state/logs/zygote.log").read_text())
+        address = Path(supervisor.warm._zygotes_address)
         for cycle in range(cycles):
             await supervisor.engine.register("echo", archive)
             worker = supervisor.worker_pid(archive)
             assert worker is not None
             await supervisor.engine.unregister("echo")
             await until(lambda worker=worker: not psutil.pid_exists(worker))
+            # Its launcher's connection goes a moment later.
+            await until(lambda: len(_connections(address)) == 1)
             if cycle == 4:
                 before, memory_before = _traces(supervisor.warm, tmp_path)
         after, memory_after = _traces(supervisor.warm, tmp_path)
