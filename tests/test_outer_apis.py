@@ -249,7 +249,7 @@ def test_what_is_not_served_says_what_is(client: TestClient, path: str) -> None:
         ("/ping", "GET, HEAD, OPTIONS"),
         ("/docs", "GET, HEAD, OPTIONS"),
         ("/docs/files/swagger-ui.css", "GET, HEAD, OPTIONS"),
-        ("/", "OPTIONS"),
+        ("/", "GET, HEAD, OPTIONS"),
     ],
 )
 def test_a_405_names_every_method_that_there_is(client: TestClient, path: str, allowed: str) -> None:

@@ -12,7 +12,7 @@ from handlers.editing.edit import Edit
 from handlers.editing.geometry import Box, Fit
 from handlers.pictures.picture import Picture
 
-NATIVE = 64
+NATIVE, CONTEXT = 64, 16
 FITS = {"within": Fit.within, "square": Fit.square}
 
 
@@ -31,7 +31,7 @@ def test_a_later_run_knows_what_earlier_ones_painted() -> None:
     picture, mask = noise(100, 400), wire()
     edit, unknown, expected = Edit(Picture(picture), mask), mask.copy(), picture.copy()
     known_paint = 0
-    for piece in geometry.pieces(mask, NATIVE):
+    for piece in geometry.pieces(mask, NATIVE, CONTEXT):
 
         def model(rgb: np.ndarray, hole: np.ndarray, box: Box = piece.box) -> np.ndarray:
             nonlocal known_paint
@@ -52,7 +52,7 @@ def test_a_later_run_knows_what_earlier_ones_painted() -> None:
 def test_paint_fades_in_from_the_masks_edge_not_from_a_pieces() -> None:
     grey, mask = np.full((100, 400, 3), 50, np.uint8), wire()
     edit = Edit(Picture(grey), mask, feather=1)
-    pieces = geometry.pieces(mask, NATIVE)
+    pieces = geometry.pieces(mask, NATIVE, CONTEXT)
     assert len(pieces) > 4
     for piece in pieces:
         edit.repaint(piece, Fit.within(piece.box, NATIVE), lambda rgb, hole: np.full_like(rgb, 250))
@@ -63,7 +63,7 @@ def test_paint_fades_in_from_the_masks_edge_not_from_a_pieces() -> None:
 
 def test_half_of_a_step_is_rounded_not_cut() -> None:
     edit = Edit(Picture(np.full((9, 9, 3), 10, np.uint8)), np.ones((9, 9), bool) & (np.arange(9) > 3), feather=2)
-    (piece,) = geometry.pieces(np.ones((9, 9), bool) & (np.arange(9) > 3), NATIVE)
+    (piece,) = geometry.pieces(np.ones((9, 9), bool) & (np.arange(9) > 3), NATIVE, CONTEXT)
     edit.repaint(piece, Fit.within(piece.box, NATIVE), lambda rgb, hole: np.full_like(rgb, 15))
     assert edit.picture.samples[4, :, 0].tolist() == [10, 10, 10, 10, 12, 13, 15, 15, 15]  # 11.67, 13.33
 
@@ -71,7 +71,7 @@ def test_half_of_a_step_is_rounded_not_cut() -> None:
 def test_neither_picture_nor_mask_is_written_to() -> None:
     picture, mask = noise(40, 40), np.ones((40, 40), bool)
     before = picture.copy()
-    (piece,) = geometry.pieces(mask, NATIVE)
+    (piece,) = geometry.pieces(mask, NATIVE, CONTEXT)
     Edit(Picture(picture), mask).repaint(piece, Fit.within(piece.box, NATIVE), lambda rgb, hole: 255 - rgb)
     np.testing.assert_array_equal(picture, before)
     assert mask.all()
@@ -187,7 +187,7 @@ def test_a_large_mask_has_context_of_half_its_side() -> None:
 
 def test_pieces_of_a_wire_overlap_their_neighbours() -> None:
     mask = wire()
-    pieces = sorted(geometry.pieces(mask, NATIVE), key=lambda piece: piece.box.left)
+    pieces = sorted(geometry.pieces(mask, NATIVE, CONTEXT), key=lambda piece: piece.box.left)
     for left, right in pairwise(pieces):
         assert left.box.right - right.box.left >= NATIVE // 8
     for piece in pieces:
@@ -199,13 +199,13 @@ def test_pieces_of_a_wire_overlap_their_neighbours() -> None:
 def test_what_is_thick_is_painted_at_once_with_a_quarter_around() -> None:
     mask = np.zeros((1000, 1000), bool)
     mask[300:700, 300:720] = True
-    (piece,) = geometry.pieces(mask, 256)
+    (piece,) = geometry.pieces(mask, 256, 32)
     assert piece.box == Box(195, 195, 825, 805)
     # Four cells of 16 pixels are thin, more are thick.
     for thickness, thin in ((62, True), (70, False)):
         mask[:] = False
         mask[500 : 500 + thickness, 50:950] = True
-        assert (len(geometry.pieces(mask, 256)) > 1) == thin
+        assert (len(geometry.pieces(mask, 256, 32)) > 1) == thin
 
 
 def test_a_diagonal_line_is_not_torn_apart() -> None:
@@ -213,14 +213,6 @@ def test_a_diagonal_line_is_not_torn_apart() -> None:
     mask = np.zeros((600, 600), bool)
     diagonal = np.arange(80, 240)
     mask[diagonal, diagonal] = mask[3, 3] = True
-    speck, line = sorted(geometry.pieces(mask, 256), key=lambda piece: int(piece.hole.sum()))
+    speck, line = sorted(geometry.pieces(mask, 256, 32), key=lambda piece: int(piece.hole.sum()))
     assert speck.hole.sum() == 1
     assert line.hole.sum() == len(diagonal)
-
-
-def test_a_picture_within_the_native_size_is_one_run() -> None:
-    mask = np.zeros((256, 200), bool)
-    mask[2, 3] = mask[250, 190] = True
-    (piece,) = geometry.pieces(mask, 256)
-    assert piece.box == Box(0, 0, 200, 256)
-    np.testing.assert_array_equal(piece.hole, mask)

@@ -71,7 +71,7 @@ class Gateway(FastAPI):
             if route.matches(scope | {"method": method})[0] is Match.FULL
             and (method == "GET" or not isinstance(route, Mount))  # of files
         }
-        also = {"OPTIONS"} if found or path == "/" else set()
+        also = {"OPTIONS"} if found else set()
         return sorted(found | also | ({"HEAD"} if "GET" in found else set()))
 
     def openapi(self) -> dict[str, Any]:

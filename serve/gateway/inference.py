@@ -16,7 +16,8 @@ class NotServed(PalimpsestError):
 @router.options("/")
 @router.get("/api-description")
 async def description(request: Request) -> Response:
-    return JSONResponse(request.app.openapi(), headers={"Allow": "OPTIONS"} if request.method == "OPTIONS" else None)
+    methods = ", ".join(request.app.methods(request.scope["path"]))
+    return JSONResponse(request.app.openapi(), headers={"Allow": methods} if request.method == "OPTIONS" else None)
 
 
 @router.options("/predictions/{model:path}")
