@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+from handlers.weights.kept import Kept
 
 MAX_BYTES = 128 << 20
 """Of all embeddings: 32 pictures at the published networks' 4 MiB each."""
@@ -27,28 +28,13 @@ class Sight(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Embeddings:
-    """The embeddings of one network, in host memory. The least recently used go first.
-
-    Copying one to a GPU takes a fraction of a millisecond, and a parked model keeps them without the device. They
-    go with the worker, as its weights do.
-    """
+class Embeddings(Kept):
+    """The embeddings of one network, and which files they are of. The least recently used go first."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
-        self._max_bytes, self._max_files = max_bytes, max_files
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        super().__init__(max_bytes)
+        self._max_files = max_files
         self._files: OrderedDict[str, Sight] = OrderedDict()
-
-    def get(self, key: bytes) -> Tensor | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def put(self, key: bytes, embedding: Tensor) -> None:
-        """embedding: complete and finite."""
-        self._kept[key] = embedding.to("cpu", copy=True)
-        while sum(each.nbytes for each in self._kept.values()) > self._max_bytes:
-            self._kept.popitem(last=False)
 
     def sight(self, content: str) -> Sight | None:
         """What the file of that name (contract.pictures) shows, where its embedding is kept."""
@@ -56,7 +42,7 @@ class Embeddings:
             return None
         self._files.move_to_end(content)
         sight = self._files[content]
-        return sight if sight.key in self._kept else None
+        return sight if sight.key in self else None
 
     def remember(self, content: str, sight: Sight) -> None:
         """Notes what the file holds, so that it need not be decoded again."""

@@ -15,7 +15,7 @@ from handlers.editing import geometry, imaging
 from handlers.editing.edit import Edit
 from handlers.editing.geometry import Fit, Piece
 from handlers.pictures.picture import RGB, Mask, Picture
-from handlers.requests.jobs import UNWATCHED, Report, SharedProgress, Show
+from handlers.requests.jobs import UNWATCHED, Report, SharedProgress, Show, part
 from handlers.requests.payload import Reply, Request
 from handlers.sd import network
 from handlers.sd.description import PROMPT, STEPS
@@ -126,7 +126,7 @@ class SdHandler(Handler):
         self, rgb: RGB, mask: Mask, settings: PaintSettings, report: Report, drafts: Drafts | None
     ) -> Tensor:
         parts = self.pipeline.components
-        wide = {name: wide_copy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+        wide = {name: wide_copy(each) if isinstance(each, nn.Module) else each for name, each in parts.items()}
         pipeline = type(self.pipeline)(**wide, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return _decoded(pipeline.vae, self._denoise(pipeline, rgb, mask, settings, report, drafts))
@@ -168,8 +168,4 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
 
 def _part(job: SharedProgress, index: int, count: int) -> tuple[Report, Show | None]:
     """Reports the steps of one variant, of `count`, as part of all, and shows its drafts where somebody watches."""
-
-    def report(step: int, steps: int) -> None:
-        job.report(index * steps + step, count * steps)
-
-    return report, partial(job.show, index) if job.is_watched else None
+    return part(job.report, index, count), partial(job.show, index) if job.is_watched else None

@@ -21,6 +21,10 @@ class Kept:
             self._tensors.move_to_end(key)
         return self._tensors.get(key)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether get has it; that is no use of it."""
+        return key in self._tensors
+
     def put(self, key: bytes, tensor: Tensor) -> None:
         """key: a new one. tensor: complete and finite; it is copied."""
         self._tensors[key] = tensor.to("cpu", copy=True)
