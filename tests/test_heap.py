@@ -78,7 +78,8 @@ def measured() -> dict[str, dict[str, int]]:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_requests_memory_is_used_again_and_given_back(measured: dict[str, dict[str, int]], end: str) -> None:
-    assert measured[end]["faults"] < BLOCK // 4096  # of ten times as many, were each block mapped anew
+    # Of ten times a block's pages, were each mapped anew. One is, where what was freed lies in pieces.
+    assert measured[end]["faults"] <= 2 * BLOCK // 4096
     assert measured[end]["kept"] < KEPT + (24 << 20)  # what is made once, too; the last BLOCKs alone are 160 MiB
 
 
