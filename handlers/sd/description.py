@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from contract.description import Choice, Description, Field, Flag, Integer, Number
-from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT, RESULT
+from handlers.requests.fields import FEATHER, IMAGE, MASK, MASK_BY, OUTPUT_FORMAT, RESULT, SIZE
 
 PROMPT = Field("prompt", "text", "What to paint.")
 NEGATIVE_PROMPT = Field("negative_prompt", "text", "What to avoid.", required=False)
@@ -52,7 +52,7 @@ DESCRIPTION = Description(
     fields=(IMAGE, MASK, PROMPT, NEGATIVE_PROMPT),
     arguments=(
         QUALITY, STEPS, GUIDANCE, STRENGTH, SEED, SCHEDULER, VARIANTS, FEATHER, OUTPUT_FORMAT, RESULT,
-        EMBED_PARAMETERS,
+        MASK_BY, SIZE, EMBED_PARAMETERS,
     ),
     imports=(
         "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "diffusers.guiders",

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import diffusers
 
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
+from handlers.requests.fields import FEATHER, MASK_BY, OUTPUT_FORMAT, PATCH, RESULT, SIZE, TRANSPARENCY
 from handlers.requests.payload import BadRequest, Request
 from handlers.requests.reply import OUTPUT_FORMATS
 from handlers.sd.description import (
@@ -45,7 +45,8 @@ class PaintSettings(NamedTuple):
     """What to paint and how, as description.py says each. seed: drawn where the request has none.
 
     scheduler: a key of SCHEDULERS, or "" for the archive's own. output_format: a value of OUTPUT_FORMATS.
-    patch: whether to reply with the rectangle around the mask alone.
+    patch: whether to reply with the rectangle around the mask alone. by_transparency: as Request.mask has it.
+    size: as Request.picture has it.
     """
 
     prompt: str
@@ -59,6 +60,8 @@ class PaintSettings(NamedTuple):
     feather: int
     output_format: str
     patch: bool
+    by_transparency: bool
+    size: Any
     embed_parameters: bool
 
     @classmethod
@@ -79,6 +82,8 @@ class PaintSettings(NamedTuple):
             feather=arguments.integer(FEATHER),
             output_format=OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)],
             patch=arguments.choice(RESULT) == PATCH,
+            by_transparency=arguments.choice(MASK_BY) == TRANSPARENCY,
+            size=arguments.structure(SIZE),
             embed_parameters=arguments.flag(EMBED_PARAMETERS),
         )
         arguments.finish()
