@@ -15,6 +15,7 @@ say little: what is painted is noise.) --report writes a table, NAME.md, and a c
 
 import argparse
 import io
+import math
 import os
 import statistics
 import subprocess
@@ -40,13 +41,23 @@ PROMPT = "a hamster on a bench"
 SIZES = {"512x512": (512, 512), "1499x1041": (1499, 1041), "3000x2000": (3000, 2000), "6000x4000": (6000, 4000)}
 
 
+BYTES_PER_PIXEL = 1100  # that full-size LaMa takes; the demo network a fifth
+
+
 class Task(NamedTuple):
-    """verb: of Painter. run: does it once, in the round of that number. prepare: comes before it and is not counted."""
+    """verb: of Painter. run: does it once, in the round of that number. prepare: comes before it and is not counted.
+
+    pixels: of the picture that a network may be shown whole.
+    """
 
     name: str
     verb: str
     run: Callable[[Painter, int], bytes]
     prepare: Callable[[Painter, int], object] = lambda painter, number: None
+    pixels: int = 0
+
+    def can_be_done_by(self, painter: Painter) -> bool:
+        return self.verb in painter.can and self.pixels <= painter.most_pixels
 
 
 class Sample(NamedTuple):
@@ -71,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         painters = [stack.enter_context(painter) for painter in start(Path(folder), arguments)]
         results = {
-            task.name: measured(task, [p for p in painters if task.verb in p.can], arguments.rounds)
+            task.name: measured(task, [p for p in painters if task.can_be_done_by(p)], arguments.rounds)
             for task in tasks(Path(folder), arguments.steps)
             if task.verb.partition("_")[0] in arguments.only
         }
@@ -88,7 +99,7 @@ def start(folder: Path, arguments: argparse.Namespace) -> Iterator[Painter]:
     models = [{"click": "sam", "erase": "lama", "replace": "sd"}[verb] for verb in arguments.only]
     root = arguments.full_size or folder
     store = build_full_size(root / "ours", models) if arguments.full_size else build_demo(root / "ours")
-    yield Plain(folder, store)
+    yield Plain(folder, store, BYTES_PER_PIXEL if arguments.full_size else 0.2 * BYTES_PER_PIXEL)
     if arguments.iopaint:
         yield IoPaint(arguments.iopaint, folder, store)
     if arguments.before:
@@ -111,7 +122,12 @@ def tasks(folder: Path, steps: list[int]) -> list[Task]:
         return path
 
     def erase(name: str) -> Task:
-        return Task(f"erase, {name}", "erase", lambda painter, _: painter.erase(pictures[name], holes[name]))
+        return Task(
+            f"erase, {name}",
+            "erase",
+            lambda painter, _: painter.erase(pictures[name], holes[name]),
+            pixels=math.prod(SIZES[name]),
+        )
 
     def replace(count: int) -> Task:
         picture, hole = pictures["1499x1041"], holes["1499x1041"]
