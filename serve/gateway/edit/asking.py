@@ -1,7 +1,7 @@
 """Checked fields -> the jobs that ask the models, and what these are shown."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace as changed
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from contract.bodies import BodyError, Buffer, Slice, unescaped_pieces
 from contract.pictures import PREFIX
 from serve.engine.answer import Answer
 from serve.engine.question import Form
-from serve.errors import BadRequest, body_refused
+from serve.errors import BadRequest, ModelNotFound, body_refused
 from serve.gateway.edit.fields import EraseFields, Painted, ReplaceFields, Selection
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Job
@@ -18,6 +18,7 @@ from serve.gateway.edit.replies import HandlerError
 from serve.gateway.predictions import invoke
 from serve.gateway.services import Services
 from serve.memory_file import MemoryFile, Part, whole
+from serve.store.catalog import Archive
 
 PNG = "image/png"  # of masks, too: a JPEG's edge would come back in 93 shades of grey
 
@@ -80,17 +81,23 @@ async def ask(
     keep: bool = False,
 ) -> Answer:
     """Raises HandlerError where the model refuses or fails, and RequestTooLarge where its result can't be kept."""
-    archive = services.catalog.find(model)
-    job.ask(archive.name)
-    answer = await invoke(services, archive, Form({**fields, "gen_args": arguments}, accept, keep), client, job)
-    if answer.status >= 400:
-        with answer.file:
-            raise HandlerError(answer)
-    job.took(answer.timings)
+    form = Form({**fields, "gen_args": arguments}, accept, keep)
+    answer = await answered(services, client, job, services.catalog.find(model), form)
     if keep:
         began = time.perf_counter()
         answer = await _kept(services.images, answer)
         job.took({"keep": time.perf_counter() - began})
+    return answer
+
+
+async def answered(services: Services, client: str, job: Job, archive: Archive, form: Form) -> Answer:
+    """Raises HandlerError where the model refuses or fails."""
+    job.ask(archive.name)
+    answer = await invoke(services, archive, form, client, job)
+    if answer.status >= 400:
+        with answer.file:
+            raise HandlerError(answer)
+    job.took(answer.timings)
     return answer
 
 
@@ -107,11 +114,25 @@ def _check_understood(answer: Answer, model: str, needed: tuple[str, ...]) -> No
 
 async def check_ours(services: Services, model: str, wish: str, field: str) -> None:
     """Raises BadRequest, which names the field, for a wish that archives of another make do not know."""
-    archive = await services.catalog.prepare(services.catalog.find(model))
-    if not services.memory.takes_commands(archive):
+    if await _own(services, model) is None:
         raise BadRequest(
             f"{wish}: {model!r} is an archive of another make, which knows whole pictures and plain masks only", field
         )
+
+
+async def converter(services: Services) -> Archive:
+    """An archive whose worker writes files, the smallest first. Raises ModelNotFound where there is none."""
+    for name in ("lama", "sam", "sd"):
+        with suppress(ModelNotFound):
+            if archive := await _own(services, name):
+                return archive
+    raise ModelNotFound("files are written by the workers of lama, sam or sd, and the store has none of these", "image")
+
+
+async def _own(services: Services, model: str) -> Archive | None:
+    """The archive, where it is one of ours. Raises ModelNotFound."""
+    archive = await services.catalog.prepare(services.catalog.find(model))
+    return archive if services.memory.takes_commands(archive) else None
 
 
 async def picture_of(

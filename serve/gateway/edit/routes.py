@@ -6,14 +6,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from contract import commands
 from contract.accept import JSON, OWN
 from contract.bodies import BodyError, Slice, check_encoding
 from contract.pictures import is_picture
 from handlers.requests.fields import PATCH
 from serve.engine.answer import Answer
+from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
 from serve.gateway.edit import openapi
-from serve.gateway.edit.asking import PNG, Wish, ask, check_ours, paint, picture_of
+from serve.gateway.edit.asking import PNG, Wish, answered, ask, check_ours, converter, paint, picture_of
 from serve.gateway.edit.fields import EraseFields, Fields, Format, ReplaceFields, SegmentFields
 from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.jobs import Job
@@ -70,8 +72,8 @@ async def picture(
         accept = OWN if format == "input" else f"image/{format}"
 
         async def work(job: Job) -> Answer:
-            # Only workers know pictures; LaMa's is the smallest.
-            return await ask(services, address(request), job, "lama", {"image": kept}, {"unchanged": True}, accept)
+            form = Form({"image": kept}, accept, command=commands.CONVERT)
+            return await answered(services, address(request), job, await converter(services), form)
 
         job = services.jobs.start(work, files.pop_all())
     return await reply(request, services.scheduler, job, OWN, "picture")
