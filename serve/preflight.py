@@ -20,10 +20,10 @@ class Unusable(Exception):
 def check(settings: Settings) -> None:
     """Makes the folders that are missing. Raises Unusable."""
     require_readable("CONFIG", settings.config)
-    require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
-    require_folder("STATE", settings.state / "logs", "the server's and TorchServe's logs go there")
+    _require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
+    _require_folder("STATE", settings.state / "logs", "the server's and TorchServe's logs go there")
     require_temporary_folder()
-    require_folder("STORE", settings.store, "the server looks for archives there", written=False)
+    _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
     require_free_port(settings)
 
 
@@ -61,7 +61,7 @@ def require_readable(setting: str, file: Path) -> None:
         ) from None
 
 
-def require_folder(setting: str, folder: Path, use: str, written: bool = True) -> None:
+def _require_folder(setting: str, folder: Path, use: str, written: bool = True) -> None:
     """written: whether it must be possible to write there; archives may also lie on a read-only disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

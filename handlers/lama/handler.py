@@ -14,7 +14,7 @@ from handlers.editing.geometry import Fit
 from handlers.lama import network
 from handlers.lama.description import QUALITY
 from handlers.pictures.picture import RGB, Mask, Picture
-from handlers.requests.fields import FEATHER, MASK_BY, OUTPUT_FORMAT, PATCH, RESULT, SIZE, TRANSPARENCY
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
 from handlers.requests.jobs import UNWATCHED, Report, part
 from handlers.requests.payload import Reply, Request
 from handlers.requests.reply import OUTPUT_FORMATS
@@ -53,11 +53,11 @@ class LamaHandler(Handler):
         self._inpaint(np.zeros((512, 512, 3), np.uint8), np.ones((512, 512), bool))
 
     def predict(self, request: Request) -> Reply:
+        picture = request.picture("image")
         arguments = request.arguments()
-        picture = request.picture("image", arguments.structure(SIZE))
         best = arguments.choice(QUALITY) == "best"
         output_format = OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)]
-        mask = request.mask("mask_image", picture, arguments.choice(MASK_BY) == TRANSPARENCY)
+        mask = request.mask("mask_image", picture)
         feather = arguments.integer(FEATHER)
         box = geometry.bounding_box(mask) if arguments.choice(RESULT) == PATCH else None
         arguments.finish()

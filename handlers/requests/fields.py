@@ -1,25 +1,12 @@
 """What requests to more than one model hold."""
 
 from contract.accept import PICTURES
-from contract.description import Choice, Field, Integer, Structure
+from contract.description import Choice, Field, Integer
 
 FULL, PATCH = "full", "patch"
-ANY, TRANSPARENCY = "any", "transparency"
 
 IMAGE = Field("image", "picture", "The picture.")
 MASK = Field("mask_image", "picture", "As large as the picture; 128 or more of 255 marks what to change.")
-MASK_BY = Choice(
-    "mask_by",
-    ANY,
-    (ANY, TRANSPARENCY),
-    "What a mask marks with: white, colours, or a hole in the picture; or by its transparency alone, so that what is"
-    " fully transparent is marked, whatever its colours.",
-)
-SIZE = Structure(
-    "size",
-    {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-    "[width, height] that the upright picture must have, if it matters.",
-)
 FEATHER = Integer("feather", 0, 0, 255, "Fades the paint in over so many pixels, inside the mask.")
 OUTPUT_FORMAT = Choice(
     "output_format",

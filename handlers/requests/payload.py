@@ -20,7 +20,6 @@ from handlers.pictures.masks import WHAT_A_MASK_IS, WHAT_TRANSPARENCY_MARKS
 from handlers.pictures.picture import Mask, Picture
 from handlers.requests.base64_text import from_base64
 from handlers.requests.errors import BadRequest
-from handlers.requests.fields import SIZE
 from handlers.requests.jobs import SharedProgress
 from handlers.requests.reply import Reply
 from handlers.requests.timings import Timings
@@ -78,16 +77,10 @@ class Request:
             raise BadRequest("the body must be a JSON object or multipart/form-data")
         return cls(body, job)
 
-    def picture(self, name: str, size: Any = None) -> Picture:
-        """The upright picture in field `name`; 413 where it is past a limit.
-
-        size: [width, height] that it must have, as fields.SIZE has it.
-        """
+    def picture(self, name: str) -> Picture:
+        """The upright picture in field `name`; 413 where it is past a limit."""
         with self.timings.stage("decode"):
             picture = _decoded(decoding.decode_picture, self._bytes(name), name)
-        if size is not None and size != list(picture.size):
-            argument, (width, height) = f"gen_args.{SIZE.name}", picture.size
-            raise BadRequest(f"{argument} must be the picture's own, {width}x{height}: nothing is resized", argument)
         self.note(name, picture.notes)
         return picture
 

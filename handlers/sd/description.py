@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from contract.description import Choice, Description, Field, Flag, Integer, Number
-from handlers.requests.fields import FEATHER, IMAGE, MASK, MASK_BY, OUTPUT_FORMAT, RESULT, SIZE
+from contract.description import Choice, Description, Field, Flag, Integer, Number, Structure
+from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT, RESULT
 
 PROMPT = Field("prompt", "text", "What to paint.")
 NEGATIVE_PROMPT = Field("negative_prompt", "text", "What to avoid.", required=False)
@@ -44,6 +44,19 @@ SCHEDULER = Choice(
     "The quality's if absent.",
 )
 VARIANTS = Integer("variants", 1, 1, 4, "Pictures with seeds seed, seed + 1, ...; more than one need JSON.")
+ANY, TRANSPARENCY = "any", "transparency"
+MASK_BY = Choice(
+    "mask_by",
+    ANY,
+    (ANY, TRANSPARENCY),
+    "What a mask marks with: white, colours, or a hole in the picture; or by its transparency alone, so that what is"
+    " fully transparent is marked, whatever its colours.",
+)
+SIZE = Structure(
+    "size",
+    {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+    "[width, height] that the upright picture must have, if it matters.",
+)
 EMBED_PARAMETERS = Flag("embed_parameters", False, "Writes prompts and parameters into a PNG's text chunk.")
 
 DESCRIPTION = Description(

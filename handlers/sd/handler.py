@@ -57,7 +57,8 @@ class SdHandler(Handler):
 
     def predict(self, request: Request) -> Reply:
         settings = PaintSettings.parse(request, self.default_guidance)
-        picture = request.picture("image", settings.size)
+        picture = request.picture("image")
+        settings.check_size(picture)
         mask = request.mask("mask_image", picture, settings.by_transparency)
         settings.warn_of_syntax(request, self.pipeline.tokenizer)
         settings.warn_of_cut(request, self.pipeline.tokenizer)

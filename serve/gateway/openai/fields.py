@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, StrictBool, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from handlers.requests.fields import FEATHER, FULL, MASK_BY, PATCH, SIZE, TRANSPARENCY
+from handlers.requests.fields import FEATHER, FULL, PATCH
 from handlers.sd import description as sd
 from serve.gateway.edit.fields import Fields, Model, Number, Painting, Picture, ReplaceFields, Text, Whole, like
 
@@ -108,5 +108,5 @@ class ImageEditFields(Painting, Fields):
     def arguments(self) -> dict[str, Any]:
         """The handler's gen_args beside those of /v1/replace."""
         size = _SIZE.fullmatch(self.size)
-        own = {SIZE.name: [int(side) for side in size.groups()]} if size else {}
-        return own | {MASK_BY.name: TRANSPARENCY, "output_format": self.output_format}
+        own = {sd.SIZE.name: [int(side) for side in size.groups()]} if size else {}
+        return own | {sd.MASK_BY.name: sd.TRANSPARENCY, "output_format": self.output_format}

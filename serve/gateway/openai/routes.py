@@ -6,8 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from contract.accept import JSON
-from handlers.requests.fields import MASK_BY
-from handlers.sd.description import PROMPT
+from handlers.sd.description import MASK_BY, PROMPT
 from serve.descriptions import descriptions
 from serve.errors import BadRequest
 from serve.gateway.edit import openapi
