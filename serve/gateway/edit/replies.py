@@ -107,7 +107,8 @@ async def _until_client_leaves(request: Request) -> None:
 
 
 async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator[bytes]:
-    """Server-sent events: `job` with its id, `progress` and `preview` at every change, then `done` or `error`."""
+    """Server-sent events: `job` with its id, `progress` and `preview` at every change, then `done`, `error` or
+    `cancelled`."""
     loop = asyncio.get_running_loop()
     yield _event("job", {"job": job.id})
     last, shown, spoke = None, 0, loop.time()
@@ -144,7 +145,13 @@ async def _last_event(job: Job, picture: str) -> Iterable[bytes]:
     if not isinstance(error, PalimpsestError):
         logger.error("job failed", exc_info=error)
         error = PalimpsestError(UNEXPECTED)
-    return [_event("cancelled" if error.code == Cancelled.code else "error", error.body())]
+    return [_event("cancelled" if error.code == Cancelled.code else "error", _told(error))]
+
+
+def _told(error: PalimpsestError) -> dict[str, Any]:
+    """The error with what the status line and Retry-After would say."""
+    again = {} if error.retry_after is None else {"retry_after": error.retry_after}
+    return error.body() | {"status": error.status} | again
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
