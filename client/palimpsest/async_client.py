@@ -1,4 +1,4 @@
-"""The client, for programs on an event loop: asyncio's or trio's."""
+"""The client, for programs on an event loop."""
 
 import os
 from types import TracebackType
@@ -84,22 +84,27 @@ class AsyncClient:
         return await self._run(self._core.upload(image))
 
     async def segment(
-        self, image: PictureInput, *, progress: OnProgress | None = None, **fields: Unpack[SegmentFields]
+        self,
+        image: PictureInput,
+        *,
+        keep: bool = True,
+        progress: OnProgress | None = None,
+        **fields: Unpack[SegmentFields],
     ) -> Segmentation:
         """As Client.segment. Example: `await client.segment("bench.jpg", points=[(750, 500)])`."""
-        return await self._run(self._core.segment(image, fields, progress))
+        return await self._run(self._core.segment(image, fields, keep, progress))
 
     async def erase(
         self,
         image: PictureInput,
         *,
         mask: MaskInput | None = None,
-        format: Format | None = None,
+        keep: bool = True,
         progress: OnProgress | None = None,
         **fields: Unpack[EraseFields],
     ) -> AsyncEdit:
         """As Client.erase. Example: `await client.erase("bench.jpg", box=(548, 208, 958, 885))`."""
-        return await self._run(self._core.edit("erase", image, mask, fields, format, progress))
+        return await self._run(self._core.edit("erase", image, mask, fields, keep, progress))
 
     async def replace(
         self,
@@ -107,12 +112,12 @@ class AsyncClient:
         prompt: str,
         *,
         mask: MaskInput | None = None,
-        format: Format | None = None,
+        keep: bool = True,
         progress: OnProgress | None = None,
         **fields: Unpack[ReplaceFields],
     ) -> AsyncEdit:
         """As Client.replace. Example: `await client.replace("bench.jpg", "a cat", mask=mask, seed=7)`."""
-        steps = self._core.edit("replace", image, mask, {**fields, "prompt": prompt}, format, progress)
+        steps = self._core.edit("replace", image, mask, {**fields, "prompt": prompt}, keep, progress)
         return await self._run(steps)
 
     async def models(self) -> list[Model]:

@@ -101,37 +101,43 @@ class Client:
         return self._run(self._core.upload(image))
 
     def segment(
-        self, image: PictureInput, *, progress: OnProgress | None = None, **fields: Unpack[SegmentFields]
+        self,
+        image: PictureInput,
+        *,
+        keep: bool = True,
+        progress: OnProgress | None = None,
+        **fields: Unpack[SegmentFields],
     ) -> Segmentation:
         """Selects what points or a box show. fields: those of palimpsest.fields.SegmentFields.
 
+        keep: False has the server keep nothing, neither the picture nor the mask, which suits a single call about it.
         progress: called with a Progress at every change; what it raises stops the work and comes out of this call.
         Raises BadRequest, Busy, Unreachable and other PalimpsestErrors; TypeError and ValueError for what can be no
         picture, OSError of a file.
 
         Example: `client.segment(array, points=[(750, 500), (20, 30, 0)], masks="all").candidates[1].mask`, HxW bool.
         """
-        return self._run(self._core.segment(image, fields, progress))
+        return self._run(self._core.segment(image, fields, keep, progress))
 
     def erase(
         self,
         image: PictureInput,
         *,
         mask: MaskInput | None = None,
-        format: Format | None = None,
+        keep: bool = True,
         progress: OnProgress | None = None,
         **fields: Unpack[EraseFields],
     ) -> Edit:
         """Removes what the mask, points or a box mark. fields: those of palimpsest.fields.EraseFields.
 
-        mask: 128 or more of 255 (or True) marks what to change; as large as the upright picture. format: None keeps the
-        result on the server, for the next call, and only what changed comes here; another has all of the result come at
-        once as such a file, and the server keeps nothing, which suits a single edit of a picture.
+        mask: 128 or more of 255 (or True) marks what to change; as large as the upright picture. keep: the result stays
+        on the server, for the next call, and only what changed comes here; False has all of it come at once, as a file
+        of the input's format: for a single edit of a picture, or archives of another make, which know no other way.
         progress, errors: as in segment.
 
         Example: `client.erase("bench.jpg", box=(548, 208, 958, 885)).image`, a Pillow picture.
         """
-        return self._run(self._core.edit("erase", image, mask, fields, format, progress))
+        return self._run(self._core.edit("erase", image, mask, fields, keep, progress))
 
     def replace(
         self,
@@ -139,16 +145,16 @@ class Client:
         prompt: str,
         *,
         mask: MaskInput | None = None,
-        format: Format | None = None,
+        keep: bool = True,
         progress: OnProgress | None = None,
         **fields: Unpack[ReplaceFields],
     ) -> Edit:
         """Paints what the prompt says where the mask, points or a box mark. fields: those of
-        palimpsest.fields.ReplaceFields. mask, format, progress, errors: as in erase.
+        palimpsest.fields.ReplaceFields. mask, keep, progress, errors: as in erase.
 
         Example: `[each.seed for each in client.replace(image, "a cat", mask=mask, variants=4).variants]`.
         """
-        return self._run(self._core.edit("replace", image, mask, {**fields, "prompt": prompt}, format, progress))
+        return self._run(self._core.edit("replace", image, mask, {**fields, "prompt": prompt}, keep, progress))
 
     def models(self) -> list[Model]:
         """All archives that the server can load, and what it has in memory. Raises PalimpsestError.

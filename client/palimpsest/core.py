@@ -43,11 +43,11 @@ class Core(Generic[E]):
         return Upload((yield from self._uploaded(source)), source.data)
 
     def segment(
-        self, image: PictureInput, fields: Mapping[str, Any], on_progress: OnProgress | None
+        self, image: PictureInput, fields: Mapping[str, Any], keep: bool, on_progress: OnProgress | None
     ) -> Steps[Segmentation]:
-        source = yield Work(partial(picture_source, image))
-        reply = yield from self._job("segment", {"image": source}, {**fields, "keep": True}, on_progress)
-        return _segmentation(reply)
+        pictures = {"image": (yield Work(partial(picture_source, image)))}
+        wanted = {**fields, "keep": True} if keep else fields
+        return _segmentation((yield from self._job("segment", pictures, wanted, on_progress, inline=not keep)))
 
     def edit(
         self,
@@ -55,15 +55,15 @@ class Core(Generic[E]):
         image: PictureInput,
         mask: MaskInput | None,
         fields: Mapping[str, Any],
-        format: str | None,
+        keep: bool,
         on_progress: OnProgress | None,
     ) -> Steps[E]:
         pictures = {"image": (yield Work(partial(picture_source, image)))}
         if mask is not None:
             pictures["mask"] = yield Work(partial(mask_source, mask))
-        wanted = _KEPT if format is None else {"format": format}
-        reply = yield from self._job(verb, pictures, {**fields, **wanted}, on_progress, inline=format is not None)
-        return (yield from self._edits(Made(verb, pictures, dict(fields)), reply, whole=format is not None))
+        wanted = {**fields, **_KEPT} if keep else fields
+        reply = yield from self._job(verb, pictures, wanted, on_progress, inline=not keep)
+        return (yield from self._edits(Made(verb, pictures, dict(fields)), reply, whole=not keep))
 
     def file(self, edited: Edited, format: str) -> Steps[bytes]:
         """The whole picture's file, as the server writes it."""
@@ -109,7 +109,7 @@ class Core(Generic[E]):
 
     def _part(self, name: str, source: Source, inline: bool) -> Steps[Any]:
         """A field that is the picture: its id, where the server has it or is to have it."""
-        if isinstance(source, File) and (inline or len(source.data) <= INLINE):
+        if source.id is None and source.data is not None and (inline or len(source.data) <= INLINE):
             return file(name, source.data)
         if source.id is None:
             yield from self._restore(source)
@@ -241,7 +241,7 @@ def _size(edited: Edited) -> tuple[int, int] | None:
 def _segmentation(reply: dict[str, Any]) -> Segmentation:
     several = {"id": "ids", "mask": "masks", "score": "scores", "box": "boxes", "area": "areas"}
     count = len(reply.get("masks", ()))
-    each = [{one: reply[many][index] for one, many in several.items()} for index in range(count)]
+    each = [{one: reply[many][index] for one, many in several.items() if many in reply} for index in range(count)]
     said = {"warnings": tuple(reply["warnings"]), "timings": reply["timings"]}
     candidates = tuple(_mask(fields, **said) for fields in each)
     return _mask(reply, candidates=candidates, logits=reply.get("logits"), **said)
@@ -249,7 +249,7 @@ def _segmentation(reply: dict[str, Any]) -> Segmentation:
 
 def _mask(fields: Mapping[str, Any], **more: Any) -> Segmentation:
     return Segmentation(
-        id=fields["id"],
+        id=fields.get("id"),
         data=base64.b64decode(fields["mask"]),
         score=fields["score"],
         box=_box(fields["box"]),
