@@ -5,7 +5,9 @@ import io
 import json
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -302,14 +304,17 @@ def test_one_picture_in_parts_is_never_seen(run: Run, folder: Path, monkeypatch:
 
 
 def test_the_servers_commands_are_there_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import EntryPoint
-
     point = EntryPoint("server", "serve.cli:app", "palimpsest.commands")
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
+    server = SimpleNamespace(entry_points=EntryPoints([point]))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: server)
     shown = CliRunner().invoke(app, ["--help"]).stdout
     assert all(name in shown for name in ("segment", "erase", "replace", "serve", "stop", "archives", "models"))
     assert "Seconds to wait" in CliRunner().invoke(app, ["stop", "--help"]).stdout
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
+
+    def none(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", none)
     shown = CliRunner().invoke(app, ["--help"]).stdout
     assert "archives" not in shown
     assert CliRunner().invoke(app, ["serve"]).exit_code == 2
