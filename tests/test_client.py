@@ -376,6 +376,33 @@ def test_where_the_server_paints_it_otherwise_now_what_was_shown_is_sent(client:
     assert server.said()["image"] == f"img_{len(server.calls) - 1}".encode()
 
 
+def test_a_long_chain_is_made_again_from_where_the_server_has_it() -> None:
+    """Each by one request, and one that finds it missing; as deep as Python's stack is not."""
+    has: set[bytes] = set()
+    made = iter(range(10_000))
+    server = FakeServer()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        request.read()
+        server.calls.append(request)
+        image = server.said()["image"]
+        if image.startswith(b"img_") and image not in has:
+            return forgotten("image")
+        name = f"img_{next(made)}"
+        has.add(name.encode())
+        return events(JOB, ("done", DONE | {"id": name}))
+
+    with palimpsest.Client(transport=httpx.MockTransport(answer)) as client:
+        edit: Any = encoded(np.zeros((60, 80, 3), np.uint8))
+        for _ in range(300):
+            edit = client.erase(edit, mask=np.ones((60, 80), bool))
+        for name in [name for name in has if name != b"img_99"]:
+            has.remove(name)
+        server.calls.clear()
+        client.erase(edit, mask=np.ones((60, 80), bool))
+    assert len(server.calls) == 2 * 200 + 1
+
+
 def test_what_is_forgotten_again_and_again_ends(client: Any, server: FakeServer) -> None:
     upload = client.upload(PICTURE)
     server.answers = [forgotten("image"), httpx.Response(201, json={"id": "img_1"}), forgotten("image")]

@@ -20,6 +20,7 @@ _MODES = {
     "TIFF": ("L", "RGB", "I;16"),
 }
 _CONVERTED = ("1", "P")
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _TIFF_OF_JPEG = ("jpeg", "old_jpeg", "tiff_jpeg")
 
 
@@ -29,10 +30,13 @@ def opened(data: bytes) -> Image.Image:
         return ImageOps.exif_transpose(image)
 
 
-def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of the upright picture, by its header. Raises OSError where Pillow can't read it."""
-    with Image.open(io.BytesIO(data)) as image:
-        return _upright_size(image)
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height of the upright picture, by its header; None where Pillow can't read it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _upright_size(image)
+    except _UNREADABLE:
+        return None
 
 
 def fits(below: bytes, patch: bytes, size: tuple[int, int] | None) -> bool:
@@ -52,7 +56,7 @@ def fits(below: bytes, patch: bytes, size: tuple[int, int] | None) -> bool:
             if image.format == "TIFF" and image.info.get("compression") in _TIFF_OF_JPEG:
                 return False
             return image.mode == changed.mode and image.mode in _MODES[image.format]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except _UNREADABLE:
         return False
 
 
@@ -71,6 +75,6 @@ def composed(below: bytes, patches: Iterable[tuple[bytes, Box]]) -> Image.Image:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    # Pillow says of a TIFF how large it is once it is upright.
-    turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
+    # Pillow says of a TIFF how large it is once it is upright; of a PNG its own getexif decodes the pixels.
+    turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
     return (height, width) if turned else (width, height)

@@ -10,6 +10,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from palimpsest import composing, files
@@ -77,7 +78,7 @@ class Core(Generic[E]):
     def save(self, edited: Edited, path: Any) -> Steps[None]:
         format = files.format_of(path)
         data = yield from self.file(edited, format)
-        yield Work(lambda: files.write(files.Path(path), data))
+        yield Work(lambda: files.write(Path(path), data))
 
     def models(self) -> Steps[list[Model]]:
         query, found = {"limit": _PAGE}, list[dict[str, Any]]()
@@ -95,8 +96,9 @@ class Core(Generic[E]):
         fields: Mapping[str, Any],
         on_progress: OnProgress | None = None,
         inline: bool = False,
+        alone: bool = False,
     ) -> Steps[dict[str, Any]]:
-        """inline: sends files with the request, however large they are."""
+        """inline: sends files with the request, however large they are. alone: as in _remembered."""
         said = [value(name, each) for name, each in fields.items() if each is not None]
 
         def ask() -> Steps[dict[str, Any]]:
@@ -105,7 +107,7 @@ class Core(Generic[E]):
                 named.append((yield from self._part(name, source, inline)))
             return (yield from self._patiently(Job(f"/v1/{verb}", [*named, *said], on_progress)))
 
-        return (yield from self._remembered(pictures, ask))
+        return (yield from self._remembered(pictures, ask, alone))
 
     def _part(self, name: str, source: Source, inline: bool) -> Steps[Any]:
         """A field that is the picture: its id, where the server has it or is to have it."""
@@ -115,8 +117,13 @@ class Core(Generic[E]):
             yield from self._restore(source)
         return value(name, source.id)
 
-    def _remembered(self, pictures: Mapping[str, Source], ask: Callable[[], Steps[Any]]) -> Steps[Any]:
-        """Asks; where the server has forgotten a picture, gives it that and asks again, once for each."""
+    def _remembered(
+        self, pictures: Mapping[str, Source], ask: Callable[[], Steps[Any]], alone: bool = False
+    ) -> Steps[Any]:
+        """Asks; where the server has forgotten a picture, gives it that and asks again, once for each.
+
+        alone: unless it is one that has to be made again.
+        """
         forgotten = dict(pictures)
         while True:
             try:
@@ -125,27 +132,44 @@ class Core(Generic[E]):
                 if error.code != _FORGOTTEN or error.field not in forgotten:
                     raise
                 source = forgotten.pop(error.field)
-                if source.data is None and not isinstance(source, Edited):
+                if (source.data is None and not _is_made(source)) or (alone and _is_made(source)):
                     raise
                 self._known = OrderedDict((digest, id) for digest, id in self._known.items() if id != source.id)
             yield from self._restore(source)
 
     def _restore(self, source: Source) -> Steps[None]:
         """Has the server keep it, and sets its id."""
-        if isinstance(source, Edited) and source.patch is not None:
-            yield from self._make_again(source)
+        if isinstance(source, Edited) and _is_made(source):
+            yield from self._make_chain_again(source)
         else:
             source.id = yield from self._uploaded(source)
 
+    def _make_chain_again(self, edited: Edited) -> Steps[None]:
+        """What it was made from, too, from where the server still has it."""
+        missing, again = [edited], set[Edited]()
+        while missing:
+            below = missing[-1].made.pictures["image"]
+            try:
+                yield from self._make_again(missing[-1])
+            except NotFound:
+                if not isinstance(below, Edited) or not _is_made(below) or below in again:
+                    raise
+                missing.append(below)
+            else:
+                again.add(missing.pop())
+
     def _make_again(self, edited: Edited) -> Steps[None]:
-        """By the same steps, with the same seed; where another picture came of them, the one that was shown is sent."""
+        """By the same steps, with the same seed; where another picture came of them, the one that was shown is sent.
+
+        Raises NotFound where the server has forgotten what it was made from, and that has to be made again, too.
+        """
         verb, pictures, fields = edited.made
         if edited.selected is not None:
             pictures = pictures | {"mask": File(edited.selected)}
             fields = {name: each for name, each in fields.items() if name not in selection(fields)}
         if edited.seed is not None:
             fields = fields | {"seed": edited.seed, "variants": None}
-        reply = yield from self._job(verb, pictures, fields | _KEPT)
+        reply = yield from self._job(verb, pictures, fields | _KEPT, alone=True)
         if base64.b64decode(reply["picture"]) == edited.patch:
             edited.id = reply["id"]
         else:
@@ -173,7 +197,7 @@ class Core(Generic[E]):
         """The result, with its variants."""
         selected = _selected(made, reply)
         sent = [base64.b64decode(each) for each in reply.get("pictures", [reply["picture"]])]
-        ids = reply.get("ids", [reply.get("id")])
+        ids = reply.get("ids", [reply.get("id")] * len(sent))
         seeds = reply.get("seeds", [reply.get("seed")])
         variants = [
             self._edited(
@@ -192,7 +216,7 @@ class Core(Generic[E]):
         ]
         for each in variants:
             each.variants = tuple(variants)
-            if not whole and not _can_be_composed(each):
+            if not whole and not (yield Work(partial(_can_be_composed, each))):
                 each.data = yield from self._kept_file(each, "png")
         return variants[0]
 
@@ -220,22 +244,20 @@ def _selected(made: Made, reply: Mapping[str, Any]) -> bytes | None:
     return mask.data if isinstance(mask, Segmentation) else None
 
 
+def _is_made(source: Source) -> bool:
+    """Whether the server made it from a picture that it had, and has the result alone."""
+    return isinstance(source, Edited) and source.patch is not None
+
+
 def _can_be_composed(edited: Edited) -> bool:
     below: Source = edited.made.pictures["image"]
     while isinstance(below, Edited) and below.data is None:
         below = below.made.pictures["image"]
     if below.data is None or edited.patch is None:
         return False
-    return composing.fits(below.data, edited.patch, _size(edited))
-
-
-def _size(edited: Edited) -> tuple[int, int] | None:
-    """Of the upright picture, which its mask has."""
+    # The mask is as large as the upright picture.
     mask = edited.selected or edited.made.pictures["mask"].data
-    try:
-        return None if mask is None else composing.size_of(mask)
-    except OSError:
-        return None
+    return composing.fits(below.data, edited.patch, None if mask is None else composing.size_of(mask))
 
 
 def _segmentation(reply: dict[str, Any]) -> Segmentation:

@@ -20,7 +20,7 @@ from palimpsest.sources import Source
 class Segmentation(Source):
     """The mask of what was selected; other calls take it as their `mask`.
 
-    score: the model's guess, about 0 to 1, at how well the mask fits, before erode, dilate and the like. box: around the
+    score: the model's guess, about 0 to 1, at how well the mask fits, before erode and the like. box: around the
     mask, None where that is empty. area: pixels. candidates: with masks="all", the three or one that there are, in the
     model's order. logits: on request, for the next call to refine this mask. warnings: what had no effect. timings:
     milliseconds by stage.
