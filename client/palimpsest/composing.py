@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from contextlib import closing
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Box = tuple[int, int, int, int]
@@ -28,6 +29,11 @@ def opened(data: bytes) -> Image.Image:
     """The picture of a file, upright."""
     with Image.open(io.BytesIO(data)) as image:
         return ImageOps.exif_transpose(image)
+
+
+def marked(mask: bytes) -> NDArray[np.bool_]:
+    """HxW bool: what a grey file marks, by 128 and more of 255."""
+    return np.asarray(opened(mask).convert("L")) > 127
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:

@@ -50,7 +50,7 @@ class Segmentation(Source):
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
         """HxW bool, True where marked; as large as the upright picture."""
-        return np.asarray(self.image) > 127
+        return composing.marked(self.data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the mask's PNG. Raises ValueError for a path that ends on anything else than .png, and OSError."""
@@ -99,7 +99,7 @@ class Edited(Source):
     @cached_property
     def mask(self) -> NDArray[np.bool_] | None:
         """HxW bool, True where it was painted; None where the request brought a mask that is no Segmentation."""
-        return None if self.selected is None else np.asarray(composing.opened(self.selected)) > 127
+        return None if self.selected is None else composing.marked(self.selected)
 
     def layers(self) -> tuple[bytes, list[tuple[bytes, Box]]]:
         """The file below, and the patches on it in their order."""
