@@ -52,7 +52,7 @@ COMPOSED = {
     "palette": palette,
     "palette with transparency": lambda: palette(transparency=bytes(range(0, 160, 10))),
     "bits": lambda: saved(Image.fromarray(noise(1) > 127), "PNG"),
-    "interlaced by nothing, turned": lambda: write_png(noise(3).transpose(1, 0, 2), [oriented(6)]),
+    "turned": lambda: write_png(noise(3).transpose(1, 0, 2), [oriented(6)]),
     "JPEG, turned": jpeg_file,
     "grey JPEG": lambda: encoded(noise(1), "JPEG"),
     "WebP with losses": lambda: encoded(noise(4), "WEBP", quality=70),
