@@ -24,6 +24,7 @@ T = TypeVar("T")
 class AsyncEdit(Edited):
     __doc__ = Edited.__doc__
 
+    variants: "tuple[AsyncEdit, ...]"
     _client: "AsyncClient"
 
     async def file(self, format: Format = "input") -> bytes:
@@ -148,7 +149,8 @@ class AsyncClient:
         if isinstance(step, Work):
             return await anyio.to_thread.run_sync(step.do)
         if isinstance(step, Wait):
-            return await anyio.sleep(step.seconds)
+            await anyio.sleep(step.seconds)
+            return None
         try:
             return await (self._watch(step) if isinstance(step, Job) else self._ask(step))
         except Unreachable as error:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 class Edit(Edited):
     __doc__ = Edited.__doc__
 
+    variants: "tuple[Edit, ...]"
     _client: "Client"
 
     def file(self, format: Format = "input") -> bytes:
@@ -187,7 +188,8 @@ class Client:
         if isinstance(step, Work):
             return step.do()
         if isinstance(step, Wait):
-            return time.sleep(step.seconds)
+            time.sleep(step.seconds)
+            return None
         try:
             return self._watch(step) if isinstance(step, Job) else self._ask(step)
         except Unreachable as error:
