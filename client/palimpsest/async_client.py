@@ -133,7 +133,8 @@ class AsyncClient:
             try:
                 step = steps.send(result) if error is None else steps.throw(error)
             except StopIteration as end:
-                return self._own(end.value)
+                value: T = end.value
+                return self._own(value)
             result = error = None
             try:
                 result = await self._carry_out(step)

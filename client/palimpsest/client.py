@@ -172,7 +172,8 @@ class Client:
             try:
                 step = steps.send(result) if error is None else steps.throw(error)
             except StopIteration as end:
-                return self._own(end.value)
+                value: T = end.value
+                return self._own(value)
             result = error = None
             try:
                 result = self._carry_out(step)

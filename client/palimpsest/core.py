@@ -73,7 +73,8 @@ class Core(Generic[E]):
             return edited.data
         if edited.id is None:
             yield from self._restore(edited)
-        return (yield from self._remembered({"image": edited}, lambda: self._kept_file(edited, format)))
+        data: bytes = yield from self._remembered({"image": edited}, lambda: self._kept_file(edited, format))
+        return data
 
     def save(self, edited: Edited, path: Any) -> Steps[None]:
         format = files.format_of(path)
@@ -86,7 +87,7 @@ class Core(Generic[E]):
             page = json.loads((yield from self._patiently(Call("GET", "/v1/models", query=query))))
             found += page["models"]
             if not page["next_page_token"]:
-                return [Model(**{name: each.get(name) for name in Model.__annotations__}) for each in found]
+                return [_model(each) for each in found]
             query = query | {"next_page_token": page["next_page_token"]}
 
     def _job(
@@ -105,9 +106,11 @@ class Core(Generic[E]):
             named = []
             for name, source in pictures.items():
                 named.append((yield from self._part(name, source, inline)))
-            return (yield from self._patiently(Job(f"/v1/{verb}", [*named, *said], on_progress)))
+            reply: dict[str, Any] = yield from self._patiently(Job(f"/v1/{verb}", [*named, *said], on_progress))
+            return reply
 
-        return (yield from self._remembered(pictures, ask, alone))
+        reply: dict[str, Any] = yield from self._remembered(pictures, ask, alone)
+        return reply
 
     def _part(self, name: str, source: Source, inline: bool) -> Steps[Any]:
         """A field that is the picture: its id, where the server has it or is to have it."""
@@ -191,7 +194,8 @@ class Core(Generic[E]):
 
     def _kept_file(self, edited: Edited, format: str) -> Steps[bytes]:
         call = Call("GET", f"/v1/images/{edited.id}", query={"format": format}, timeout=_FILE_TIMEOUT)
-        return (yield from self._patiently(call))
+        data: bytes = yield from self._patiently(call)
+        return data
 
     def _edits(self, made: Made, reply: dict[str, Any], whole: bool) -> Steps[E]:
         """The result, with its variants."""
@@ -234,6 +238,11 @@ class Core(Generic[E]):
                 pause = error.retry_after
             yield Wait(pause)
             waited += pause
+
+
+def _model(said: dict[str, Any]) -> Model:
+    known: dict[str, Any] = {name: said.get(name) for name in Model.__annotations__}
+    return Model(**known)
 
 
 def _selected(made: Made, reply: Mapping[str, Any]) -> bytes | None:

@@ -49,12 +49,10 @@ class Report:
         self._end_of(task)
 
     def fail(self, task: Task, error: Exception) -> None:
-        known = isinstance(error, PalimpsestError)
-        fields = (
-            {"code": error.code, "field": error.field, "message": error.message}
-            if known
-            else {"code": type(error).__name__, "field": None, "message": str(error)}
-        )
+        if isinstance(error, PalimpsestError):
+            fields = {"code": error.code, "field": error.field, "message": error.message}
+        else:
+            fields = {"code": type(error).__name__, "field": None, "message": str(error)}
         self.failed[task] = {"error": fields}
         self._end_of(task)
 
