@@ -1,7 +1,7 @@
 """How fast the models answer: this server, the plain script, an earlier tree and IOPaint, in turn, in one run.
 
     python -m bench.models [--rounds 5] [--only click,erase,replace] [--full-size FOLDER] [--before TREE]
-                           [--iopaint PYTHON] [--report docs/speed-cpu]
+                           [--iopaint PYTHON] [--steps 4 25] [--report docs/speed-cpu]
 
 Demo models; or, with --full-size, SAM vit_b, big-lama and SD-2 with random weights, built in FOLDER (25 GB, once).
 --before: a source tree of an earlier commit (`git worktree add`). --iopaint: the Python of an environment that has
@@ -15,6 +15,7 @@ say little: what is painted is noise.) --report writes a table, NAME.md, and a c
 
 import argparse
 import io
+import math
 import os
 import statistics
 import subprocess
@@ -38,16 +39,25 @@ DOG, DOGS_MASK = DATA / "dog-on-bench.png", DATA / "dog-on-bench-mask.jpg"
 POINTS = [[750, 500]]
 PROMPT = "a hamster on a bench"
 SIZES = {"512x512": (512, 512), "1499x1041": (1499, 1041), "3000x2000": (3000, 2000), "6000x4000": (6000, 4000)}
-STEPS = (4, 25)
+
+
+BYTES_PER_PIXEL = 1100  # that full-size LaMa takes; the demo network a fifth
 
 
 class Task(NamedTuple):
-    """verb: of Painter. run: does it once, in the round of that number. prepare: comes before it and is not counted."""
+    """verb: of Painter. run: does it once, in the round of that number. prepare: comes before it and is not counted.
+
+    pixels: of the picture that a network may be shown whole.
+    """
 
     name: str
     verb: str
     run: Callable[[Painter, int], bytes]
     prepare: Callable[[Painter, int], object] = lambda painter, number: None
+    pixels: int = 0
+
+    def can_be_done_by(self, painter: Painter) -> bool:
+        return self.verb in painter.can and self.pixels <= painter.most_pixels
 
 
 class Sample(NamedTuple):
@@ -61,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="click,erase,replace", type=lambda text: text.split(","))
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 25], help="of replace")
     parser.add_argument("--full-size", type=Path, metavar="FOLDER")
     parser.add_argument("--before", type=Path, metavar="TREE")
     parser.add_argument("--iopaint", type=Path, metavar="PYTHON")
@@ -71,8 +82,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         painters = [stack.enter_context(painter) for painter in start(Path(folder), arguments)]
         results = {
-            task.name: measured(task, [p for p in painters if task.verb in p.can], arguments.rounds)
-            for task in tasks(Path(folder))
+            task.name: measured(task, [p for p in painters if task.can_be_done_by(p)], arguments.rounds)
+            for task in tasks(Path(folder), arguments.steps)
             if task.verb.partition("_")[0] in arguments.only
         }
         idle = {painter.name: painter.idle_mb() for painter in painters}
@@ -88,7 +99,7 @@ def start(folder: Path, arguments: argparse.Namespace) -> Iterator[Painter]:
     models = [{"click": "sam", "erase": "lama", "replace": "sd"}[verb] for verb in arguments.only]
     root = arguments.full_size or folder
     store = build_full_size(root / "ours", models) if arguments.full_size else build_demo(root / "ours")
-    yield Plain(folder, store)
+    yield Plain(folder, store, BYTES_PER_PIXEL if arguments.full_size else 0.2 * BYTES_PER_PIXEL)
     if arguments.iopaint:
         yield IoPaint(arguments.iopaint, folder, store)
     if arguments.before:
@@ -97,7 +108,7 @@ def start(folder: Path, arguments: argparse.Namespace) -> Iterator[Painter]:
     yield Ours("Palimpsest", folder, store)
 
 
-def tasks(folder: Path) -> list[Task]:
+def tasks(folder: Path, steps: list[int]) -> list[Task]:
     pictures = {name: _scaled(DOG, folder / f"{name}.png", size) for name, size in SIZES.items()}
     holes = {name: _scaled(DOGS_MASK, folder / f"{name}-mask.png", size) for name, size in SIZES.items()}
 
@@ -111,12 +122,17 @@ def tasks(folder: Path) -> list[Task]:
         return path
 
     def erase(name: str) -> Task:
-        return Task(f"erase, {name}", "erase", lambda painter, _: painter.erase(pictures[name], holes[name]))
+        return Task(
+            f"erase, {name}",
+            "erase",
+            lambda painter, _: painter.erase(pictures[name], holes[name]),
+            pixels=math.prod(SIZES[name]),
+        )
 
-    def replace(steps: int) -> Task:
+    def replace(count: int) -> Task:
         picture, hole = pictures["1499x1041"], holes["1499x1041"]
         return Task(
-            f"replace, {steps} steps", "replace", lambda p, number: p.replace(picture, hole, PROMPT, steps, number)
+            f"replace, {count} steps", "replace", lambda p, number: p.replace(picture, hole, PROMPT, count, number)
         )
 
     def click(painter: Painter, number: int) -> bytes:
@@ -131,7 +147,7 @@ def tasks(folder: Path) -> list[Task]:
         Task("next click", "click", click, click),
         Task("next click, by id", "click_by_id", click_by_id, click_by_id),
         *map(erase, SIZES),
-        *map(replace, STEPS),
+        *map(replace, steps),
     ]
 
 

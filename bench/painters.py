@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,9 +27,9 @@ PATIENCE = 1800  # seconds, for one answer
 class Painter(ABC):
     """One of them, running. Each verb returns the bytes of the picture that it made."""
 
-    def __init__(self, name: str, can: set[str]) -> None:
-        """can: the verbs that it has."""
-        self.name, self.can = name, can
+    def __init__(self, name: str, can: set[str], most_pixels: float = math.inf) -> None:
+        """can: the verbs that it has. most_pixels: of a picture that it is to erase from."""
+        self.name, self.can, self.most_pixels = name, can, most_pixels
         self._stack = ExitStack()
 
     def click(self, image: Path, points: list[list[int]]) -> bytes:
@@ -85,10 +86,11 @@ class Painter(ABC):
 
 
 class Plain(Painter):
-    """bench/baseline.py."""
+    """bench/baseline.py, which shows a network the whole picture."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
-        super().__init__("plain script", {"click", "erase", "replace"})
+    def __init__(self, folder: Path, store: Path, bytes_per_pixel: float) -> None:
+        most_pixels = 0.6 * psutil.virtual_memory().total / bytes_per_pixel
+        super().__init__("plain script", {"click", "erase", "replace"}, most_pixels)
         self._out = folder / "plain.png"
         log = self._stack.enter_context((folder / "plain.log").open("w"))
         self._running = subprocess.Popen(
@@ -171,10 +173,11 @@ class IoPaint(Painter):
         checkpoints = home / "hub" / "checkpoints"
         checkpoints.mkdir(parents=True)
         torch.save(load_file(store / "sam" / "weights.safetensors"), checkpoints / "sam_vit_b_01ec64.pth")
-        script = home / "big-lama.pt"
+        script = checkpoints / "big-lama.pt"
         _script(store / "lama").save(str(script))
         port = free_port()
-        log = self._stack.enter_context((folder / "iopaint.log").open("w"))
+        self._log = folder / "iopaint.log"
+        log = self._stack.enter_context(self._log.open("w"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._running = subprocess.Popen(
             [str(python), "-c", "from iopaint import entry_point; entry_point()", "start", "--port", str(port),
@@ -212,7 +215,7 @@ class IoPaint(Painter):
                 if self._http.get("/model").is_success:
                     return
             time.sleep(0.2)
-        raise RuntimeError("IOPaint does not start: see iopaint.log")
+        raise RuntimeError(f"IOPaint does not start:\n{self._log.read_text()[-2000:]}")
 
 
 def _script(archive: Path) -> torch.jit.ScriptModule:

@@ -4,8 +4,9 @@
 
 Reports what was lost or hung (must be nothing), the hit rate beside that of an offline LRU cache on the same trace,
 and what the gateway adds to a request with a 3 MB body, against calling TorchServe directly and through a relay that
-does nothing but copy (what any process in between costs on this machine), alternating in one run; and, by
-bench/many_archives.py, what thousands of archives cost that are merely known.
+does nothing but copy (what any process in between costs on this machine), alternating in one run: for an archive of
+ours, whose handler reads the body where the gateway put it, and for one of another make, which gets it by TorchServe.
+And, by bench/many_archives.py, what thousands of archives cost that are merely known.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from typing import Any
 import httpx
 
 from bench import many_archives
+from bench.stores import build_demo, copy_code
 from tests.serving import Server, serving
 from tests.zoo import write_archive
 
@@ -39,6 +41,25 @@ MEMORY_MIB = 180
 # For ROOM models of the most that they may be measured to take, and not for one more of the least.
 BUDGET_MIB = ROOM * MEMORY_MIB + 20
 ZIPF = 1.1
+BODY_BYTES = 3_000_000
+# As clients send a picture to each: handlers of another make often read the body as it is.
+BODIES: dict[str, dict[str, Any]] = {
+    "ours": {"files": {"image": os.urandom(BODY_BYTES)}},
+    "m00": {"content": os.urandom(BODY_BYTES)},
+}
+HANDLER = """
+import numpy as np
+from handlers.requests.reply import Reply
+from handlers.worker.base import Handler
+
+
+class Quick(Handler):
+    def load(self, folder):
+        pass
+
+    def predict(self, request):
+        return Reply(np.ones((1, 1), bool))
+"""
 
 
 def main() -> None:
@@ -58,16 +79,20 @@ def run(folder: Path, seconds: float, clients: int, rounds: int = 200) -> dict[s
     store = folder / "store"
     for number in range(ARCHIVES):
         write_archive(store, f"m{number:02}", memory_mib=MEMORY_MIB, ballast_mib=BALLAST_MIB, reply_bytes=4)
+    write_archive(store, "ours", memory_mib=MEMORY_MIB)
+    copy_code(build_demo(folder / "code") / "lama", store / "ours")
+    (store / "ours" / "handler.py").write_text(HANDLER)
     os.environ["PALIMPSEST_MEMORY_BUDGET"] = str(BUDGET_MIB)
     with serving(folder, store, "full", cpu_only=True) as server:
         return {
-            "overhead": overhead(server, rounds),
+            "overhead": {"ours": overhead(server, "ours", rounds), "another make": overhead(server, "m00", rounds)},
             "traffic": asyncio.run(traffic(server, seconds, clients)),
         }
 
 
 async def traffic(server: Server, seconds: float, clients: int) -> dict[str, Any]:
     """Every client asks for one model after another until the time is over."""
+    asked = [f"m{number:02}" for number in range(ARCHIVES)]
     weights = [1 / (rank + 1) ** ZIPF for rank in range(ARCHIVES)]
     statuses: Counter[int | str] = Counter()
     trace: list[str] = []
@@ -78,7 +103,7 @@ async def traffic(server: Server, seconds: float, clients: int) -> dict[str, Any
         draw = random.Random(seed)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=90) as http:
             while time.monotonic() < end:
-                model = f"m{draw.choices(range(ARCHIVES), weights)[0]:02}"
+                model = draw.choices(asked, weights)[0]
                 began = time.monotonic()
                 try:
                     answer = await http.post(f"/predictions/{model}", content=b"ping")
@@ -95,7 +120,9 @@ async def traffic(server: Server, seconds: float, clients: int) -> dict[str, Any
         "requests": len(trace),
         "answers": {str(status): count for status, count in statuses.items()},
         "loads": loads,
-        "loaded at the end": sum(m["state"] == "ready" for m in server.http.get("/v1/models").json()["models"]),
+        "loaded at the end": sum(
+            m["state"] == "ready" and m["name"] in asked for m in server.http.get("/v1/models").json()["models"]
+        ),
         # A request that finds its model loaded; and one that starts no load of its own, as a cache counts.
         "hit rate, found loaded": round(hits / requests, 4),
         "hit rate, no load of its own": round(1 - loads / requests, 4),
@@ -126,19 +153,18 @@ def lru_hit_rate(trace: list[str], room: int) -> float:
     return hits / len(trace)
 
 
-def overhead(server: Server, rounds: int = 200, size: int = 3_000_000) -> dict[str, Any]:
+def overhead(server: Server, model: str, rounds: int) -> dict[str, Any]:
     """The same body to the same loaded model: through the gateway, directly, and through a bare relay, in turn."""
-    body = os.urandom(size)
-    server.http.post("/predictions/m00", content=body).raise_for_status()
-    url, headers = torchserve_url(server)
+    body = BODIES[model]
+    server.http.post(f"/predictions/{model}", **body).raise_for_status()
+    url, headers = torchserve_url(server, model)
     port = int(url.split(":")[2].split("/")[0])
     with relay(port) as relay_port, httpx.Client(timeout=30) as direct, httpx.Client(timeout=30) as relayed:
+        relay_url = url.replace(f":{port}/", f":{relay_port}/")
         ways: dict[str, Callable[[], httpx.Response]] = {
-            "gateway": lambda: server.http.post("/predictions/m00", content=body),
-            "directly": lambda: direct.post(url, content=body, headers=headers),
-            "bare relay": lambda: relayed.post(
-                url.replace(f":{port}/", f":{relay_port}/"), content=body, headers=headers
-            ),
+            "gateway": lambda: server.http.post(f"/predictions/{model}", **body),
+            "directly": lambda: direct.post(url, **body, headers=headers),
+            "bare relay": lambda: relayed.post(relay_url, **body, headers=headers),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
@@ -147,7 +173,6 @@ def overhead(server: Server, rounds: int = 200, size: int = 3_000_000) -> dict[s
                 ask().raise_for_status()
                 times[name].append(time.perf_counter() - began)
     return {
-        "body bytes": size,
         "ms": {name: quantiles(values, 1000) for name, values in times.items()},
         "gateway adds ms": added(times["gateway"], times["directly"]),
         "a bare relay adds ms": added(times["bare relay"], times["directly"]),
@@ -190,13 +215,13 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
         sink.sendall(memoryview(block)[:count])
 
 
-def torchserve_url(server: Server) -> tuple[str, dict[str, str]]:
-    """Where the gateway's own TorchServe serves m00, found as the bench's owner may: in its folder and its log."""
+def torchserve_url(server: Server, model: str) -> tuple[str, dict[str, str]]:
+    """Where the gateway's own TorchServe serves the model, found as its owner may: in its folder and its log."""
     home = next((server.folder / "tmp").glob("palimpsest-*"))
     key = json.loads((home / "key_file.json").read_text())["inference"]["key"]
     log = (server.folder / "state" / "logs" / "ts_log.log").read_text()
     address = re.findall(r"Inference API bind to: (http://[\d.:]+)", log)[-1]
-    name = re.findall(r"/predictions/(p\.m00[\w.-]*)", log)[-1]
+    name = re.findall(rf"/predictions/(p\.{model}[\w.-]*)", log)[-1]
     return f"{address}/predictions/{name}", {"authorization": f"Bearer {key}"}
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionInpaintPipeline
 
 
 def load_sam(handler: Any, model_dir: Path) -> None:
@@ -35,9 +34,10 @@ def load_lama(handler: Any, model_dir: Path) -> None:
 def load_sd(handler: Any, model_dir: Path) -> None:
     """As in diffusers' README."""
     from handlers.sd import network
+    from handlers.sd.pipeline import Inpainting
 
-    def load(folder: Path, read: Any, device: torch.device) -> StableDiffusionInpaintPipeline:
-        pipeline = StableDiffusionInpaintPipeline.from_pretrained(
+    def load(folder: Path, read: Any, device: torch.device) -> Inpainting:
+        pipeline = Inpainting.from_pretrained(
             folder, dtype=handler.dtype, use_safetensors=False, safety_checker=None, requires_safety_checker=False
         ).to(device)
         pipeline.set_progress_bar_config(disable=True)

@@ -18,6 +18,8 @@ KEY_VARIABLE = "PALIMPSEST_COMMAND_KEY"
 
 ANSWER = "answer"
 """Answers a client's request, which a ticket names (contract/ticket.py)."""
+CONVERT = "convert"
+"""Gives the picture in a ticket's field `image` back as a file of the kind that is accepted. The model is not asked."""
 PARK = "park"
 """Gives the weights' memory back and keeps the worker."""
 WAKE = "wake"

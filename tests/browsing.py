@@ -23,6 +23,22 @@ SWITCHES = (
     "--no-first-run",
 )
 SECONDS = 30
+KEPT = """async ([steps, prompt]) => {
+    const answered = (request) => new Promise((done, failed) => {
+        request.onsuccess = () => done(request.result);
+        request.onerror = failed;
+    });
+    for (const end = Date.now() + 10_000; Date.now() < end; await new Promise(requestAnimationFrame)) {
+        const database = await answered(indexedDB.open("palimpsest"));
+        const records = database.objectStoreNames.contains("edits")
+            ? await answered(database.transaction("edits").objectStore("edits").getAll()) : [];
+        database.close();
+        const labels = (kept) => String(kept.map(({label}) => label));
+        const isKept = ({steps: kept, typed}) => kept && labels(kept) === String(steps) && typed.prompt === prompt;
+        if (records.some(isKept)) return true;
+    }
+    return false;
+}"""
 
 
 @contextmanager
@@ -44,7 +60,7 @@ class Tab:
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(SECONDS * 1000)
         self.problems: list[str] = []
-        self.masks: list[np.ndarray] = []
+        self.edits: list[dict[str, bytes]] = []
         self.page.on("console", lambda message: self._told(message.type, message.text))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", self._asked)
@@ -61,10 +77,14 @@ class Tab:
             self.problems.append(f"foreign request: {request.url}")
 
     def edited(self, route: Route) -> None:
-        """Remembers the mask; of a request that is not intercepted Chromium shows no files."""
-        mask = _parts(route.request)["mask"]
-        self.masks.append(np.asarray(Image.open(io.BytesIO(mask)).convert("L")) > 127)
+        """Remembers the fields; of a request that is not intercepted Chromium shows no files."""
+        self.edits.append(parts(route.request))
         route.fallback()
+
+    @property
+    def masks(self) -> list[np.ndarray]:
+        """Of the edits that were asked for."""
+        return [np.asarray(Image.open(io.BytesIO(edit["mask"])).convert("L")) > 127 for edit in self.edits]
 
     def forgive(self) -> None:
         """What Chromium itself says of a status that a test asked for."""
@@ -92,6 +112,10 @@ class Tab:
         self.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
         self.page.wait_for_selector(".tools")
         self.until_step("Opened", 1)
+
+    def until_kept(self, steps: list[str], prompt: str = "") -> None:
+        """Waits until the browser has written down that edit."""
+        assert self.page.evaluate(KEPT, [steps, prompt])
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a point of the picture, which is shown as a whole, lies in the window."""
@@ -138,7 +162,7 @@ def pixels_of(data_uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data_uri.partition(",")[2]))))
 
 
-def _parts(request: Request) -> dict[str, bytes]:
+def parts(request: Request) -> dict[str, bytes]:
     """The multipart fields of a request."""
     head = b"Content-Type: " + request.headers["content-type"].encode() + b"\r\n\r\n"
     message = BytesParser().parsebytes(head + (request.post_data_buffer or b""))

@@ -55,9 +55,10 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class HandlerClient:
     """Speaks to a handler as TorchServe's worker does."""
 
-    def __init__(self, name: str, model_dir: Path) -> None:
+    def __init__(self, name: str, model_dir: Path, kind: Callable[[], Any] | None = None) -> None:
+        """kind: a handler of another class than the model's own."""
         module = importlib.import_module(f"handlers.{name}.handler")
-        self.handler = getattr(module, f"{name.capitalize()}Handler")()
+        self.handler = (kind or getattr(module, f"{name.capitalize()}Handler"))()
         config = yaml.safe_load((model_dir / "model-config.yaml").read_text())
         self.handler.initialize(
             SimpleNamespace(system_properties={"model_dir": str(model_dir), "gpu_id": None}, model_yaml_config=config)

@@ -17,7 +17,8 @@ def test_twenty_models_with_room_for_four_lose_no_request(tmp_path: Path, monkey
     assert traffic["requests"] >= 16
     assert traffic["loads"] > residency.ROOM  # so some had to leave
     assert traffic["loaded at the end"] <= residency.ROOM
-    assert result["overhead"]["ms"].keys() == {"gateway", "directly", "bare relay"}
+    for make in ("ours", "another make"):
+        assert result["overhead"][make]["ms"].keys() == {"gateway", "directly", "bare relay"}
 
 
 def test_ours_answers_sooner_than_stock(tmp_path: Path) -> None:

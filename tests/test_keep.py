@@ -1,6 +1,7 @@
 """Results that are kept, and patches: both are the whole result, bit for bit."""
 
 import base64
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from fakes import FakeTorchServe, gateway, make_store
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from test_exactness import Editor, editor, joined, lama, negative, requests
 
+from contract import commands
 from handlers.pictures import decoding, encoding
 from handlers.pictures.containers import PNG_OF_JPEG
 from handlers.pictures.picture import Picture
@@ -224,9 +226,8 @@ def served(
 
 
 def answering(client: HandlerClient) -> Callable[[httpx.Request], httpx.Response]:
-    command = {"x-palimpsest-command": "answer", "x-palimpsest-key": "the-key"}
-
     def answer(request: httpx.Request) -> httpx.Response:
+        command = {commands.COMMAND: request.headers[commands.COMMAND], commands.KEY: "the-key"}
         reply = client.send({"body": request.content}, request.headers.get("accept", ""), **command)
         return httpx.Response(reply.status, content=reply.body, headers={"content-type": "application/json"})
 
@@ -316,6 +317,35 @@ def test_a_patch_is_a_png_unless_asked_otherwise(served: Any, asked: dict[str, s
     picture = decoding.decode_picture(base64.b64decode(reply.json()["picture"]) if is_json else reply.content)
     assert isinstance(picture, Picture)
     assert picture.size == (12, 12)
+
+
+@pytest.mark.parametrize(
+    ("ours", "asked"),
+    [({"lama", "sam", "sd"}, "lama"), ({"sam", "sd"}, "sam"), ({"sd"}, "sd"), (set(), None)],
+)
+def test_a_kept_picture_is_written_by_the_smallest_worker_that_can(
+    open_handler: Callable[[str], HandlerClient],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: set[str],
+    asked: str | None,
+) -> None:
+    monkeypatch.setenv(commands.KEY_VARIABLE, "the-key")
+    fake = FakeTorchServe()
+    for name in ("lama", "sam", "sd"):
+        fake.replies[f"POST /predictions/p.{name}"] = answering(open_handler(name))
+        make_store(tmp_path, name, ours=name in ours)
+    with gateway(fake, tmp_path) as client:
+        name = client.post("/v1/images", files={"image": jpeg_file()}).json()["id"]
+        answer = client.get(f"/v1/images/{name}", params={"format": "tiff"})
+        predictions = [path for path in fake.paths() if "predictions" in path]
+    assert predictions == ([f"POST /predictions/p.{asked}"] if asked else [])
+    if asked:
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/tiff")
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg_file()))))
+        assert np.abs(pixels(answer.content).astype(int) - upright).max() <= 2
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_a_result_larger_than_all_that_may_be_kept_is_refused(served: Any, mask: bytes) -> None:

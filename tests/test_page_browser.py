@@ -1,6 +1,7 @@
 """The editing page in a real Chromium, before the demo models in a real TorchServe."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import Tab, chromium
+from browsing import Tab, chromium, parts
 from conftest import DATA, encoded, pixels
+from PIL import Image, ImageCms
 from playwright.sync_api import Browser, Route
 from serving import ROOT, Server, serving
 
@@ -93,6 +95,25 @@ def test_a_prompt_and_variants_of_which_one_is_kept_in_the_inputs_format(tab: Ta
     assert changed[mask].mean() > 20 > 10 * changed[~mask].mean()
 
 
+def test_a_download_has_the_metadata_of_what_was_opened(tab: Tab, dog: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8298] = "A camera", "A photographer"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photograph = encoded(pixels(dog), "JPEG", quality=92, exif=exif.tobytes(), icc_profile=profile, dpi=(300, 300))
+    tab.open("dog.jpg", photograph, "image/jpeg")
+    tab.click(*DOG)
+    tab.until_step("Select", 2)
+    tab.page.get_by_label("Feather").fill("12")
+    tab.get("Erase").click()
+    tab.until_step("Erase", 3)
+    name, data = tab.download()
+    kept = Image.open(io.BytesIO(data))
+    assert (name, kept.format, kept.info["dpi"]) == ("dog-edited.jpg", "JPEG", (300, 300))
+    assert kept.info["icc_profile"] == profile
+    assert dict(kept.getexif()).items() >= dict(exif).items()
+    assert tab.edits[0]["feather"] == b"12"
+
+
 def test_the_other_uses_of_a_click(tab: Tab, dog: bytes) -> None:
     select_dog(tab, dog)
     masks = [erased_mask(tab)]
@@ -112,11 +133,11 @@ def test_the_other_uses_of_a_click(tab: Tab, dog: bytes) -> None:
 
 def erased_mask(tab: Tab) -> np.ndarray:
     """What Erase would send now; the server is not asked."""
-    sent = len(tab.masks)
+    sent = len(tab.edits)
     tab.page.route("**/v1/erase", lambda route: route.fulfill(status=499, json=CANCELLED))
     tab.page.route("**/v1/erase", tab.edited)
     tab.get("Erase").click()
-    while len(tab.masks) == sent:
+    while len(tab.edits) == sent:
         tab.page.wait_for_timeout(20)
     tab.page.wait_for_selector(".row.edit")
     tab.page.unroute("**/v1/erase")
@@ -138,6 +159,33 @@ def test_hovering_shows_what_a_click_would_select(tab: Tab, dog: bytes) -> None:
     tab.page.mouse.move(640, 2)
     assert pixels(hovered)[..., :3].astype(int).sum() > plain[..., :3].astype(int).sum()
     assert (tab.seen() == plain).all()
+
+
+def test_of_many_moves_the_last_is_asked_for_and_older_questions_are_dropped(tab: Tab, dog: bytes) -> None:
+    held: list[Route] = []
+    tab.open("dog.png", dog)
+    with tab.page.expect_response(lambda answer: answer.url.endswith("/v1/segment") and answer.ok):
+        tab.page.mouse.move(*tab.at(*DOG))
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    def until_held(count: int) -> None:
+        while len(held) < count:
+            tab.page.wait_for_timeout(20)
+
+    tab.page.route("**/v1/segment", hold)
+    tab.page.mouse.move(*tab.at(300, 300))
+    until_held(1)
+    for number in range(20):
+        tab.page.mouse.move(*tab.at(400 + 10 * number, 500))
+    held[0].continue_()
+    until_held(2)
+    with tab.page.expect_response("**/v1/segment"):
+        held[1].continue_()
+    asked = [parts(route.request) for route in held]
+    assert [json.loads(each["points"]) for each in asked] == [[[300, 300]], [[590, 500]]]
+    assert len({each["hover"] for each in asked}) == 1  # by which the server drops what it has not begun
 
 
 def test_without_keys_buttons_say_that_a_click_adds_or_takes_away(tab: Tab, dog: bytes) -> None:
@@ -182,13 +230,35 @@ def test_pictures_are_dropped_pasted_and_copied(tab: Tab, dog: bytes) -> None:
 def test_another_tab_goes_on_with_what_was_kept(tab: Tab, dog: bytes) -> None:
     select_dog(tab, dog)
     before = tab.seen()
-    tab.page.wait_for_timeout(500)  # steps are written a moment after they were made
+    tab.until_kept(["Opened", "Select"])
     tab.page.close()
     tab.page = tab.context.new_page()
     tab.page.goto(tab.address)
     tab.page.get_by_role("button", name="Go on with dog-on-bench.png").click()
     tab.until_step("Select", 2)
     assert np.abs(tab.seen().astype(int) - before).max() <= 2
+
+
+def test_of_many_tabs_the_edits_of_the_last_three_are_kept(tab: Tab, dog: bytes) -> None:
+    for name in ("first.png", "second.png", "third.png", "fourth.png"):
+        tab.page.close()
+        tab.page = tab.context.new_page()
+        tab.page.goto(tab.address)
+        tab.page.wait_for_selector("html[data-ready]")
+        tab.open(name, dog)
+        tab.page.get_by_label("What should be there instead").fill(name)
+        tab.until_kept(["Opened"], name)
+    kept = """async () => {
+        const open = indexedDB.open("palimpsest");
+        await new Promise((done) => (open.onsuccess = done));
+        const all = open.result.transaction("edits").objectStore("edits").getAll();
+        await new Promise((done) => (all.onsuccess = done));
+        open.result.close();
+        return [all.result.filter((each) => each.steps).map((each) => each.document.name).sort(),
+            all.result.filter((each) => each instanceof Blob).length];
+    }"""
+    while tab.page.evaluate(kept) != [["fourth.png", "second.png", "third.png"], 3]:
+        tab.page.wait_for_timeout(50)
 
 
 def test_a_corner_says_where_the_models_are_and_that_these_are_small_ones(tab: Tab, dog: bytes) -> None:
@@ -271,9 +341,10 @@ def test_a_reload_amid_the_work_loses_no_step(tab: Tab, dog: bytes) -> None:
     tab.get("Redo").click()
     tab.get("Replace").click()
     tab.page.wait_for_selector(".progress")
-    tab.page.wait_for_timeout(500)  # steps are written a moment after they were made
+    tab.until_kept(["Opened", "Select", "Erase", "Box"], "a red box")
     tab.page.reload()
     tab.until_step("Box", 4)
+    assert tab.page.get_by_label("What should be there instead").input_value() == "a red box"
     assert tab.steps == ["Opened", "Select", "Erase", "Box"]
     tab.get("Undo").click()
     assert np.abs(tab.seen().astype(int) - before).max() <= 2
@@ -517,8 +588,6 @@ def test_a_picture_that_the_browser_cannot_read_is_opened_all_the_same(tab: Tab,
 
 
 def test_24_megapixels_are_edited_like_any_other(tab: Tab, dog: bytes) -> None:
-    from PIL import Image
-
     large = np.asarray(Image.fromarray(pixels(dog)).resize((6000, 4000)))
     tab.open("large.jpg", encoded(large, "JPEG", quality=80), "image/jpeg")
     tab.click(3000, 1900)
@@ -566,16 +635,18 @@ def test_nobody_is_shut_out(make_tab: MakeTab, dog: bytes, scheme: str) -> None:
     check("before and after")
 
 
-def test_at_390_pixels_nothing_scrolls_sideways(make_tab: MakeTab, dog: bytes) -> None:
-    tab = make_tab(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+@pytest.mark.parametrize(("wide", "high"), [(390, 844), (1024, 768), (3840, 2160)])
+def test_at_any_size_all_is_in_view_and_nothing_scrolls_sideways(
+    make_tab: MakeTab, dog: bytes, wide: int, high: int
+) -> None:
+    tab = make_tab(viewport={"width": wide, "height": high}, has_touch=True, is_mobile=wide == 390)
 
     def check() -> None:
         width = tab.page.evaluate("document.documentElement.scrollWidth")
         boxes = tab.page.locator(
             ".bar button, .tools button, .commands button, .commands input, .start button"
         ).evaluate_all("all => all.filter(e => e.getClientRects().length).map(e => e.getBoundingClientRect().toJSON())")
-        within = all(box["left"] >= 0 and box["right"] <= 390 for box in boxes)
-        assert (width, within) == (390, True)
+        assert (width, [box for box in boxes if box["left"] < 0 or box["right"] > wide]) == (wide, [])
 
     check()
     select_dog(tab, dog)

@@ -29,11 +29,14 @@ def shrink(mask: Mask, radius: int) -> Mask:
 
 def fill_holes(mask: Mask) -> Mask:
     """False regions that a True region encloses become True; those that touch the border don't."""
-    padded = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    within = np.s_[top : top + height, left : left + width]  # nothing beyond it is enclosed
+    padded = np.pad(~mask[within], 1, constant_values=True).astype(np.uint8)
     # 4-connected, so that a diagonal line of True pixels encloses.
     _, labels = cv2.connectedComponents(padded, connectivity=4)
-    outside: Mask = np.equal(labels[1:-1, 1:-1], labels[0, 0])
-    return ~outside
+    filled = mask.copy()
+    filled[within] = labels[1:-1, 1:-1] != labels[0, 0]
+    return filled
 
 
 def smooth(mask: Mask, radius: int) -> Mask:

@@ -1,7 +1,7 @@
 """LaMa, described without being loaded."""
 
 from contract.description import Choice, Description
-from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT, RESULT, UNCHANGED
+from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT, RESULT
 
 QUALITY = Choice(
     "quality",
@@ -14,7 +14,7 @@ DESCRIPTION = Description(
     title="LaMa",
     summary="picture and mask → object erased",
     fields=(IMAGE, MASK),
-    arguments=(QUALITY, FEATHER, OUTPUT_FORMAT, RESULT, UNCHANGED),
+    arguments=(QUALITY, FEATHER, OUTPUT_FORMAT, RESULT),
     imports=("omegaconf._impl",),
     converters={"lama": "handlers.lama.convert:convert"},
     random_weights="handlers.lama.random_weights:write",

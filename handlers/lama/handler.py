@@ -14,7 +14,7 @@ from handlers.editing.geometry import Fit
 from handlers.lama import network
 from handlers.lama.description import QUALITY
 from handlers.pictures.picture import RGB, Mask, Picture
-from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT, UNCHANGED
+from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
 from handlers.requests.jobs import UNWATCHED, Report, part
 from handlers.requests.payload import Reply, Request
 from handlers.requests.reply import OUTPUT_FORMATS
@@ -57,9 +57,6 @@ class LamaHandler(Handler):
         arguments = request.arguments()
         best = arguments.choice(QUALITY) == "best"
         output_format = OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)]
-        if arguments.flag(UNCHANGED):
-            arguments.finish()
-            return Reply(picture, warnings=request.warnings, output_format=output_format)
         mask = request.mask("mask_image", picture)
         feather = arguments.integer(FEATHER)
         box = geometry.bounding_box(mask) if arguments.choice(RESULT) == PATCH else None

@@ -1,7 +1,7 @@
 """What requests to more than one model hold."""
 
 from contract.accept import PICTURES
-from contract.description import Choice, Field, Flag, Integer
+from contract.description import Choice, Field, Integer
 
 FULL, PATCH = "full", "patch"
 
@@ -20,4 +20,3 @@ RESULT = Choice(
     (FULL, PATCH),
     "The picture as a whole; or only the rectangle around the mask, with its place in `box`: nothing changes outside.",
 )
-UNCHANGED = Flag("unchanged", False, "Gives the picture back as it is, in another format say; there is no mask then.")

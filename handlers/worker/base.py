@@ -43,8 +43,8 @@ class Refused(RequestError):
 class Handler:
     """One model in one worker. A model's handler overrides load, predict and warm_up.
 
-    Besides requests it takes commands (contract/commands.py). ANSWER takes a ticket, and answers what was written into
-    the gateway's memory; the others answer
+    Besides requests it takes commands (contract/commands.py). ANSWER and CONVERT take a ticket, and answer what was
+    written into the gateway's memory; the others answer
     {"state": "ready"|"parked"|"suspended", "phases": {...}, "device_bytes": n, "host_bytes": n}.
 
     device: where the weights live; from TorchServe's gpu_id, the CPU where it names none.
@@ -122,34 +122,38 @@ class Handler:
 
     def _answer(self, fields: Mapping[str, Any], context: Any) -> tuple[bytes, str]:
         request = Request.parse(fields)
-        reply = self._reply(request, context)
+        reply = self._reply(request, self._predicted, context)
         for name, value in {**reply.headers, HEADER: server_timing(request.timings.seconds)}.items():
             context.set_response_header(0, name, value)
         return reply.body(), reply.content_type
 
-    def _reply(self, request: Request, context: Any, keep: bool = False) -> Encoded:
-        if self._parked:
-            raise Refused(503, "parked", "the model is parked: wake it first")
+    def _reply(self, request: Request, make: Callable[[Request], Reply], context: Any, keep: bool = False) -> Encoded:
         with request.timings.stage("model"):
-            reply = self.predict(request)
+            reply = make(request)
         with request.timings.stage("encode"):
             return reply.encoded(_header(context, "accept"), keep)
 
-    def _answer_ticket(self, body: Any, context: Any) -> bytes:
+    def _predicted(self, request: Request) -> Reply:
+        if self._parked:
+            raise Refused(503, "parked", "the model is parked: wake it first")
+        return self.predict(request)
+
+    def _answer_ticket(self, body: Any, make: Callable[[Request], Reply], context: Any) -> bytes:
         try:
             opened = tickets.Opened(body)
         except tickets.Unusable as error:
             raise Refused(500, "internal", str(error)) from None
         with opened:
             request = Request(opened.fields(), opened.job)
-            return opened.write(self._reply(request, context, opened.keep), request.timings).to_json()
+            return opened.write(self._reply(request, make, context, opened.keep), request.timings).to_json()
 
     def _obey(self, command: str, data: Mapping[str, Any], context: Any) -> bytes:
         key, expected = _header(context, commands.KEY), os.environ.get(commands.KEY_VARIABLE, "")
         if not expected or not hmac.compare_digest(key.encode(), expected.encode()):
             raise Refused(403, "forbidden", "commands are the gateway's alone")
-        if command == commands.ANSWER:
-            return self._answer_ticket(data.get("body"), context)
+        answers = {commands.ANSWER: self._predicted, commands.CONVERT: _as_it_is}
+        if command in answers:
+            return self._answer_ticket(data.get("body"), answers[command], context)
         ways = {
             commands.PARK: self._park,
             commands.WAKE: self._wake,
@@ -158,7 +162,7 @@ class Handler:
             commands.STATUS: lambda: None,
         }
         if command not in ways:
-            known = ", ".join((commands.ANSWER, *ways))
+            known = ", ".join((*answers, *ways))
             raise Refused(400, "bad_request", f"{commands.COMMAND} must be one of {known}")
         ways[command]()
         status = {
@@ -258,6 +262,10 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
 
 def _error_body(code: str, message: str, field: str | None = None) -> bytes:
     return json.dumps(error_object(code, message, field)).encode()
+
+
+def _as_it_is(request: Request) -> Reply:
+    return Reply(request.picture("image"), warnings=request.warnings)
 
 
 def _header(context: Any, name: str) -> str:

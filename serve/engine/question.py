@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
+from contract import commands
 from contract.ticket import File, Ticket
 from serve.memory_file import MemoryFile, Part
 
 
 class Question(Protocol):
-    """Handlers of ours get it as a ticket; those of another make as the body of a request, `length` bytes in pieces."""
+    """Handlers of ours get it as a ticket, with a command; those of another make as the body of a request, `length`
+    bytes in pieces.
+    """
 
     headers: dict[str, str]
+    command: str
 
     def ticket(self, reply: File, job: File | None) -> Ticket: ...
 
@@ -25,6 +29,8 @@ class Question(Protocol):
 
 class Sent:
     """A client's own request. headers: all of it; names in lower case."""
+
+    command = commands.ANSWER
 
     def __init__(self, headers: Mapping[str, str], body: MemoryFile) -> None:
         self.headers, self._body = dict(headers), body
@@ -45,12 +51,15 @@ class Sent:
 class Form:
     """Fields by name; as a body multipart/form-data. accept: the kind of reply that is wanted.
 
-    keep: whether the whole result is wanted as well, which handlers of ours alone can give.
+    keep: whether the whole result is wanted as well. command: of contract.commands. Other than these say, only handlers
+    of ours can be asked.
     """
 
-    def __init__(self, fields: Mapping[str, Any], accept: str, keep: bool = False) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], accept: str, keep: bool = False, command: str = commands.ANSWER
+    ) -> None:
         """fields: texts, parts of files, and JSON values."""
-        self._fields, self._keep = fields, keep
+        self._fields, self._keep, self.command = fields, keep, command
         self._boundary = uuid4().hex
         self.headers = {"content-type": f"multipart/form-data; boundary={self._boundary}", "accept": accept}
 

@@ -152,7 +152,7 @@ class TorchServe:
         """
         headers = _passed(question.headers) | {
             "content-type": "application/json",
-            commands.COMMAND: commands.ANSWER,
+            commands.COMMAND: question.command,
             commands.KEY: self._endpoint.command_key,
         }
         said = await self._ask(name, headers, _all_of(question.ticket(reply.file, job).to_json()))

@@ -1,7 +1,7 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace as changed
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from contract.pictures import PREFIX, is_picture
 from handlers.requests.fields import PATCH
 from serve.engine.answer import Answer
 from serve.engine.question import Form
-from serve.errors import BadRequest, body_refused
+from serve.errors import BadRequest, ModelNotFound, body_refused
 from serve.gateway.edit import openapi
 from serve.gateway.edit.fields import EraseFields, Fields, Format, Painted, ReplaceFields, SegmentFields, Selection
 from serve.gateway.edit.form import read_fields
@@ -25,6 +25,7 @@ from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
 from serve.gateway.predictions import address, invoke
 from serve.gateway.services import Injected, Services
 from serve.memory_file import MemoryFile, Part, whole
+from serve.store.catalog import Archive
 
 router = APIRouter(prefix="/v1", tags=["editing"])
 
@@ -75,8 +76,8 @@ async def picture(
         accept = OWN if format == "input" else f"image/{format}"
 
         async def work(job: Job) -> Answer:
-            # Only workers know pictures; LaMa's is the smallest.
-            return await _ask(services, address(request), job, "lama", {"image": kept}, {"unchanged": True}, accept)
+            form = Form({"image": kept}, accept, command=commands.CONVERT)
+            return await _answer(services, address(request), job, await _converter(services), form)
 
         job = services.jobs.start(work, files.pop_all())
     return await reply(request, services.scheduler, job, OWN, "picture")
@@ -206,6 +207,16 @@ async def _check_able(services: Services, model: str, *, keep: bool, patch: bool
         )
 
 
+async def _converter(services: Services) -> Archive:
+    """An archive whose worker writes files, the smallest first. Raises ModelNotFound where there is none."""
+    for name in ("lama", "sam", "sd"):
+        with suppress(ModelNotFound):
+            archive = await services.catalog.prepare(services.catalog.find(name))
+            if services.memory.takes_commands(archive):
+                return archive
+    raise ModelNotFound("files are written by the workers of lama, sam or sd, and the store has none of these", "image")
+
+
 async def _ask(
     services: Services,
     client: str,
@@ -217,17 +228,23 @@ async def _ask(
     keep: bool = False,
 ) -> Answer:
     """Raises HandlerError where the model refuses or fails, and RequestTooLarge where its result can't be kept."""
-    archive = services.catalog.find(model)
-    job.ask(archive.name)
-    answer = await invoke(services, archive, Form({**fields, "gen_args": arguments}, accept, keep), client, job)
-    if answer.status >= 400:
-        with answer.file:
-            raise HandlerError(answer)
-    job.took(answer.timings)
+    form = Form({**fields, "gen_args": arguments}, accept, keep)
+    answer = await _answer(services, client, job, services.catalog.find(model), form)
     if keep:
         began = time.perf_counter()
         answer = await _kept(services.images, answer)
         job.took({"keep": time.perf_counter() - began})
+    return answer
+
+
+async def _answer(services: Services, client: str, job: Job, archive: Archive, form: Form) -> Answer:
+    """Raises HandlerError where the model refuses or fails."""
+    job.ask(archive.name)
+    answer = await invoke(services, archive, form, client, job)
+    if answer.status >= 400:
+        with answer.file:
+            raise HandlerError(answer)
+    job.took(answer.timings)
     return answer
 
 

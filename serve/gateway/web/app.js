@@ -56,7 +56,7 @@ const actions = {
   /** @param {string} [tab] */
   async resume(tab) {
     const kept = await storage.restored(tab);
-    if (kept) editor.resume(kept.document, kept.steps);
+    if (kept) editor.resume(kept.document, kept.steps, kept.typed);
     return Boolean(kept);
   },
   async forget() {

@@ -51,8 +51,8 @@ export class Stage {
     this.redraw();
   }
 
-  /** @param {Mask} mask @param {import("./mask.js").Box | null} [bounds] */
-  showMask(mask, bounds = boundsOf(runsOf(mask), mask.width)) {
+  /** @param {Mask} mask @param {import("./mask.js").Box | null} bounds  of what is marked */
+  showMask(mask, bounds) {
     [this.mask, this.maskBounds] = [mask, bounds];
     this.redraw();
   }

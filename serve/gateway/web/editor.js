@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import * as history from "./history.js";
 import * as state from "./state.js";
 import { tell } from "./errors.js";
-import { blank, fromRuns, runsOf } from "./mask.js";
+import { blank, boundsOf, fromRuns, runsOf } from "./mask.js";
 import { Picture, thumbnail } from "./picture.js";
 import { encoded } from "./png.js";
 
@@ -54,10 +54,15 @@ export class Editor {
     }
   }
 
-  /** What a storage kept. @param {import("./state.js").Document} document @param {history.History<State>} steps */
-  resume(document, steps) {
+  /**
+   * What a storage kept.
+   * @param {import("./state.js").Document} document @param {history.History<State>} steps @param {import("./storage.js").Typed} typed
+   */
+  resume(document, steps, typed) {
     this.pictures.clear();
     batch(() => {
+      state.prompt.value = typed.prompt;
+      state.feather.value = typed.feather;
       state.document_.value = document;
       state.steps.value = steps;
     });
@@ -91,17 +96,16 @@ export class Editor {
   /**
    * A further step, from what is shown now.
    * @param {string} label @param {import("./mask.js").Mask} mask
-   * @param {{result?: Result | null, picture?: Picture, found?: import("./state.js").Found | null}} [more]
+   * @param {{result?: Result | null, picture?: Picture, found?: import("./state.js").Found | null, runs?: import("./mask.js").Runs}} [more]
    */
-  push(label, mask, { result = state.current.value?.result ?? null, picture, found = null } = {}) {
+  push(label, mask, { result = state.current.value?.result ?? null, picture, found = null, runs = runsOf(mask) } = {}) {
     const shown = picture ?? this.stage.picture;
     if (!shown) return;
-    const runs = runsOf(mask);
     const next = this.state(label, result, runs, shown, mask, found);
     if (picture) this.remember(result, Promise.resolve(picture));
     else {
       this.shownMask = runs;
-      this.stage.showMask(mask);
+      this.stage.showMask(mask, boundsOf(runs, mask.width));
     }
     state.steps.value = history.push(state.steps.value, next);
   }
@@ -128,7 +132,7 @@ export class Editor {
     if (!shown || !of) return;
     if (this.shownMask !== shown.mask) {
       this.shownMask = shown.mask;
-      this.stage.showMask(fromRuns(shown.mask, of.width, of.height));
+      this.stage.showMask(fromRuns(shown.mask, of.width, of.height), boundsOf(shown.mask, of.width));
     }
     this.stage.showHover(null);
     const [picture, original] = await Promise.all([this.picture(shown.result), this.picture(null)]);

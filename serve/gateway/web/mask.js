@@ -12,17 +12,33 @@ export const copy = (mask) => ({ ...mask, data: mask.data.slice() });
 
 /** @param {Mask} mask @returns {Runs} */
 export function runsOf({ data }) {
+  const eights = new Float64Array(data.buffer, data.byteOffset, data.length >> 3);
   const runs = [];
   let value = 0;
   let start = 0;
   while (start < data.length) {
-    let end = data.indexOf(1 - value, start);
-    if (end < 0) end = data.length;
+    const end = endOf(data, eights, start, value);
     runs.push(end - start);
     start = end;
     value = 1 - value;
   }
   return Uint32Array.from(runs);
+}
+
+/** Eight unmarked and eight marked pixels, as one number: a large mask is mostly these. */
+const EIGHT_OF = new Float64Array(new Uint8Array(16).fill(1, 8).buffer);
+
+/**
+ * Where a stretch of one value ends.
+ * @param {Uint8Array} data @param {Float64Array} eights  the same memory @param {number} start @param {number} value
+ */
+function endOf(data, eights, start, value) {
+  let at = start;
+  for (; at % 8 && at < data.length; at++) if (data[at] !== value) return at;
+  let eight = at >> 3;
+  while (eight < eights.length && eights[eight] === EIGHT_OF[value]) eight++;
+  for (at = Math.max(at, eight << 3); at < data.length; at++) if (data[at] !== value) return at;
+  return at;
 }
 
 /** @param {Runs} runs @param {number} width @param {number} height @returns {Mask} */
@@ -62,12 +78,11 @@ export function boundsOf(runs, width) {
 }
 
 /**
- * Two masks of one size as one. how: "replace" takes the second alone, "add" what either marks, "subtract" what the
- * first marks and the second does not.
- * @param {Mask} first @param {Mask} second @param {"replace" | "add" | "subtract"} how @returns {Mask}
+ * Two masks of one size as one. how: "add" takes what either marks, "subtract" what the first marks and the second does
+ * not.
+ * @param {Mask} first @param {Mask} second @param {"add" | "subtract"} how @returns {Mask}
  */
 export function combine(first, second, how) {
-  if (how === "replace") return copy(second);
   const joined = copy(first);
   const { data } = joined;
   if (how === "add") for (let each = 0; each < data.length; each++) data[each] |= second.data[each];
@@ -129,40 +144,66 @@ export function grown(mask, pixels) {
 
 /**
  * As large as a picture of which it was made on a smaller copy; between its pixels the edge is a straight line.
- * @param {Mask} mask @param {number} width @param {number} height @returns {Mask}
+ * @param {Mask} mask @param {number} width @param {number} height @param {Box} bounds  outside it nothing is marked
+ * @returns {Mask}
  */
-export function enlarged(mask, width, height) {
+export function enlarged(mask, width, height, bounds) {
   if (mask.width === width && mask.height === height) return mask;
   const result = blank(width, height);
-  const bounds = boundsOf(runsOf(mask), mask.width);
-  if (!bounds) return result;
-  const [across, down] = [mask.width / width, mask.height / height];
-  const left = Math.max(0, Math.floor((bounds.left - 1) / across));
-  const right = Math.min(width, Math.ceil((bounds.right + 1) / across));
-  const bottom = Math.min(height, Math.ceil((bounds.bottom + 1) / down));
-  const columns = between(left, right, across, mask.width);
-  const rows = between(0, height, down, mask.height);
-  for (let y = Math.max(0, Math.floor((bounds.top - 1) / down)); y < bottom; y++) {
-    const above = rows.first[y] * mask.width;
-    const below = rows.second[y] * mask.width;
-    for (let x = left, each = 0; x < right; x++, each++) {
-      const [a, b] = [columns.first[each], columns.second[each]];
-      const upper = mask.data[above + a] + columns.part[each] * (mask.data[above + b] - mask.data[above + a]);
-      const lower = mask.data[below + a] + columns.part[each] * (mask.data[below + b] - mask.data[below + a]);
-      if (upper + rows.part[y] * (lower - upper) >= 0.5) result.data[y * width + x] = 1;
+  const columns = cells(width, mask.width);
+  const rows = cells(height, mask.height);
+  for (let down = bounds.top; down <= bounds.bottom; down++) {
+    const above = mask.data.subarray(Math.max(0, down - 1) * mask.width).subarray(0, mask.width);
+    const below = mask.data.subarray(Math.min(mask.height - 1, down) * mask.width).subarray(0, mask.width);
+    const [full, mixed] = kinds(above, below, columns.starts, bounds);
+    for (let y = rows.starts[down]; y < rows.starts[down + 1]; y++) {
+      const row = y * width;
+      for (let each = 0; each < full.length; each += 2) result.data.fill(1, row + full[each], row + full[each + 1]);
+      for (const cell of mixed) {
+        const [a, b] = [Math.max(0, cell - 1), Math.min(mask.width - 1, cell)];
+        const left = above[a] + rows.parts[y] * (below[a] - above[a]);
+        const right = above[b] + rows.parts[y] * (below[b] - above[b]);
+        for (let x = columns.starts[cell]; x < columns.starts[cell + 1]; x++) {
+          if (left + columns.parts[x] * (right - left) >= 0.5) result.data[row + x] = 1;
+        }
+      }
     }
   }
   return result;
 }
 
-/** Between which two of a smaller row's pixels each pixel lies. @param {number} start @param {number} end @param {number} scale @param {number} size */
-function between(start, end, scale, size) {
-  const at = Float64Array.from({ length: end - start }, (_, each) => (start + each + 0.5) * scale - 0.5);
-  return {
-    first: Int32Array.from(at, (value) => Math.max(0, Math.floor(value))),
-    second: Int32Array.from(at, (value) => Math.min(size - 1, Math.floor(value) + 1)),
-    part: Float64Array.from(at, (value) => value - Math.floor(value)),
-  };
+/**
+ * Cell n lies between the centres of a smaller row's pixels n - 1 and n. starts: where each begins in the larger row;
+ * parts: how far from the one centre to the other each pixel is.
+ * @param {number} size @param {number} smaller
+ */
+function cells(size, smaller) {
+  const at = Float64Array.from({ length: size }, (_, each) => ((each + 0.5) * smaller) / size - 0.5);
+  const starts = new Uint32Array(smaller + 2).fill(size);
+  for (let each = size - 1; each >= 0; each--) starts[Math.floor(at[each]) + 1] = each;
+  for (let cell = smaller; cell >= 0; cell--) starts[cell] = Math.min(starts[cell], starts[cell + 1]);
+  return { starts, parts: at.map((value) => value - Math.floor(value)) };
+}
+
+/**
+ * Between two rows: stretches of the larger row whose cells are marked at every corner, and the cells at an edge.
+ * @param {Uint8Array} above @param {Uint8Array} below @param {Uint32Array} starts @param {Box} bounds
+ * @returns {[number[], number[]]} from, to, from, to, ...; cells
+ */
+function kinds(above, below, starts, { left, right }) {
+  /** @type {number[]} */ const full = [];
+  /** @type {number[]} */ const mixed = [];
+  const last = above.length - 1;
+  const outside = Math.max(0, left - 1);
+  for (let cell = left, before = above[outside] + below[outside]; cell <= right; cell++) {
+    const here = above[Math.min(cell, last)] + below[Math.min(cell, last)];
+    if (before + here === 4) {
+      if (full[full.length - 1] === starts[cell]) full[full.length - 1] = starts[cell + 1];
+      else full.push(starts[cell], starts[cell + 1]);
+    } else if (before + here) mixed.push(cell);
+    before = here;
+  }
+  return [full, mixed];
 }
 
 /**

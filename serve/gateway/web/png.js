@@ -31,11 +31,10 @@ export async function encoded({ width, height, data }) {
 
 /**
  * A mask that the server sent: 128 or more of 255 marks. box: outside it nothing is.
- * @param {Blob} png @param {number} width @param {number} height @param {[number, number, number, number] | null} box
+ * @param {Blob} png @param {number} width @param {number} height @param {import("./mask.js").Box} box
  */
-export async function decoded(png, width, height, box) {
+export async function decoded(png, width, height, { left, top, right, bottom }) {
   const data = new Uint8Array(width * height);
-  const [left, top, right, bottom] = box ?? [0, 0, width, height];
   const [wide, high] = [right - left, bottom - top];
   const bitmap = await createImageBitmap(png, left, top, wide, high, { colorSpaceConversion: "none" });
   const canvas = new OffscreenCanvas(wide, high);

@@ -55,8 +55,12 @@ export class Selecting {
     const boxes = found.boxes ?? [found.box];
     const scores = found.scores ?? [1];
     const order = pngs.map((_, each) => each).filter((each) => boxes[each]).sort((a, b) => scores[b] - scores[a]);
-    return Promise.all(order.map(async (each) =>
-      enlarged(await decoded(await api.blobOf(pngs[each], "image/png"), seen.width, seen.height, boxes[each]), width, height)));
+    return Promise.all(order.map(async (each) => {
+      const [left, top, right, bottom] = /** @type {[number, number, number, number]} */ (boxes[each]);
+      const bounds = { left, top, right, bottom };
+      const mask = await decoded(await api.blobOf(pngs[each], "image/png"), seen.width, seen.height, bounds);
+      return enlarged(mask, width, height, bounds);
+    }));
   }
 
   /**
@@ -115,8 +119,9 @@ export class Selecting {
 
   /** The other candidates come after the first is shown. @param {{points?: Point[], box?: number[]}} where @param {AbortSignal} signal */
   async addCandidates(where, signal) {
+    await shown(); // what they are computed with draws the mask first
     const at = state.current.value;
-    if (!at?.found) return;
+    if (!at?.found || signal.aborted) return;
     try {
       const [, ...others] = await this.ask(at.result, { ...where, masks: "all" }, signal);
       if (signal.aborted) return;
@@ -140,9 +145,10 @@ export class Selecting {
   /** @param {string} label @param {import("./state.js").Found} found @param {import("./mask.js").Mask} [mask]  the choice, if it is at hand */
   take(label, found, mask) {
     const { width, height } = /** @type {import("./state.js").Document} */ (state.document_.value);
-    const other = mask ?? fromRuns(found.candidates[found.choice], width, height);
-    const joined = found.how === "replace" ? other : combine(fromRuns(found.base, width, height), other, found.how);
-    this.editor.push(label, joined, { found });
+    const runs = found.candidates[found.choice];
+    const other = mask ?? fromRuns(runs, width, height);
+    if (found.how === "replace") this.editor.push(label, other, { found, runs });
+    else this.editor.push(label, combine(fromRuns(found.base, width, height), other, found.how), { found });
   }
 
   /** What a click would select, once the answer is there; of many moves only the last is asked for. @param {Point} point */
@@ -163,7 +169,7 @@ export class Selecting {
         const answer = this.ask(at.result, { points: [point], hover: this.pointer }, own.signal);
         this.asked = { result: at.result, point, answer };
         const [mask] = await answer;
-        if (!own.signal.aborted && isStill(at)) this.stage.showHover(mask ?? null);
+        if (!own.signal.aborted && isStill(at) && !state.finding.value) this.stage.showHover(mask ?? null);
       } catch {
         this.next = this.asked = null; // a click says what is wrong
       }
@@ -202,6 +208,9 @@ export class Selecting {
     return copy(this.stage.mask);
   }
 }
+
+/** After the next frame. */
+const shown = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 /** Whether the same is shown; its candidates may have come meanwhile. @param {import("./state.js").State} at */
 const isStill = ({ mask, result }) => state.current.value?.mask === mask && state.current.value.result === result;

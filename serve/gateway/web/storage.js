@@ -13,8 +13,10 @@ import { tell } from "./errors.js";
  * @property {(Omit<Result, "patch" | "parent"> & {patch: string, parent: number | null})[]} results
  * @property {(Omit<import("./state.js").State, "result"> & {result: number | null})[]} steps
  * @property {number} index
+ * @property {Typed} typed
  * @property {number} when
  */
+/** @typedef {{prompt: string, feather: number}} Typed  for the next edit */
 
 const MOST_TABS = 3;
 const PAUSE = 300; // milliseconds without a further step before it is written
@@ -31,11 +33,11 @@ function take(name) {
   return name;
 }
 
-/** Writes every step down, a moment after it. */
+/** Writes every step down, a moment after it, and what is typed. */
 export function keepSteps() {
   let timer = 0;
   effect(() => {
-    void [state.document_.value, state.steps.value];
+    void [state.document_.value, state.steps.value, state.prompt.value, state.feather.value];
     clearTimeout(timer);
     timer = setTimeout(save, PAUSE);
   });
@@ -45,14 +47,16 @@ export function keepSteps() {
 function save() {
   const document = state.document_.value;
   const { states, index } = state.steps.value;
-  if (document) writing = writing.then(() => write(document, states, index)).catch(tell);
+  const typed = { prompt: state.prompt.value, feather: state.feather.value };
+  if (document) writing = writing.then(() => write(document, states, index, typed)).catch(tell);
 }
 
 /**
  * Blobs lie beside the record, each written once: a record is written with every step.
  * @param {import("./state.js").Document} document @param {readonly import("./state.js").State[]} states @param {number} index
+ * @param {Typed} typed
  */
-async function write(document, states, index) {
+async function write(document, states, index, typed) {
   const results = resultsOf(states);
   const blobs = new Set([document.original, ...results.map(({ patch }) => patch)]);
   for (const blob of blobs) {
@@ -66,6 +70,7 @@ async function write(document, states, index) {
     results: results.map((each) => ({ ...each, patch: names.get(each.patch), parent: each.parent && results.indexOf(each.parent) })),
     steps: states.map((each) => ({ ...each, result: each.result && results.indexOf(each.result) })),
     index,
+    typed,
     when: Date.now(),
   };
   await set(`${tab}:edit`, kept, store);
@@ -99,7 +104,7 @@ export async function lastOfOthers() {
 /**
  * What was kept of this tab, or of another, which this one then goes on with.
  * @param {string} [from]
- * @returns {Promise<{document: import("./state.js").Document, steps: import("./history.js").History<import("./state.js").State>} | null>}
+ * @returns {Promise<{document: import("./state.js").Document, steps: import("./history.js").History<import("./state.js").State>, typed: Typed} | null>}
  */
 export async function restored(from = tab) {
   const kept = /** @type {Kept | undefined} */ (await get(`${from}:edit`, store));
@@ -114,7 +119,7 @@ export async function restored(from = tab) {
   }
   const states = kept.steps.map((step) => ({ ...step, result: step.result === null ? null : results[step.result] }));
   names = new Map([...blobs].map(([name, blob]) => [blob, name]));
-  return { document: { ...kept.document, original: blobs.get(kept.document.original) }, steps: { states, index: kept.index } };
+  return { document: { ...kept.document, original: blobs.get(kept.document.original) }, steps: { states, index: kept.index }, typed: kept.typed };
 }
 
 /** Everything that the browser keeps for this page goes. */
