@@ -39,8 +39,6 @@ DOG, DOGS_MASK = DATA / "dog-on-bench.png", DATA / "dog-on-bench-mask.jpg"
 POINTS = [[750, 500]]
 PROMPT = "a hamster on a bench"
 SIZES = {"512x512": (512, 512), "1499x1041": (1499, 1041), "3000x2000": (3000, 2000), "6000x4000": (6000, 4000)}
-
-
 BYTES_PER_PIXEL = 1100  # that full-size LaMa takes; the demo network a fifth
 
 

@@ -79,7 +79,7 @@ def run(folder: Path, seconds: float, clients: int, rounds: int = 200) -> dict[s
     store = folder / "store"
     for number in range(ARCHIVES):
         write_archive(store, f"m{number:02}", memory_mib=MEMORY_MIB, ballast_mib=BALLAST_MIB, reply_bytes=4)
-    write_archive(store, "ours", memory_mib=MEMORY_MIB)
+    (store / "ours").mkdir()
     copy_code(build_demo(folder / "code") / "lama", store / "ours")
     (store / "ours" / "handler.py").write_text(HANDLER)
     os.environ["PALIMPSEST_MEMORY_BUDGET"] = str(BUDGET_MIB)

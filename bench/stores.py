@@ -84,7 +84,7 @@ def copy_code(archive: Path, target: Path) -> None:
     """Makes the handlers of a folder of weights those of the archive."""
     for name in ("handler.py", "model-config.yaml"):
         shutil.copy(archive / name, target / name)
-    for name in ("handlers", "MAR-INF"):
+    for name in ("contract", "handlers", "MAR-INF"):
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(archive / name, target / name)
 

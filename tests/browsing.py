@@ -4,7 +4,8 @@ import base64
 import io
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.parser import BytesParser
 from typing import Any
@@ -23,21 +24,19 @@ SWITCHES = (
     "--no-first-run",
 )
 SECONDS = 30
-KEPT = """async ([steps, prompt]) => {
+# What IndexedDB holds of the page: of each edit its name, its steps' labels and the prompt; and how many files.
+KEPT = """async () => {
     const answered = (request) => new Promise((done, failed) => {
         request.onsuccess = () => done(request.result);
         request.onerror = failed;
     });
-    for (const end = Date.now() + 10_000; Date.now() < end; await new Promise(requestAnimationFrame)) {
-        const database = await answered(indexedDB.open("palimpsest"));
-        const records = database.objectStoreNames.contains("edits")
-            ? await answered(database.transaction("edits").objectStore("edits").getAll()) : [];
-        database.close();
-        const labels = (kept) => String(kept.map(({label}) => label));
-        const isKept = ({steps: kept, typed}) => kept && labels(kept) === String(steps) && typed.prompt === prompt;
-        if (records.some(isKept)) return true;
-    }
-    return false;
+    const database = await answered(indexedDB.open("palimpsest"));
+    const records = database.objectStoreNames.contains("edits")
+        ? await answered(database.transaction("edits").objectStore("edits").getAll()) : [];
+    database.close();
+    const edits = records.filter(({steps}) => steps);
+    return [edits.map(({document, steps, typed}) => [document.name, steps.map(({label}) => label), typed.prompt]),
+        records.filter((each) => each instanceof Blob).length];
 }"""
 
 
@@ -113,9 +112,21 @@ class Tab:
         self.page.wait_for_selector(".tools")
         self.until_step("Opened", 1)
 
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for what no selector shows; meanwhile routes are answered."""
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < end, "it did not come true in time"
+            self.page.wait_for_timeout(20)
+
+    def kept(self) -> tuple[list[tuple[str, list[str], str]], int]:
+        """What the browser has written down: of each edit name, steps and prompt; and how many files."""
+        edits, files = self.page.evaluate(KEPT)
+        return [(name, steps, prompt) for name, steps, prompt in edits], files
+
     def until_kept(self, steps: list[str], prompt: str = "") -> None:
         """Waits until the browser has written down that edit."""
-        assert self.page.evaluate(KEPT, [steps, prompt])
+        self.until(lambda: any(kept[1:] == (steps, prompt) for kept in self.kept()[0]))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a point of the picture, which is shown as a whole, lies in the window."""

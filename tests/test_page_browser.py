@@ -137,8 +137,7 @@ def erased_mask(tab: Tab) -> np.ndarray:
     tab.page.route("**/v1/erase", lambda route: route.fulfill(status=499, json=CANCELLED))
     tab.page.route("**/v1/erase", tab.edited)
     tab.get("Erase").click()
-    while len(tab.edits) == sent:
-        tab.page.wait_for_timeout(20)
+    tab.until(lambda: len(tab.edits) > sent)
     tab.page.wait_for_selector(".row.edit")
     tab.page.unroute("**/v1/erase")
     tab.forgive()
@@ -151,40 +150,43 @@ CANCELLED = {"error": {"code": "cancelled", "message": "the job was cancelled"}}
 def test_hovering_shows_what_a_click_would_select(tab: Tab, dog: bytes) -> None:
     tab.open("dog.png", dog)
     plain = tab.seen()
-    with tab.page.expect_response(lambda answer: answer.url.endswith("/v1/segment") and answer.ok):
-        tab.page.mouse.move(*tab.at(*DOG))
-    tab.page.wait_for_timeout(300)
-    tab.page.mouse.move(*tab.at(DOG[0] + 3, DOG[1]))
-    hovered = tab.page.locator("#canvas").screenshot()
+
+    def is_shown() -> bool:
+        for x in (DOG[0], DOG[0] + 3):  # moves before the model has seen the picture ask nothing
+            tab.page.mouse.move(*tab.at(x, DOG[1]))
+        shown = pixels(tab.page.locator("#canvas").screenshot())
+        return bool(shown[..., :3].astype(int).sum() > plain[..., :3].astype(int).sum())
+
+    tab.until(is_shown)
     tab.page.mouse.move(640, 2)
-    assert pixels(hovered)[..., :3].astype(int).sum() > plain[..., :3].astype(int).sum()
     assert (tab.seen() == plain).all()
 
 
 def test_of_many_moves_the_last_is_asked_for_and_older_questions_are_dropped(tab: Tab, dog: bytes) -> None:
     held: list[Route] = []
-    tab.open("dog.png", dog)
-    with tab.page.expect_response(lambda answer: answer.url.endswith("/v1/segment") and answer.ok):
-        tab.page.mouse.move(*tab.at(*DOG))
 
     def hold(route: Route) -> None:
-        held.append(route)
+        if "hover" in parts(route.request):
+            held.append(route)
+        else:
+            route.continue_()
 
-    def until_held(count: int) -> None:
-        while len(held) < count:
-            tab.page.wait_for_timeout(20)
+    def is_first_held() -> bool:
+        for x in (300, 303):  # moves before the model has seen the picture ask nothing
+            tab.page.mouse.move(*tab.at(x, 300))
+        return len(held) == 1
 
     tab.page.route("**/v1/segment", hold)
-    tab.page.mouse.move(*tab.at(300, 300))
-    until_held(1)
+    tab.open("dog.png", dog)
+    tab.until(is_first_held)
     for number in range(20):
         tab.page.mouse.move(*tab.at(400 + 10 * number, 500))
     held[0].continue_()
-    until_held(2)
+    tab.until(lambda: len(held) == 2)
     with tab.page.expect_response("**/v1/segment"):
         held[1].continue_()
     asked = [parts(route.request) for route in held]
-    assert [json.loads(each["points"]) for each in asked] == [[[300, 300]], [[590, 500]]]
+    assert json.loads(asked[1]["points"]) == [[590, 500]]
     assert len({each["hover"] for each in asked}) == 1  # by which the server drops what it has not begun
 
 
@@ -248,17 +250,8 @@ def test_of_many_tabs_the_edits_of_the_last_three_are_kept(tab: Tab, dog: bytes)
         tab.open(name, dog)
         tab.page.get_by_label("What should be there instead").fill(name)
         tab.until_kept(["Opened"], name)
-    kept = """async () => {
-        const open = indexedDB.open("palimpsest");
-        await new Promise((done) => (open.onsuccess = done));
-        const all = open.result.transaction("edits").objectStore("edits").getAll();
-        await new Promise((done) => (all.onsuccess = done));
-        open.result.close();
-        return [all.result.filter((each) => each.steps).map((each) => each.document.name).sort(),
-            all.result.filter((each) => each instanceof Blob).length];
-    }"""
-    while tab.page.evaluate(kept) != [["fourth.png", "second.png", "third.png"], 3]:
-        tab.page.wait_for_timeout(50)
+    last = ["fourth.png", "second.png", "third.png"]
+    tab.until(lambda: (sorted(name for name, *_ in tab.kept()[0]), tab.kept()[1]) == (last, 3))
 
 
 def test_a_corner_says_where_the_models_are_and_that_these_are_small_ones(tab: Tab, dog: bytes) -> None:

@@ -1,6 +1,5 @@
 """The plain loads that bench/coldstart.py compares with: their archives answer as ours do."""
 
-import importlib
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from conftest import HandlerClient
 
 from bench.stores import build_stock
+from handlers.sd import network
 
 ASKED: dict[str, dict[str, Any]] = {
     "sam": {"gen_args": {"point_coords": [750, 500]}},
@@ -25,8 +25,7 @@ def test_a_stock_archive_answers_as_ours(
 ) -> None:
     ours = demo_store / "demo" / name
     build_stock(ours.parent, tmp_path, [name])
-    network = importlib.import_module(f"handlers.{name}.network")
-    monkeypatch.setattr(network, "load", getattr(network, "load", None), raising=False)  # stock replaces sd's
+    monkeypatch.setattr(network, "load", network.load)  # which the stock load of sd replaces
     monkeypatch.syspath_prepend(str(tmp_path / name))
     monkeypatch.delitem(sys.modules, "stock", raising=False)
     stock = runpy.run_path(str(tmp_path / name / "handler.py"))["Stock"]

@@ -51,8 +51,7 @@ class Sent:
 class Form:
     """Fields by name; as a body multipart/form-data. accept: the kind of reply that is wanted.
 
-    keep: whether the whole result is wanted as well. command: of contract.commands. Other than these say, only handlers
-    of ours can be asked.
+    keep: whether the whole result is wanted as well. command: of contract.commands. Both reach handlers of ours alone.
     """
 
     def __init__(

@@ -198,8 +198,7 @@ async def _check_able(services: Services, model: str, *, keep: bool, patch: bool
     """Raises BadRequest for what archives of another make do not do."""
     if not (keep or patch):
         return
-    archive = await services.catalog.prepare(services.catalog.find(model))
-    if not services.memory.takes_commands(archive):
+    if await _own(services, model) is None:
         raise BadRequest(
             f"{'keep = true' if keep else 'result = patch'}: {model!r} is an archive of another make, which only gives"
             " whole pictures: leave it out",
@@ -207,12 +206,17 @@ async def _check_able(services: Services, model: str, *, keep: bool, patch: bool
         )
 
 
+async def _own(services: Services, model: str) -> Archive | None:
+    """The archive, where it is one of ours. Raises ModelNotFound."""
+    archive = await services.catalog.prepare(services.catalog.find(model))
+    return archive if services.memory.takes_commands(archive) else None
+
+
 async def _converter(services: Services) -> Archive:
     """An archive whose worker writes files, the smallest first. Raises ModelNotFound where there is none."""
     for name in ("lama", "sam", "sd"):
         with suppress(ModelNotFound):
-            archive = await services.catalog.prepare(services.catalog.find(name))
-            if services.memory.takes_commands(archive):
+            if archive := await _own(services, name):
                 return archive
     raise ModelNotFound("files are written by the workers of lama, sam or sd, and the store has none of these", "image")
 

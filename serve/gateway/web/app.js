@@ -11,7 +11,7 @@ import { Editor } from "./editor.js";
 import { Editing } from "./editing.js";
 import { copyPicture, download } from "./exporting.js";
 import { tell } from "./errors.js";
-import { growth, Selecting } from "./selecting.js";
+import { Selecting } from "./selecting.js";
 import { watch } from "./watch.js";
 import { page } from "./page.js";
 import { showHelp } from "./help.js";
@@ -71,7 +71,7 @@ const actions = {
   /** @param {number} choice */
   choose: (choice) => void selecting.choose(choice),
   /** @param {1 | -1} direction */
-  grow: (direction) => selecting.grow(direction * growth()),
+  grow: (direction) => selecting.grow(direction),
   invert: () => selecting.invert(),
   clear: () => selecting.clear(),
   erase: () => void editing.erase(),

@@ -11,6 +11,9 @@ import { decoded } from "./png.js";
 /** @typedef {"replace" | "add" | "subtract"} How */
 
 const SEEN = 2048; // pixels of the longer side
+// Of the longer side: a thing's soft rim, which a mask takes along, or what is painted there would go on with it.
+const RIM = 1 / 200;
+const GROWTH = 1 / 300; // by which Grow and Shrink change a mask: a step that is seen in a picture of any size
 const LABELS = { replace: "Select", add: "Add", subtract: "Take away" };
 
 export class Selecting {
@@ -48,7 +51,8 @@ export class Selecting {
     const { width, height, levels } = await this.editor.picture(result);
     const seen = levels.find((level) => Math.max(level.width, level.height) <= SEEN) ?? levels[levels.length - 1];
     const scaled = (/** @type {number[]} */ numbers) => numbers.map((value, each) => (value * (each % 2 ? seen.height / height : seen.width / width)));
-    const fields = { ...prompt, points: prompt.points?.map(scaled), box: prompt.box && scaled(prompt.box), fill_holes: true };
+    const shaped = { fill_holes: true, dilate: share(seen, RIM) };
+    const fields = { ...prompt, ...shaped, points: prompt.points?.map(scaled), box: prompt.box && scaled(prompt.box) };
     const asked = (/** @type {string} */ image) => api.segment({ ...fields, image }, signal);
     const found = await (seen === levels[0] ? this.editor.withId(result, asked) : this.withCopy(result, seen, asked));
     const pngs = found.masks ?? [found.mask];
@@ -185,8 +189,9 @@ export class Selecting {
     this.stage.showHover(null);
   }
 
-  /** @param {number} pixels  negative: shrinks */
-  grow(pixels) {
+  /** @param {1 | -1} direction  -1: shrinks */
+  grow(direction) {
+    const pixels = direction * share(this.stage.mask, GROWTH);
     if (this.marked()) this.editor.push(pixels > 0 ? "Grow" : "Shrink", grown(this.stage.mask, pixels));
   }
 
@@ -215,11 +220,8 @@ const shown = () => new Promise((done) => requestAnimationFrame(() => setTimeout
 /** Whether the same is shown; its candidates may have come meanwhile. @param {import("./state.js").State} at */
 const isStill = ({ mask, result }) => state.current.value?.mask === mask && state.current.value.result === result;
 
-/** By how much Grow and Shrink change a mask: a step that is seen in a picture of any size. */
-export const growth = () => {
-  const of = state.document_.value;
-  return of ? Math.max(2, Math.round(Math.max(of.width, of.height) / 300)) : 2;
-};
+/** So much of the longer side, in pixels. @param {{width: number, height: number}} size @param {number} part */
+const share = ({ width, height }, part) => Math.max(2, Math.round(Math.max(width, height) * part));
 
 /** @param {Point} point @param {{width: number, height: number}} size */
 const isWithin = ([x, y], { width, height }) => x >= 0 && y >= 0 && x < width && y < height;

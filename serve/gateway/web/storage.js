@@ -130,17 +130,21 @@ export async function forgetAll() {
 }
 
 async function forgetOldTabs() {
+  const all = await keys(store);
+  if (all.filter(isEdit).length <= MOST_TABS) return;
   const old = (await edits()).filter((each) => each.tab !== tab).slice(MOST_TABS - 1);
-  for (const key of await keys(store)) {
+  for (const key of all) {
     if (old.some((each) => String(key).startsWith(`${each.tab}:`))) await del(key, store);
   }
 }
 
+/** @param {IDBValidKey} key */
+const isEdit = (key) => String(key).endsWith(":edit");
+
 /** Newest first. */
 async function edits() {
   const found = [];
-  for (const key of await keys(store)) {
-    if (!String(key).endsWith(":edit")) continue;
+  for (const key of (await keys(store)).filter(isEdit)) {
     const kept = /** @type {Kept} */ (await get(key, store));
     found.push({ tab: String(key).slice(0, -":edit".length), kept });
   }
