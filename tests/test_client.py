@@ -24,6 +24,7 @@ from serve.errors import BadRequest, BodyTimeout, Busy, DiskFull, EngineUnavaila
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.gateway.edit.images import UnknownImage
 from serve.gateway.edit.jobs import Cancelled
+from serve.settings import Settings
 
 PICTURE = encoded(np.random.default_rng(1).integers(0, 256, (300, 400, 3), np.uint8))  # too large to go inline
 MASK = np.zeros((300, 400), bool)
@@ -95,11 +96,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited, without waiting."""
     waited: list[float] = []
 
-    async def wait(seconds: float) -> None:
+    async def wait(client: palimpsest.AsyncClient, seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr("palimpsest.client.time.sleep", waited.append)
-    monkeypatch.setattr("palimpsest.async_client.anyio.sleep", wait)
+    monkeypatch.setattr(palimpsest.Client, "_wait", lambda client, seconds: waited.append(seconds))
+    monkeypatch.setattr(palimpsest.AsyncClient, "_wait", wait)
     return waited
 
 
@@ -210,8 +211,10 @@ def test_there_is_an_argument_for_every_field_of_the_servers() -> None:
         assert get_type_hints(mine).keys() == theirs.model_fields.keys() - apart
 
 
-def test_both_distributions_have_one_version() -> None:
+def test_both_distributions_have_one_version_and_address() -> None:
     assert palimpsest.__version__ == serve.__version__
+    settings = Settings.model_fields
+    assert f"http://{settings['host'].default}:{settings['port'].default}" == http.DEFAULT_URL
 
 
 # Waiting
@@ -485,6 +488,59 @@ def test_closing_a_client_ends_what_its_other_threads_wait_for(server: FakeServe
         assert runs.wait(30)
     thread.join(30)
     assert len(caught) == 1
+
+
+def test_leaving_an_async_client_ends_what_its_other_tasks_wait_for(server: FakeServer) -> None:
+    deleted = anyio.Event()
+
+    class Stream(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield events(JOB).content
+            await deleted.wait()
+            raise httpx.ReadError("the connection was closed")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            deleted.set()
+        return server(request)
+
+    async def main() -> None:
+        async with palimpsest.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            call = asyncio.create_task(client.erase(encoded(MASK), mask=MASK))
+            while not any(job.runs for job in client._jobs):
+                await asyncio.sleep(0)
+        with pytest.raises(palimpsest.Cancelled):
+            await call
+        assert server.asked() == ["POST /v1/erase", "DELETE /v1/jobs/j1"]
+
+    server.answers = [httpx.Response(200, stream=Stream())]
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_that_is_closed_waits_for_no_turn_and_asks_nothing(server: FakeServer, kind: str) -> None:
+    asked = threading.Event()
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        server(request)
+        asked.set()
+        return httpx.Response(429, headers={"retry-after": "100"})
+
+    def call(client: Any) -> None:
+        with pytest.raises(palimpsest.Cancelled):
+            client.models()
+        ended.set()
+
+    ended = threading.Event()
+    with connecting(kind) as make:
+        client = make(transport=httpx.MockTransport(busy))
+        threading.Thread(target=call, args=(client,)).start()
+        assert asked.wait(30)
+        (client.close if kind == "waiting" else client.aclose)()
+        assert ended.wait(30)
+        with pytest.raises(palimpsest.Cancelled, match="closed"):
+            client.models()
+    assert len(server.calls) == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])

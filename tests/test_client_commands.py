@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints, PackageNotFoundError
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
@@ -272,6 +274,53 @@ def test_the_report_as_json(run: Run, folder: Path, painter: Painter) -> None:
     assert by_name["b.jpg"]["error"] == json.loads(refused().content)["error"]
     assert (by_name["c.HEIC"]["status"], by_name["c.HEIC"]["seeds"]) == ("done", [3])
     assert Path(by_name["c.HEIC"]["outputs"][0]) == Path("out/c.png")
+
+
+def test_so_many_requests_run_at_a_time_and_no_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch, painter: Painter
+) -> None:
+    running: list[int] = [0]
+    together = anyio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        running.append(running[-1] + 1)
+        if running[-1] == 2:
+            together.set()
+        await together.wait()
+        await anyio.wait_all_tasks_blocked()
+        running.append(running[-1] - 1)
+        return painter(request)
+
+    monkeypatch.setattr(batch, "AsyncClient", partial(AsyncClient, transport=httpx.MockTransport(answer)))
+    assert run("segment", "photos", *AT, "--parallel", 2).exit_code == 0
+    assert max(running) == 2
+    assert len(painter.parts) == 5
+
+
+def test_on_a_terminal_a_bar_shows_how_much_is_done_and_how_long_the_rest_takes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", run("erase", "photos", *AT, "--parallel", 1).stderr)
+    assert re.search(r"erase ━+ 5/5 0:00:00", shown)
+
+
+def test_what_a_kill_left_in_parts_goes_and_what_is_anothers_stays(run: Run, folder: Path) -> None:
+    """In parts of its own, and of a picture that this batch does not write."""
+    (folder / "erased").mkdir()
+    for name in (".b.jpg.0011aabb.part", ".other.jpg.0011aabb.part"):
+        (folder / "erased" / name).write_bytes(b"half")
+    assert run("erase", "photos/*.jpg", *AT).exit_code == 0
+    assert files(folder / "erased") == [".other.jpg.0011aabb.part", "b.jpg"]
+
+
+def test_of_many_failures_the_first_are_listed(run: Run, monkeypatch: pytest.MonkeyPatch, painter: Painter) -> None:
+    monkeypatch.setattr("palimpsest.cli.report._SHOWN", 1)
+    painter.fails = {picture(name): refused() for name in ("a.png", "b.jpg", "in/d.tiff")}
+    shown = run("erase", "photos", *AT).stderr
+    assert shown.count("nothing was found there") == 1
+    assert "and 2 more: --json lists all" in shown
 
 
 @pytest.mark.parametrize(

@@ -126,16 +126,20 @@ def test_a_file_is_what_the_server_writes_with_the_inputs_metadata(
     edit = client.erase(data, mask=mask)
     at_once = client.erase(data, mask=mask, keep=False)
     assert edit.file() == at_once.file() == edit.file("jpeg")
-    edit.save(tmp_path / "a.jpg")
-    assert (tmp_path / "a.jpg").read_bytes() == at_once.file()
-    assert Image.open(tmp_path / "a.jpg").getexif()[0x10F] == "a maker"
+    folder = tmp_path / "results"
+    folder.mkdir()
+    edit.save(folder / "a.jpg")
+    assert (folder / "a.jpg").read_bytes() == at_once.file()
+    with Image.open(folder / "a.jpg") as image:
+        assert image.getexif()[0x10F] == "a maker"
     for suffix, kind in ((".png", "PNG"), (".webp", "WEBP"), (".TIF", "TIFF"), (".jpeg", "JPEG")):
         for each in (edit, at_once):
-            each.save(tmp_path / f"b{suffix}")
-            assert Image.open(tmp_path / f"b{suffix}").format == kind
+            each.save(folder / f"b{suffix}")
+            with Image.open(folder / f"b{suffix}") as image:
+                assert image.format == kind
     with pytest.raises(ValueError, match=r"\.webp"):
-        edit.save(tmp_path / "c.gif")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "b.TIF", "b.jpeg", "b.png", "b.webp"]
+        edit.save(folder / "c.gif")
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jpg", "b.TIF", "b.jpeg", "b.png", "b.webp"]
 
 
 def test_variants_are_results_of_their_own(connect: Callable[..., Any], through: Through, sd: Editor) -> None:

@@ -14,7 +14,7 @@ from palimpsest.core import Core
 from palimpsest.errors import Cancelled, PalimpsestError, Unreachable
 from palimpsest.events import JobReader, OnProgress
 from palimpsest.fields import EraseFields, Format, ReplaceFields, SegmentFields
-from palimpsest.http import CANCEL_TIMEOUT, CLOSED, DEFAULT_URL, PATIENCE, TIMEOUT, options
+from palimpsest.http import CANCEL_TIMEOUT, CLOSED, DEFAULT_URL, LOOK, PATIENCE, TIMEOUT, options
 from palimpsest.results import Edited, Model, Segmentation
 from palimpsest.sources import FileInput, MaskInput, PictureInput, Upload
 
@@ -150,14 +150,21 @@ class AsyncClient:
         if isinstance(step, Work):
             return await anyio.to_thread.run_sync(step.do)
         if isinstance(step, Wait):
-            await anyio.sleep(step.seconds)
-            return None
+            return await self._wait(step.seconds)
+        if self._closed:
+            raise Cancelled("cancelled", CLOSED)
         try:
             return await (self._watch(step) if isinstance(step, Job) else self._ask(step))
         except Unreachable as error:
             if self._closed:
                 raise Cancelled("cancelled", CLOSED) from error
             raise
+
+    async def _wait(self, seconds: float) -> None:
+        """Or until the client is closed."""
+        end = anyio.current_time() + seconds
+        while not self._closed and (left := end - anyio.current_time()) > 0:
+            await anyio.sleep(min(left, LOOK))
 
     async def _ask(self, call: Call) -> bytes:
         with errors.reaching(self.url):

@@ -14,7 +14,7 @@ from palimpsest.core import Core
 from palimpsest.errors import Cancelled, PalimpsestError, Unreachable
 from palimpsest.events import JobReader, OnProgress
 from palimpsest.fields import EraseFields, Format, ReplaceFields, SegmentFields
-from palimpsest.http import CANCEL_TIMEOUT, CLOSED, DEFAULT_URL, PATIENCE, TIMEOUT, options
+from palimpsest.http import CANCEL_TIMEOUT, CLOSED, DEFAULT_URL, LOOK, PATIENCE, TIMEOUT, options
 from palimpsest.results import Edited, Model, Segmentation
 from palimpsest.sources import FileInput, MaskInput, PictureInput, Upload
 
@@ -84,8 +84,8 @@ class Client:
 
     def close(self) -> None:
         """Stops what runs: calls in other threads end with Cancelled."""
-        self._closed = True
         with self._no_jobs:
+            self._closed = True
             running = list(self._jobs)
         for job in running:
             self._cancel(job)
@@ -189,14 +189,21 @@ class Client:
         if isinstance(step, Work):
             return step.do()
         if isinstance(step, Wait):
-            time.sleep(step.seconds)
-            return None
+            return self._wait(step.seconds)
+        if self._closed:
+            raise Cancelled("cancelled", CLOSED)
         try:
             return self._watch(step) if isinstance(step, Job) else self._ask(step)
         except Unreachable as error:
             if self._closed:
                 raise Cancelled("cancelled", CLOSED) from error
             raise
+
+    def _wait(self, seconds: float) -> None:
+        """Or until the client is closed. Not by an Event: on Windows Ctrl-C does not end the wait for one."""
+        end = time.monotonic() + seconds
+        while not self._closed and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK))
 
     def _ask(self, call: Call) -> bytes:
         with errors.reaching(self.url):

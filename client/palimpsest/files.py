@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
@@ -29,7 +31,21 @@ def write(path: Path, data: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the name without the bytes
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_parts(paths: Iterable[Path]) -> None:
+    """Removes what write() left of these files where it was killed, as far as that is allowed."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, ours in names.items():
+        for each in folder.glob(".*.part"):
+            if each.stem[1:].rpartition(".")[0] in ours:
+                with suppress(OSError):
+                    each.unlink()

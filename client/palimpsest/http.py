@@ -11,6 +11,8 @@ TIMEOUT = 60.0
 PATIENCE = 120.0
 """Seconds."""
 CLOSED = "the client was closed"
+LOOK = 0.5
+"""Seconds until a call that waits for its turn sees that its client was closed."""
 CONNECT_TIMEOUT = 10.0
 CANCEL_TIMEOUT = 5.0
 _CONNECTIONS = 32

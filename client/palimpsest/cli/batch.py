@@ -31,8 +31,10 @@ class Batch:
 
     def run(self, tasks: list[Task], parallel: int) -> int:
         """Does what is not done. Returns the exit code: 1 where something failed, 130 after Ctrl-C."""
+        to_do = [task for task in tasks if not task.done]
         with self._report.shown(), suppress(KeyboardInterrupt):
-            anyio.run(self._run, iter([task for task in tasks if not task.done]), parallel)
+            files.remove_parts(output for task in to_do for output in task.outputs)
+            anyio.run(self._run, iter(to_do), parallel)
             return 1 if self._report.failed else 0
         return INTERRUPTED
 

@@ -70,6 +70,8 @@ class Report:
             return
         for task, entry in list(self.failed.items())[:_SHOWN]:
             self._say(f"{task.source}: {entry['error']['message']}", "red")
+        if len(self.failed) > _SHOWN:
+            self._say(f"and {len(self.failed) - _SHOWN} more: --json lists all", "red")
         counts = self._counts()
         said = [f"{count} {words}" for words, count in counts.items() if count]
         self._say(", ".join(said) + ".")
