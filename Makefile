@@ -61,6 +61,7 @@ check: $(VENV)/.dev deploy/web/node_modules/.ready ## format, lint, types, impor
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 client/palimpsest
 	$(BIN)/lint-imports
 	$(if $(NPM),npm --prefix deploy/web run --silent check,@echo "No npm here: the page's types are not checked")
 

@@ -1,9 +1,17 @@
 """The Python clients against the gateway, with the product's handlers behind it: a chain of edits is exact."""
 
+import ast
+import inspect
 import io
+import re
+import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import CodeType
 from typing import Any
 
+import anyio
 import numpy as np
 import palimpsest
 import pytest
@@ -217,6 +225,42 @@ def test_errors_name_the_field(connect: Callable[..., Any], through: Through) ->
     assert caught.value.code == "model_not_found"
     with pytest.raises(FileNotFoundError):
         client.erase("nowhere.png", mask=np.ones(SIZE, bool))
+
+
+SHOWN = ["Client", "Edit", "AsyncClient", "AsyncEdit", "Segmentation", "Upload", "Model", "Progress", "PalimpsestError"]
+EXAMPLE = re.compile(r"Example:(?: `([^`]+)`|\n((?: {4}.*\n?)+))")
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_every_call_and_type_has_an_example_that_runs(
+    name: str, through: Through, dog: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bench.jpg").write_bytes(encoded(pixels(dog), "JPEG"))
+    shown = getattr(palimpsest, name)
+    calls = [call for each, call in vars(shown).items() if inspect.isfunction(call) and not each.startswith("_")]
+    examples = {each: EXAMPLE.search(inspect.getdoc(each) or "") for each in (shown, *calls)}
+    assert [each for each, example in examples.items() if not example] == [
+        each for each in calls if each.__name__ in ("close", "aclose")
+    ]
+    image, mask = pixels(dog), hole_in(pixels(dog).shape[:2])
+    client = palimpsest.Client(transport=through)
+    found, edit, (model, *_) = client.segment(image, points=[(3, 4)]), client.erase(image, mask=mask), client.models()
+    names = {name: getattr(palimpsest, name) for name in palimpsest.__all__} | locals() | {"array": image}
+    names["Client"] = partial(palimpsest.Client, transport=through)
+    names["AsyncClient"] = partial(palimpsest.AsyncClient, transport=through)
+
+    async def run(code: CodeType) -> None:
+        if name.startswith("Async"):
+            names["client"] = palimpsest.AsyncClient(transport=through)
+            names["edit"] = await names["client"].erase(image, mask=mask)
+        running = eval(code, dict(names))
+        if inspect.iscoroutine(running):
+            await running
+
+    for example in filter(None, examples.values()):
+        code = example[1] or textwrap.dedent(example[2])
+        anyio.run(run, compile(code, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
 
 
 def test_models_come_from_all_pages(

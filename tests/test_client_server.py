@@ -60,7 +60,8 @@ def test_from_a_click_to_a_saved_picture(client: Any, server: Server, dog: bytes
     told: list[Progress] = []
     found = client.segment(DATA / "dog-on-bench.png", **CLICK)
     assert found.mask.shape == (1041, 1499)
-    assert found.score > 0.5
+    assert 0 < found.score < 1
+    assert found.area == found.mask.sum() > 50_000
     erased = client.erase(dog, mask=found)
     replaced = client.replace(erased, "a hamster on a bench", mask=found, seed=7, steps=4, progress=told.append)
     assert {each.phase for each in told} <= {"queued", "loading", "running"}
@@ -101,7 +102,9 @@ def test_what_the_docs_show_works(url: str, dog: bytes, tmp_path: Path, monkeypa
     monkeypatch.setenv("PALIMPSEST_SERVER", url)
     monkeypatch.chdir(tmp_path)
     client, readme = ((ROOT / name).read_text() for name in ("docs/client.md", "README.md"))
-    for block in re.findall(r"```python\n(.*?)```", client + readme, re.S):
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", client + readme, re.S) if "palimpsest" in block]
+    assert len(blocks) == 4
+    for block in blocks:
         exec(block.replace("http://127.0.0.1:8080", url), {})
     shell = [block for block in re.findall(r"```sh\n(.*?)```", client, re.S) if "pip" not in block]
     (own,) = re.findall(r"\.venv/bin/(palimpsest erase .*)", readme)
@@ -202,6 +205,7 @@ def test_a_batch_that_was_killed_goes_on_where_it_was(waiting: palimpsest.Client
         result = tmp_path / "out" / path.name
         assert result.read_bytes() == waiting.erase(path, mask=mask, keep=False).file()
         assert done.get(path.name, 0) in (0, result.stat().st_mtime_ns)
+    assert len(list((tmp_path / "out").iterdir())) == PICTURES
 
 
 def test_a_batch_that_is_interrupted_says_what_is_left(url: str, tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ class PalimpsestError(Exception):
 
     status: of the reply; None where there was none. retry_after: seconds after which the server says that the same
     request may succeed; None where it has to change first.
+
+    Example:
+        try:
+            client.segment(image, points=[(-1, 2)])
+        except PalimpsestError as error:
+            print(error.code, error.field, error.message)
     """
 
     def __init__(

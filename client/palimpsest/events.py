@@ -11,6 +11,8 @@ class Progress(NamedTuple):
     """How far a job is. phase: queued, loading or running. step of steps are done; 0 of 0: the model has not said yet.
 
     model: the archive that is waited for or runs; several in turn, where points are to become a mask first.
+
+    Example: `client.erase(image, mask=mask, progress=lambda told: print(told.phase, told.step, "of", told.steps))`.
     """
 
     phase: str

@@ -24,6 +24,8 @@ class Segmentation(Source):
     mask, None where that is empty. area: pixels. candidates: with masks="all", the three or one that there are, in the
     model's order. logits: on request, for the next call to refine this mask. warnings: what had no effect. timings:
     milliseconds by stage.
+
+    Example: `found.mask.mean()`, the share of the picture that was selected.
     """
 
     id: str | None
@@ -53,7 +55,10 @@ class Segmentation(Source):
         return composing.marked(self.data)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the mask's PNG. Raises ValueError for a path that ends on anything else than .png, and OSError."""
+        """Writes the mask's PNG. Raises ValueError for a path that ends on anything else than .png, and OSError.
+
+        Example: `found.save("dog.png")`.
+        """
         if files.format_of(path) != "png":
             raise ValueError(f"{os.fspath(path)}: a mask is a PNG, name the file so")
         files.write(Path(path), self.data)
@@ -75,6 +80,8 @@ class Edited(Source):
     erasure. parameters: what decided how it was painted. selected: the mask that points or box became, or that of the
     Segmentation which was given; None where the request brought another. variants: all of them, this one the first.
     warnings: what had no effect, or was left out. timings: milliseconds by stage.
+
+    Example: `edit.image.crop(edit.box)`, what was painted anew.
     """
 
     id: str | None
@@ -125,6 +132,8 @@ class Model:
     """An archive that the server can load. place: gpu, memory, parked, suspended or disk. queue: requests that wait.
 
     leases: requests that run. last_error: of its last load, if that failed.
+
+    Example: `model.state == "ready" and not model.queue`.
     """
 
     name: str
