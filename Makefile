@@ -79,7 +79,7 @@ vendor: deploy/web/node_modules/.ready ## copy the editing page's libraries anew
 	npm --prefix deploy/web run --silent vendor
 
 clean: ## remove the virtual environment and the caches; STORE stays
-	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache deploy/web/node_modules *.egg-info client/*.egg-info
+	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache deploy/web/node_modules *.egg-info client/*.egg-info client/build
 	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
 
 # pip shows its own progress; a stamp makes later starts skip it.

@@ -15,12 +15,13 @@ import palimpsest
 import pytest
 from conftest import encoded
 from connecting import KINDS, connecting, events
-from palimpsest import errors, fields, http
+from palimpsest import errors, fields, http, known
 from palimpsest.events import JobReader
 from PIL import Image
 
 import serve
 from serve.errors import BadRequest, BodyTimeout, Busy, DiskFull, EngineUnavailable, OutOfMemory, PalimpsestError
+from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.gateway.edit.images import UnknownImage
 from serve.gateway.edit.jobs import Cancelled
@@ -135,6 +136,16 @@ def test_a_large_picture_is_sent_once_whatever_it_comes_as(client: Any, server: 
         client.erase(each, mask=MASK)
     assert server.asked().count("POST /v1/images") == 1
     assert [server.said(index)["image"] for index in (1, 2, 3, 4)] == [b"img_1"] * 4
+
+
+def test_no_more_uploads_are_remembered_than_the_server_keeps(
+    client: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert known.MOST == images.MOST
+    monkeypatch.setattr("palimpsest.known.MOST", 2)
+    for each in (b"1", b"2", b"3", b"3", b"2", b"1"):
+        client.upload(each)
+    assert len(server.calls) == 4
 
 
 def test_a_small_picture_goes_with_the_request(client: Any, server: FakeServer) -> None:

@@ -211,7 +211,7 @@ def test_a_batch_that_was_killed_goes_on_where_it_was(waiting: palimpsest.Client
 def test_a_batch_that_is_interrupted_says_what_is_left(url: str, tmp_path: Path) -> None:
     pictures(tmp_path / "in")
     run = "from palimpsest.cli import run; run()"
-    arguments = ["replace", "in", "--prompt", "a cat", "--box", "30,20,50,40", "--steps", "150", "--server", url]
+    arguments = ["replace", "in", "--prompt", "a cat", "--box", "30,20,50,40", "--steps", "20", "--server", url]
     with subprocess.Popen(
         [sys.executable, "-c", run, *arguments, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as process:

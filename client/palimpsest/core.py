@@ -7,7 +7,6 @@ server, and of an edit only the patch comes back. What the server has forgotten 
 import base64
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from palimpsest.calls import Call, Job, Step, Steps, Wait, Work, file, value
 from palimpsest.errors import NotFound, PalimpsestError
 from palimpsest.events import OnProgress
 from palimpsest.fields import selection
+from palimpsest.known import Known
 from palimpsest.results import Edited, Made, Model, Segmentation
 from palimpsest.sources import File, FileInput, MaskInput, PictureInput, Source, Upload, mask_source, picture_source
 
@@ -25,7 +25,6 @@ E = TypeVar("E", bound=Edited)
 
 INLINE = 2**16
 """Bytes of the largest file that is sent with the request itself, instead of an id."""
-_MOST_KNOWN = 500  # as many as the server keeps
 _PAGE = "1000"
 _FILE_TIMEOUT = 400.0  # seconds of silence in which a model may have to be loaded, which makes the file
 _FORGOTTEN = "image_not_found"
@@ -37,7 +36,7 @@ class Core(Generic[E]):
 
     def __init__(self, edited: type[E], patience: float) -> None:
         self._edited, self._patience = edited, patience
-        self._known: OrderedDict[bytes, str] = OrderedDict()  # ids by the digests of files
+        self._known = Known()
 
     def upload(self, image: FileInput) -> Steps[Upload]:
         source = yield Work(partial(picture_source, image))
@@ -137,7 +136,8 @@ class Core(Generic[E]):
                 source = forgotten.pop(error.field)
                 if (source.data is None and not _is_made(source)) or (alone and _is_made(source)):
                     raise
-                self._known = OrderedDict((digest, id) for digest, id in self._known.items() if id != source.id)
+                if source.id is not None:
+                    self._known.forget(source.id)
             yield from self._restore(source)
 
     def _restore(self, source: Source) -> Steps[None]:
@@ -185,12 +185,12 @@ class Core(Generic[E]):
         if data is None:
             raise TypeError(f"only what is not on the server yet can be uploaded, and {source!r} is")
         digest = yield Work(lambda: hashlib.sha256(data).digest())
-        if digest not in self._known:
-            call = Call("POST", "/v1/images", [file("image", data)])
-            self._known[digest] = json.loads((yield from self._patiently(call)))["id"]
-            if len(self._known) > _MOST_KNOWN:
-                self._known.popitem(last=False)
-        return self._known[digest]
+        id = self._known.get(digest)
+        if id is None:
+            reply = yield from self._patiently(Call("POST", "/v1/images", [file("image", data)]))
+            id = json.loads(reply)["id"]
+            self._known.add(digest, id)
+        return id
 
     def _kept_file(self, edited: Edited, format: str) -> Steps[bytes]:
         call = Call("GET", f"/v1/images/{edited.id}", query={"format": format}, timeout=_FILE_TIMEOUT)
