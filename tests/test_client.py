@@ -6,7 +6,7 @@ import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import anyio
 import httpx
@@ -220,6 +220,9 @@ def test_there_is_an_argument_for_every_field_of_the_servers() -> None:
     apart = {"image", "mask", "keep", "result", "format", "prompt", "hover"}
     for mine, theirs in ours.items():
         assert get_type_hints(mine).keys() == theirs.model_fields.keys() - apart
+        choices = {name: get_args(each) for name, each in get_type_hints(mine).items() if get_origin(each) is Literal}
+        said = theirs.model_json_schema()["properties"]
+        assert choices == {name: tuple(said[name]["enum"]) for name in choices}
 
 
 def test_both_distributions_have_one_version_and_address() -> None:

@@ -332,6 +332,7 @@ def test_of_many_failures_the_first_are_listed(run: Run, monkeypatch: pytest.Mon
         (["segment", "photos", "--box", "1,2,3,x"], "4 numbers"),
         (["erase", "photos", *AT, "--server", "there"], "no address"),
         (["erase", "nowhere", *AT], "no such file"),
+        (["erase", "photos", *AT, "--quality", "draft"], "not one of"),
         (["replace", "photos", *AT], "prompt"),
         (["erase", "photos", *AT, "--parallel", "0"], "parallel"),
     ],

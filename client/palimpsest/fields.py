@@ -7,6 +7,9 @@ picture.
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
+EraseQuality = Literal["standard", "best"]
+ReplaceQuality = Literal["draft", "standard", "best"]
+
 
 class Shape(TypedDict, total=False):
     """What to select in the picture, and how to shape the mask.
@@ -49,7 +52,7 @@ class Painted(Shape, total=False):
 class EraseFields(Painted, total=False):
     """quality: best refines wide holes, and takes many times as long."""
 
-    quality: Literal["standard", "best"]
+    quality: EraseQuality
 
 
 class ReplaceFields(Painted, total=False):
@@ -60,7 +63,7 @@ class ReplaceFields(Painted, total=False):
     """
 
     negative_prompt: str
-    quality: Literal["draft", "standard", "best"]
+    quality: ReplaceQuality
     steps: int
     guidance: float
     strength: float

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from palimpsest.fields import EraseQuality, ReplaceQuality
+
 SERVER, GROUP = "palimpsest", "palimpsest.commands"
 """The server's distribution, and a group of its entry points: Typer applications whose commands are ours, too."""
 
@@ -54,7 +56,7 @@ Mask = Annotated[
     typer.Option(help="What to change, white on black: a picture for all, or a folder with one for each, of its name."),
 ]
 Feather = Annotated[int | None, typer.Option(help="Fade the paint in over so many pixels, inside the mask.")]
-Quality = Annotated[str | None, typer.Option(help="How much time to take.")]
+Quality = typer.Option("--quality", help="How much time to take.")
 ModelName = Annotated[str | None, typer.Option("--model", help="The archive to ask.")]
 SegmentModel = Annotated[str | None, typer.Option(help="The archive that turns points and box into a mask.")]
 Server = Annotated[str | None, typer.Option(envvar="PALIMPSEST_SERVER", metavar="URL", help="Where the server is.")]
@@ -109,7 +111,7 @@ def erase(
     smooth: Smooth = None,
     invert: Invert = None,
     feather: Feather = None,
-    quality: Quality = None,
+    quality: Annotated[EraseQuality | None, Quality] = None,
     model: ModelName = None,
     segment_model: SegmentModel = None,
     server: Server = None,
@@ -151,7 +153,7 @@ def replace(
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
     variants: Annotated[int | None, typer.Option(min=1, help="So many of each: NAME-1, NAME-2, ...")] = None,
-    quality: Quality = None,
+    quality: Annotated[ReplaceQuality | None, Quality] = None,
     steps: Annotated[int | None, typer.Option(help="More are slower and finer.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of what is there to forget, 0 to 1.")] = None,
