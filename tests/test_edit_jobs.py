@@ -150,7 +150,7 @@ async def test_an_error_ends_the_stream(world: World) -> None:
 
     world.work = work
     told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
-    assert told[-1] == ("error", {"error": {"code": "out_of_memory", "message": "no"}})
+    assert told[-1] == ("error", {"error": {"code": "out_of_memory", "message": "no"}, "status": 507})
 
 
 async def test_a_job_is_stopped_by_its_id(world: World) -> None:
