@@ -1,0 +1,67 @@
+"""The server: the tools, over standard input and output or HTTP."""
+
+import sys
+from pathlib import Path
+
+import anyio
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+from mcp.types import ToolAnnotations
+
+from palimpsest import __version__
+from palimpsest.async_client import AsyncClient
+from palimpsest.mcp.places import MOST_BYTES, Places
+from palimpsest.mcp.tools import Tools
+
+HOST = "127.0.0.1"
+PATH = "/mcp"
+MOST_REQUEST = 2 * MOST_BYTES * 4 // 3 + 2**20
+"""Bytes: a picture and its mask as base64, and all else."""
+_STOPPING = 3  # seconds that answers may still take
+
+_INSTRUCTIONS = """\
+Edits pictures: segment selects an object, erase removes it, replace paints something else there. Coordinates are pixels
+of the upright picture, from its upper left corner. Select first and look at the preview; then erase or replace with the
+mask's id. Results have ids, too, and further edits of these lose nothing. Files are written beside their pictures under
+new names. Relative paths are below {folder}."""
+
+
+def create(client: AsyncClient, places: Places) -> MCPServer:
+    """The tools without a transport."""
+    server = MCPServer(
+        "palimpsest",
+        title="Palimpsest",
+        instructions=_INSTRUCTIONS.format(folder=places.folders[0]),
+        version=__version__,
+        log_level="WARNING",
+        subscriptions=False,
+    )
+    tools = Tools(client, places)
+    making = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+    for tool in (tools.segment, tools.erase, tools.replace):
+        server.add_tool(tool, annotations=making)
+    server.add_tool(tools.models, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
+    return server
+
+
+def run(url: str, folders: list[Path], port: int | None) -> None:
+    """Serves until standard input ends or, where there is a port, over HTTP until Ctrl-C.
+
+    Raises ValueError for what is no address, and OSError for a folder that is not there.
+    """
+    anyio.run(_serve, AsyncClient(url), Places(folders), port)
+
+
+async def _serve(client: AsyncClient, places: Places, port: int | None) -> None:
+    server = create(client, places)
+    async with client:
+        if port is None:
+            await server.run_stdio_async()
+            return
+        # Bound to this machine's loopback, and for its names alone: pages of the web reach it by no trick.
+        app = server.streamable_http_app(streamable_http_path=PATH, host=HOST, max_request_body_size=MOST_REQUEST)
+        config = uvicorn.Config(
+            app, host=HOST, port=port, ws="none", log_level="warning", timeout_graceful_shutdown=_STOPPING
+        )
+        print(f"http://{HOST}:{port}{PATH}", file=sys.stderr, flush=True)
+        await uvicorn.Server(config).serve()
