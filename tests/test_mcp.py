@@ -1,17 +1,23 @@
 """`palimpsest mcp` as the `mcp` package's client speaks to it: over stdio, over HTTP and in this process."""
 
+import asyncio
 import base64
 import io
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import door
 import httpx
 import numpy as np
@@ -30,6 +36,11 @@ from PIL import Image
 from serving import free_port
 from test_openai import fake, server
 from typer.testing import CliRunner
+
+from contract.ticket import File
+from serve.engine.answer import Answer
+from serve.engine.question import Question
+from serve.memory_file import MemoryFile
 
 __all__ = ["fake", "server"]
 
@@ -113,6 +124,11 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
+def kind_of(path: Path) -> str | None:
+    with Image.open(path) as image:
+        return image.format
+
+
 def in_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
@@ -182,7 +198,7 @@ async def test_nothing_is_ever_overwritten(session: Any, folder: Path) -> None:
         )
         assert [Path(each["path"]).name for each in told.structured_content["results"]] == ["a.webp", "a-2.webp"]
     assert pixels((folder / "hole.png").read_bytes()).max() == 255
-    assert Image.open(folder / "a-2.webp").format == "WEBP"
+    assert kind_of(folder / "a-2.webp") == "WEBP"
     assert not [name for name in names(folder) if name.startswith(".")]
 
 
@@ -193,7 +209,7 @@ async def test_a_file_keeps_its_format_where_the_server_writes_it(session: Any, 
         for name, made, kind in (("a.JPG", "a-erased.JPG", "JPEG"), ("b.bmp", "b-erased.png", "PNG")):
             told = (await call(s, "erase", image=name, mask="hole.png")).structured_content
             assert told["results"][0]["path"] == str(folder / made)
-            assert Image.open(folder / made).format == kind
+            assert kind_of(folder / made) == kind
 
 
 async def test_a_preview_shows_what_is_selected_and_what_was_made(session: Any, folder: Path) -> None:
@@ -204,6 +220,10 @@ async def test_a_preview_shows_what_is_selected_and_what_was_made(session: Any, 
         assert shown[selected].mean() > 2 * shown[~selected].mean()
         erased = await call(s, "erase", image="bench.png", mask="hole.png", preview=True)
         assert (images(erased)[0] == pixels((folder / "bench-erased.png").read_bytes())).all()
+        erased = await call(s, "erase", image="bench.png", mask="hole.png", output="a.tif", preview=True)
+        assert erased.content[1].mime_type == "image/webp"
+        assert images(erased)[0].shape == PICTURE.shape
+        assert erased.structured_content["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -248,7 +268,7 @@ def test_what_is_shown_is_bounded(image: Image.Image) -> None:
         ({"image": "hole.png", "image_data": "aGVsbG8="}, "either image"),
         ({}, "either image"),
         ({"image_data": "no base64!"}, "image_data is no base64"),
-        ({"image": "img_0123"}, "upload it again"),
+        ({"image": "img_0123"}, "image: the server has it no more"),
         ({"image_data": "aGVsbG8="}, "not a picture"),
         ({"image": "bench.png", "box": [1, 2, 3]}, "box"),
         ({"image": "bench.png", "points": [[1000, 2]], "box": None}, "64x48"),
@@ -283,20 +303,78 @@ async def test_without_a_server_it_is_said_how_to_start_it(folder: Path) -> None
 
 def test_the_command_names_what_is_wrong_with_its_own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke
-    wrong = run(app.app, ["mcp", "--server", "nowhere", "--folder", str(tmp_path)])
+    wrong = run(app, ["mcp", "--server", "nowhere", "--folder", str(tmp_path)])
     assert (wrong.exit_code, "--server" in wrong.output) == (2, True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = run(app, ["mcp", "--folder", str(tmp_path), "--http", str(other.getsockname()[1])])
+    assert (taken.exit_code, "in use" in taken.output) == (2, True)
     monkeypatch.chdir("/")
-    wrong = run(app.app, ["mcp"])
+    wrong = run(app, ["mcp"])
     assert (wrong.exit_code, "--folder" in wrong.output) == (2, True)
     monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "mcp" or name.startswith("palimpsest.mcp")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mcp", None)
-    wrong = run(app.app, ["mcp"])
+    wrong = run(app, ["mcp"])
     assert (wrong.exit_code, "palimpsest-client[mcp]" in wrong.output) == (2, True)
 
 
 # While the server works
+
+
+@pytest.fixture
+def stopped(server: door.Server, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Every model tells that it has done 2 of 40 steps, and does no more until it is told to stop; set by then."""
+    done = threading.Event()
+
+    async def work(name: str, question: Question, reply: MemoryFile, job: File) -> Answer:
+        progress = job.open(writable=True)
+        os.pwrite(progress, struct.pack("<II", 2, 40), 0)
+        while struct.unpack("<III", os.pread(progress, 12, 0))[2] == 0:
+            await asyncio.sleep(0.01)
+        os.close(progress)
+        reply.write(json.dumps({"error": {"code": "cancelled", "message": "the job was cancelled"}}).encode())
+        done.set()
+        return Answer(499, {}, reply)
+
+    monkeypatch.setattr(server.app.state.services.host.engine, "answer", work)
+    return done
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("connect", [over_stdio, over_http])
+async def test_who_waits_is_told_how_far_it_is_and_who_leaves_stops_the_work(
+    connect: Any, mode: str, url: str, folder: Path, stopped: threading.Event
+) -> None:
+    arguments = {"image": "bench.png", "mask": "hole.png", "prompt": "a cat"}
+    told: list[tuple[float, float | None, str | None]] = []
+
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, total, message))
+        if total is not None:
+            enough.cancel()
+
+    async with connect(url, folder, mode) as session:
+        with anyio.CancelScope() as enough:
+            await session.call_tool("replace", arguments, progress_callback=listen)
+        assert enough.cancelled_caught
+        assert await anyio.to_thread.run_sync(stopped.wait, 20)
+        await call(session, "models")
+    assert told[-1] == (2, 40, "sd: step 2 of 40")
+    assert names(folder) == ["bench.png", "hole.png"]
+
+
+async def test_a_program_that_ends_stops_the_work(url: str, folder: Path, stopped: threading.Event) -> None:
+    arguments = {"image": "bench.png", "mask": "hole.png", "prompt": "a cat"}
+
+    async def leave(progress: float, total: float | None, message: str | None) -> None:
+        if total is not None:
+            enough.cancel()
+
+    with anyio.CancelScope() as enough:
+        async with over_stdio(url, folder) as session:
+            await session.call_tool("replace", arguments, progress_callback=leave)
+    assert await anyio.to_thread.run_sync(stopped.wait, 20)
 
 
 def test_the_numbers_rise_and_begin_anew_with_no_model() -> None:

@@ -213,15 +213,21 @@ def mcp(
     if not folder and folders[0].parent == folders[0]:
         raise typer.BadParameter(f"the working directory is {folders[0]}: say with --folder where pictures are")
     try:
-        from palimpsest.mcp.server import run
+        from palimpsest.mcp.server import listening, run
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"{error.name} is missing: pip install 'palimpsest-client[mcp]'") from None
+    from palimpsest.async_client import AsyncClient
     from palimpsest.http import DEFAULT_URL
 
     try:
-        run(server or DEFAULT_URL, folders, http)
+        client = AsyncClient(server or DEFAULT_URL)
     except ValueError as error:
         raise typer.BadParameter(f"--server: {error}") from None
+    try:
+        listener = listening(http) if http else None
+    except OSError as error:
+        raise typer.BadParameter(f"--http {http}: {error.strerror}") from None
+    run(client, folders, listener)
 
 
 def _run(

@@ -1,5 +1,7 @@
 """The server: the tools, over standard input and output or HTTP."""
 
+import inspect
+import socket
 import sys
 from pathlib import Path
 
@@ -39,29 +41,29 @@ def create(client: AsyncClient, places: Places) -> MCPServer:
     tools = Tools(client, places)
     making = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
     for tool in (tools.segment, tools.erase, tools.replace):
-        server.add_tool(tool, annotations=making)
+        server.add_tool(tool, description=inspect.getdoc(tool), annotations=making)
     server.add_tool(tools.models, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
     return server
 
 
-def run(url: str, folders: list[Path], port: int | None) -> None:
-    """Serves until standard input ends or, where there is a port, over HTTP until Ctrl-C.
-
-    Raises ValueError for what is no address, and OSError for a folder that is not there.
-    """
-    anyio.run(_serve, AsyncClient(url), Places(folders), port)
+def listening(port: int) -> socket.socket:
+    """On this machine's loopback only. Raises OSError where the port is taken."""
+    return socket.create_server((HOST, port))
 
 
-async def _serve(client: AsyncClient, places: Places, port: int | None) -> None:
+def run(client: AsyncClient, folders: list[Path], listener: socket.socket | None) -> None:
+    """Serves until standard input ends or, where there is a listener, over HTTP until Ctrl-C."""
+    anyio.run(_serve, client, Places(folders), listener)
+
+
+async def _serve(client: AsyncClient, places: Places, listener: socket.socket | None) -> None:
     server = create(client, places)
     async with client:
-        if port is None:
+        if listener is None:
             await server.run_stdio_async()
             return
-        # Bound to this machine's loopback, and for its names alone: pages of the web reach it by no trick.
+        # For the loopback's own names alone: pages of the web reach it by no trick.
         app = server.streamable_http_app(streamable_http_path=PATH, host=HOST, max_request_body_size=MOST_REQUEST)
-        config = uvicorn.Config(
-            app, host=HOST, port=port, ws="none", log_level="warning", timeout_graceful_shutdown=_STOPPING
-        )
-        print(f"http://{HOST}:{port}{PATH}", file=sys.stderr, flush=True)
-        await uvicorn.Server(config).serve()
+        config = uvicorn.Config(app, ws="none", log_level="warning", timeout_graceful_shutdown=_STOPPING)
+        print(f"http://{HOST}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
+        await uvicorn.Server(config).serve(sockets=[listener])

@@ -69,7 +69,7 @@ def _reduced(image: Image.Image) -> tuple[ImageContent, tuple[int, int]]:
     for side in _SIDES:
         image.thumbnail((side, side))
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=85)
+        image.save(buffer, "WEBP", quality=85, method=2)
         if buffer.tell() <= MOST_SHOWN:
             break
     return _content(buffer.getvalue(), "webp"), image.size

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from palimpsest import files
 from palimpsest.async_client import AsyncClient, AsyncEdit
-from palimpsest.errors import PalimpsestError, Unreachable
+from palimpsest.errors import NotFound, PalimpsestError, Unreachable
 from palimpsest.events import OnProgress, Progress
 from palimpsest.mcp import arguments as a
 from palimpsest.mcp import places, showing
@@ -260,6 +260,8 @@ async def _answered(ctx: Context, work: Callable[[OnProgress], Awaitable[CallToo
 def _in_words(error: Exception) -> str:
     if isinstance(error, Unreachable):
         return f"{error}: start it with `palimpsest serve`, or name its address with --server"
+    if isinstance(error, NotFound) and error.code == "image_not_found":
+        return f"{error.field}: the server has it no more: give its path or its file again"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
