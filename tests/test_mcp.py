@@ -235,11 +235,12 @@ async def test_a_preview_shows_what_is_selected_and_what_was_made(session: Any, 
     ],
     ids=["colours", "alpha", "16 bits"],
 )
-def test_what_is_shown_is_bounded(image: Image.Image) -> None:
+@pytest.mark.parametrize("most", [showing.MOST_SHOWN, showing.MOST_SHOWN // 4])
+def test_what_is_shown_is_bounded(image: Image.Image, most: int) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
-    content, warnings = showing.shown(buffer.getvalue())
-    assert len(content.data) < 1_000_000
+    content, warnings = showing.shown(buffer.getvalue(), most)
+    assert len(content.data) <= most * 4 / 3 + 4
     with Image.open(io.BytesIO(base64.b64decode(content.data))) as small:
         assert small.width == 2 * small.height
         assert 100 < np.asarray(small.convert("L")).mean() < 150
@@ -274,6 +275,8 @@ def test_what_is_shown_is_bounded(image: Image.Image) -> None:
         ({"image": "bench.png", "points": [[1000, 2]], "box": None}, "64x48"),
         ({"image": "bench.png", "dilate": 999}, "less than or equal to 255"),
         ({"image": "bench.png", "model": "none"}, "none"),
+        ({"image": "bench.png", "colour": "red"}, "colour"),
+        ({"image": "bench.png", "box": "around the dog"}, "box"),
         ({"image": "bench.png", "mask": "../secret.png", "box": None}, "mask: ../secret.png is not below"),
         ({"image": "bench.png", "output": "../b.png"}, "output: ../b.png is not below"),
         ({"image": "bench.png", "output": "way/b.png"}, "output: way/b.png is not below"),
@@ -311,12 +314,6 @@ def test_the_command_names_what_is_wrong_with_its_own_options(tmp_path: Path, mo
     monkeypatch.chdir("/")
     wrong = run(app, ["mcp"])
     assert (wrong.exit_code, "--folder" in wrong.output) == (2, True)
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == "mcp" or name.startswith("palimpsest.mcp")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "mcp", None)
-    wrong = run(app, ["mcp"])
-    assert (wrong.exit_code, "palimpsest-client[mcp]" in wrong.output) == (2, True)
 
 
 # While the server works

@@ -3,11 +3,14 @@
 import inspect
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import uvicorn
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.tools import Tool
 from mcp.types import ToolAnnotations
 
 from palimpsest import __version__
@@ -30,20 +33,31 @@ new names. Relative paths are below {folder}."""
 
 def create(client: AsyncClient, places: Places) -> MCPServer:
     """The tools without a transport."""
-    server = MCPServer(
+    tools = Tools(client, places)
+    making = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+    looking = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    return MCPServer(
         "palimpsest",
         title="Palimpsest",
         instructions=_INSTRUCTIONS.format(folder=places.folders[0]),
         version=__version__,
         log_level="WARNING",
         subscriptions=False,
+        tools=[
+            *(_strict(each, making) for each in (tools.segment, tools.erase, tools.replace)),
+            _strict(tools.models, looking),
+        ],
     )
-    tools = Tools(client, places)
-    making = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
-    for tool in (tools.segment, tools.erase, tools.replace):
-        server.add_tool(tool, description=inspect.getdoc(tool), annotations=making)
-    server.add_tool(tools.models, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
-    return server
+
+
+def _strict(function: Callable[..., Any], annotations: ToolAnnotations) -> Tool:
+    """A tool that refuses arguments which it does not know, instead of doing without them."""
+    tool = Tool.from_function(function, description=inspect.getdoc(function), annotations=annotations)
+    model = tool.fn_metadata.arg_model
+    model.model_config["extra"] = "forbid"
+    model.model_rebuild(force=True)
+    tool.parameters = model.model_json_schema()
+    return tool
 
 
 def listening(port: int) -> socket.socket:

@@ -13,9 +13,9 @@ from palimpsest.fields import Format
 from palimpsest.mcp.places import MOST_BYTES, Refused
 
 MOST_SHOWN = 700_000
-"""Bytes of a picture's file: some chat programs refuse replies of more than 1 MB, which base64 makes of it."""
+"""Bytes of a reply's pictures: some chat programs refuse what is more than 1 MB, which base64 makes of it."""
 SHOWN_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
-_SIDES = (1568, 1024, 512)  # pixels; models see no more than the first
+_SIDES = (1568, 1024, 512, 256)  # pixels; models see no more than the first
 _DIMMED = 0.3
 
 
@@ -35,13 +35,15 @@ def format_to_show(data: bytes | None) -> Format:
     return next((each for each in SHOWN_FORMATS if data is not None and files.is_format(data, each)), "png")
 
 
-def shown(data: bytes) -> tuple[ImageContent, list[str]]:
-    """The file where it is small enough, else a smaller picture, and a warning that says so."""
+def shown(data: bytes, most: int) -> tuple[ImageContent, list[str]]:
+    """The file where chat programs show such and it has at most so many bytes; else a picture like it, and a warning
+    where that is smaller.
+    """
     format = format_to_show(data)
-    if len(data) <= MOST_SHOWN and files.is_format(data, format):
+    if len(data) <= most and files.is_format(data, format):
         return _content(data, format), []
     image = composing.opened(data)
-    content, size = _reduced(image)
+    content, size = _reduced(image, most)
     if size == image.size:
         return content, []
     said = (
@@ -50,7 +52,7 @@ def shown(data: bytes) -> tuple[ImageContent, list[str]]:
     return content, [said]
 
 
-def overlaid(picture: bytes, mask: bytes) -> ImageContent | None:
+def overlaid(picture: bytes, mask: bytes, most: int) -> ImageContent | None:
     """The picture, dark outside of the mask; None where Pillow can't read such a picture."""
     if composing.size_of(picture) != composing.size_of(mask):
         return None
@@ -59,10 +61,10 @@ def overlaid(picture: bytes, mask: bytes) -> ImageContent | None:
     for each in (image, selected):
         each.thumbnail((_SIDES[0], _SIDES[0]))
     dimmed = image.point(lambda value: round(value * _DIMMED))
-    return _reduced(Image.composite(image, dimmed, selected))[0]
+    return _reduced(Image.composite(image, dimmed, selected), most)[0]
 
 
-def _reduced(image: Image.Image) -> tuple[ImageContent, tuple[int, int]]:
+def _reduced(image: Image.Image, most: int) -> tuple[ImageContent, tuple[int, int]]:
     """With its size."""
     image = _in_eight_bits(image)
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -70,7 +72,7 @@ def _reduced(image: Image.Image) -> tuple[ImageContent, tuple[int, int]]:
         image.thumbnail((side, side))
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=85, method=2)
-        if buffer.tell() <= MOST_SHOWN:
+        if buffer.tell() <= most:
             break
     return _content(buffer.getvalue(), "webp"), image.size
 

@@ -73,9 +73,10 @@ class Tools:
                 raise Refused("output: a mask is a PNG, name the file so")
             found = await self._client.segment(picture.source, progress=progress, **fields)
             base = target or (picture.path and places.beside(picture.path.with_suffix(".png"), "mask"))
-            made = await _delivered(base, found.data)
+            made = await _delivered(base, found.data, shown=2 if preview else 1)
             if preview and picture.source.data:
-                overlay = await anyio.to_thread.run_sync(showing.overlaid, picture.source.data, found.data)
+                most = showing.MOST_SHOWN // 2
+                overlay = await anyio.to_thread.run_sync(showing.overlaid, picture.source.data, found.data, most)
                 made.images.extend([overlay] if overlay else [])
             told = a.Selected(
                 score=found.score,
@@ -185,7 +186,7 @@ class Tools:
             format = files.format_of(base) if base else showing.format_to_show(picture.source.data)
             results, images, warnings = list[a.Result](), list[ImageContent](), list(edit.warnings)
             for each in edit.variants:
-                made = await _delivered(base, await each.file(format), preview)
+                made = await _delivered(base, await each.file(format), preview, shown=len(edit.variants))
                 results.append(a.Result(id=each.id, path=made.path, seed=each.seed))
                 images += made.images
                 warnings += made.warnings
@@ -220,12 +221,15 @@ class _Delivered(NamedTuple):
     warnings: list[str]
 
 
-async def _delivered(base: Path | None, data: bytes, preview: bool = False) -> _Delivered:
-    """What was made: in a new file, where there is a name for it, else shown. preview: shows it in any case."""
+async def _delivered(base: Path | None, data: bytes, preview: bool = False, shown: int = 1) -> _Delivered:
+    """What was made: in a new file, where there is a name for it, else shown. preview: shows it in any case.
+
+    shown: how many pictures the reply may have.
+    """
     path = None if base is None else str(await anyio.to_thread.run_sync(places.write_new, base, data))
     if path and not preview:
         return _Delivered(path, [], [])
-    image, warnings = await anyio.to_thread.run_sync(showing.shown, data)
+    image, warnings = await anyio.to_thread.run_sync(showing.shown, data, showing.MOST_SHOWN // shown)
     return _Delivered(path, [image], [] if path else warnings)
 
 
