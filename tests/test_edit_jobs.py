@@ -205,6 +205,7 @@ def request_of_a_client_that_leaves(when: asyncio.Event) -> Request:
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
+@pytest.mark.slow
 async def test_a_job_that_waits_is_stopped_at_once(world: World) -> None:
     world.services.host.engine.register = lambda name, path: asyncio.Event().wait()  # a load that never ends
     request = asyncio.create_task(world.client.post("/v1/replace", json=FIELDS, headers=EVENTS))
