@@ -17,10 +17,10 @@ from test_transport import longest_gap
 from contract.bodies import Slice, read_body
 from serve.cli import TURN
 from serve.errors import BadRequest
+from serve.gateway.edit.asking import picture_of
 from serve.gateway.edit.fields import SegmentFields
 from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.images import Images
-from serve.gateway.edit.routes import _picture
 from serve.memory_file import MemoryFile, whole
 
 pytestmark = pytest.mark.anyio
@@ -120,7 +120,7 @@ async def test_taking_escapes_out_of_a_picture() -> None:
         async def take() -> None:
             with ExitStack() as files:
                 services: Any = None
-                part = await _picture(services, files, body, image, "image")
+                part = await picture_of(services, files, body, image, "image")
                 assert not isinstance(part, str)
                 assert part.size == 59 * MIB
 
