@@ -20,6 +20,8 @@ from serve import models_table, preflight
 from serve.archives import build
 from serve.archives.commands import archives_app, ensure_full, one_message_per_error
 from serve.archives.weights import SearchFolders, default_names, read_weights
+from serve.doctor import report
+from serve.doctor.finding import Status
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.app import create_app
@@ -117,6 +119,21 @@ def models(
 def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
     """Read a model's archive into main memory, so that its next load does not wait for the disk."""
     models_table.warm(preflight.url(_settings()), name, console)
+
+
+@app.command(cls=_Command)
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For a report of a fault; no secrets.")] = False,
+) -> None:
+    """Look at what the server needs of this machine, and say what to do; exit code 1 where there is a problem."""
+    settings = _settings()
+    findings = report.examine(settings, runs=_running(_pid_file(settings)) is not None)
+    if as_json:
+        print(report.as_json(findings))
+    else:
+        report.show(findings, console)
+    if any(each.status is Status.PROBLEM for each in findings):
+        raise typer.Exit(1)
 
 
 def _serve(settings: Settings, catalog: Catalog, memory: Memory) -> None:

@@ -19,12 +19,12 @@ class Unusable(Exception):
 
 def check(settings: Settings) -> None:
     """Makes the folders that are missing. Raises Unusable."""
-    _require_readable("CONFIG", settings.config)
+    require_readable("CONFIG", settings.config)
     _require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
     _require_folder("STATE", settings.state / "logs", "the server's and TorchServe's logs go there")
-    _require_temporary_folder()
+    require_temporary_folder()
     _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
-    _require_free_port(settings)
+    require_free_port(settings)
 
 
 def listener(settings: Settings) -> str:
@@ -52,7 +52,7 @@ def url(settings: Settings) -> str:
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
-def _require_readable(setting: str, file: Path) -> None:
+def require_readable(setting: str, file: Path) -> None:
     try:
         file.read_bytes()
     except OSError as error:
@@ -76,7 +76,7 @@ def _require_folder(setting: str, folder: Path, use: str, written: bool = True) 
         raise Unusable(f"PALIMPSEST_{setting}={folder} cannot be used ({reason}): {use}; {todo}") from None
 
 
-def _require_temporary_folder() -> None:
+def require_temporary_folder() -> None:
     """tempfile looks for one that can be written to, in TMPDIR and four more."""
     try:
         tempfile.gettempdir()
@@ -87,7 +87,7 @@ def _require_temporary_folder() -> None:
         ) from None
 
 
-def _require_free_port(settings: Settings) -> None:
+def require_free_port(settings: Settings) -> None:
     host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

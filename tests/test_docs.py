@@ -15,6 +15,7 @@ from serve.gateway import body, connections, door, health, line, protocol, trans
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
+from serve.gateway.openai.fields import ImageEditFields
 from serve.residency.versions import MAX_REMEMBERED
 from serve.settings import MAX_PREDICT_TIMEOUT, Settings
 from serve.store.unpack import UnpackLimits
@@ -26,7 +27,12 @@ What is past a limit is refused with a 4xx that names the field and the limit, b
 server's own settings are in the [README](../README.md#settings). This page is checked against the code by
 `tests/test_docs.py`; `python -m tests.test_docs` writes it anew.
 """
-CALLS = {"/v1/segment": SegmentFields, "/v1/erase": EraseFields, "/v1/replace": ReplaceFields}
+CALLS = {
+    "/v1/segment": SegmentFields,
+    "/v1/erase": EraseFields,
+    "/v1/replace": ReplaceFields,
+    "/v1/images/edits": ImageEditFields,
+}
 
 
 def render() -> str:
@@ -147,7 +153,7 @@ def allowed(schema: dict[str, Any]) -> str:
             return (
                 f"{kind['minItems']} to {kind['maxItems']} items"
                 if kind["minItems"] != kind["maxItems"]
-                else "4 numbers"
+                else f"{kind['minItems']} numbers"
             )
         case "string", _ if "maxLength" not in kind:
             return "a text"

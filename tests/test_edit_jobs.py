@@ -21,6 +21,7 @@ from serve.engine.answer import Answer
 from serve.engine.question import Question
 from serve.gateway.edit import routes
 from serve.gateway.edit.jobs import Cancelled
+from serve.gateway.edit.replies import HandlerError
 from serve.memory_file import MemoryFile
 
 pytestmark = pytest.mark.anyio
@@ -186,7 +187,7 @@ async def test_a_client_that_leaves_stops_its_job_which_keeps_its_lease_until_th
         await asyncio.sleep(0.01)
         assert model.leases == 1
     may_stop.set()
-    with pytest.raises(routes.HandlerError) as caught:
+    with pytest.raises(HandlerError) as caught:
         await request
     assert caught.value.code == Cancelled.code
     assert model.leases == 0
@@ -205,6 +206,7 @@ def request_of_a_client_that_leaves(when: asyncio.Event) -> Request:
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
+@pytest.mark.slow
 async def test_a_job_that_waits_is_stopped_at_once(world: World) -> None:
     world.services.host.engine.register = lambda name, path: asyncio.Event().wait()  # a load that never ends
     request = asyncio.create_task(world.client.post("/v1/replace", json=FIELDS, headers=EVENTS))

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from contract.pictures import is_picture
 from handlers.pictures import bmp_pixels, gif_pixels, heif_pixels, jpeg_pixels, metadata, png_pixels, tiff_pixels
 from handlers.pictures.containers import PNG_SIGNATURE
-from handlers.pictures.masks import mask_of
+from handlers.pictures.masks import mask_of, transparent_in
 from handlers.pictures.picture import Mask, Picture
 from handlers.pictures.pixels import Decoded, NotAPicture, TooLarge, check_size, from_pillow, unsupported
 
@@ -37,12 +37,12 @@ def decode_picture(data: bytes) -> Picture:
     return _guarded(_decode_picture, data)
 
 
-def decode_mask(data: bytes, picture: Picture) -> Mask:
-    """HxW bool: what the file marks of `picture`, by the rules of handlers.pictures.masks.
+def decode_mask(data: bytes, picture: Picture, by_transparency: bool = False) -> Mask:
+    """HxW bool: what the file marks of `picture`, by the rules of handlers.pictures.masks, or by transparency alone.
 
     Raises: as decode_picture; and NotAPicture where it is not as large as the picture.
     """
-    return _guarded(lambda data: _decode_mask(data, picture), data)
+    return _guarded(lambda data: _decode_mask(data, picture, by_transparency), data)
 
 
 def _decode_picture(data: bytes) -> Picture:
@@ -54,7 +54,7 @@ def _decode_picture(data: bytes) -> Picture:
     return Picture(upright.samples, upright.alpha, said, decoded.notes + left_out)
 
 
-def _decode_mask(data: bytes, picture: Picture) -> Mask:
+def _decode_mask(data: bytes, picture: Picture, by_transparency: bool) -> Mask:
     decoded = _decoded(data)
     _, orientation, _ = metadata.read(data)
     upright = _upright(decoded, orientation)
@@ -63,7 +63,7 @@ def _decode_mask(data: bytes, picture: Picture) -> Mask:
         raise NotAPicture(
             f"is {width}x{height} but the picture is {picture.size[0]}x{picture.size[1]}: send a mask of the same size"
         )
-    return mask_of(upright, picture)
+    return transparent_in(upright) if by_transparency else mask_of(upright, picture)
 
 
 def _upright(decoded: Decoded, orientation: int) -> Decoded:

@@ -19,6 +19,7 @@ WHAT_A_MASK_IS = (
     "a mask is white (128 or more of 255) where to change and black elsewhere, or transparent elsewhere; or the picture"
     " itself with a transparent hole"
 )
+WHAT_TRANSPARENCY_MARKS = "a mask is fully transparent (alpha 0) where to change, and not elsewhere"
 _ALIKE = 20  # of 255, on average: how far a copy of few colours, or of another profile, may be from the picture
 _WHITE = 255 - _ALIKE
 _MOST = 0.9  # of the pixels that show
@@ -58,6 +59,13 @@ def mask_of(decoded: Decoded, picture: Picture) -> Mask:
     if alpha is not None:
         brightest = brightest.astype(np.uint32) * alpha // most
     return np.asarray(brightest > most // 2)
+
+
+def transparent_in(decoded: Decoded) -> Mask:
+    """HxW bool: True where fully transparent, whatever the colours. Raises NotAPicture where nothing can be."""
+    if decoded.alpha is None:
+        raise NotAPicture(f"has no transparency: {WHAT_TRANSPARENCY_MARKS}")
+    return np.asarray(decoded.alpha == 0)
 
 
 def _grey_where_it_is(samples: Samples) -> Samples:

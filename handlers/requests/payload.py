@@ -16,7 +16,7 @@ from contract.buffers import whole
 from contract.description import MAX_TEXT, Choice, Flag, Integer, Number, Structure
 from contract.pictures import is_picture, name_of
 from handlers.pictures import decoding
-from handlers.pictures.masks import WHAT_A_MASK_IS
+from handlers.pictures.masks import WHAT_A_MASK_IS, WHAT_TRANSPARENCY_MARKS
 from handlers.pictures.picture import Mask, Picture
 from handlers.requests.base64_text import from_base64
 from handlers.requests.errors import BadRequest
@@ -97,12 +97,16 @@ class Request:
             self._files[name] = self._bytes(name)
             return name_of(hashlib.sha256(self._files[name]).digest())
 
-    def mask(self, name: str, picture: Picture) -> Mask:
-        """The mask in field `name`, which must be as large as the picture and mark at least one pixel of it."""
+    def mask(self, name: str, picture: Picture, by_transparency: bool = False) -> Mask:
+        """The mask in field `name`, which must be as large as the picture and mark at least one pixel of it.
+
+        by_transparency: whether it marks what is fully transparent in it, and nothing else counts.
+        """
         with self.timings.stage("decode"):
-            mask = _decoded(lambda data: decoding.decode_mask(data, picture), self._bytes(name), name)
+            mask = _decoded(lambda data: decoding.decode_mask(data, picture, by_transparency), self._bytes(name), name)
         if not mask.any():
-            raise BadRequest(f"{name}: the mask is empty: {WHAT_A_MASK_IS}", name)
+            what = WHAT_TRANSPARENCY_MARKS if by_transparency else WHAT_A_MASK_IS
+            raise BadRequest(f"{name}: the mask is empty: {what}", name)
         if mask.all():
             self.warnings.append(f"{name} covers the whole picture, so nothing of it can serve as context")
         return mask

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from contract.description import Choice, Description, Field, Flag, Integer, Number
+from contract.description import Choice, Description, Field, Flag, Integer, Number, Structure
 from handlers.requests.fields import FEATHER, IMAGE, MASK, OUTPUT_FORMAT, RESULT
 
 PROMPT = Field("prompt", "text", "What to paint.")
@@ -44,6 +44,19 @@ SCHEDULER = Choice(
     "The quality's if absent.",
 )
 VARIANTS = Integer("variants", 1, 1, 4, "Pictures with seeds seed, seed + 1, ...; more than one need JSON.")
+ANY, TRANSPARENCY = "any", "transparency"
+MASK_BY = Choice(
+    "mask_by",
+    ANY,
+    (ANY, TRANSPARENCY),
+    "What a mask marks with: white, colours, or a hole in the picture; or by its transparency alone, so that what is"
+    " fully transparent is marked, whatever its colours.",
+)
+SIZE = Structure(
+    "size",
+    {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+    "[width, height] that the upright picture must have, if it matters.",
+)
 EMBED_PARAMETERS = Flag("embed_parameters", False, "Writes prompts and parameters into a PNG's text chunk.")
 
 DESCRIPTION = Description(
@@ -52,7 +65,7 @@ DESCRIPTION = Description(
     fields=(IMAGE, MASK, PROMPT, NEGATIVE_PROMPT),
     arguments=(
         QUALITY, STEPS, GUIDANCE, STRENGTH, SEED, SCHEDULER, VARIANTS, FEATHER, OUTPUT_FORMAT, RESULT,
-        EMBED_PARAMETERS,
+        MASK_BY, SIZE, EMBED_PARAMETERS,
     ),
     imports=(
         "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "diffusers.guiders",

@@ -33,7 +33,7 @@ class SdHandler(Handler):
     to 80 % of it.
 
     Reply: the picture with the masked pixels repainted; all others are those of the input. `seed` and `parameters` are
-    the ones used; with variants, `variants` holds all pictures and `seeds` theirs.
+    the ones used, `size` is the picture's; with variants, `variants` holds all pictures and `seeds` theirs.
     """
 
     def load(self, model_dir: Path) -> None:
@@ -56,9 +56,10 @@ class SdHandler(Handler):
         self._paint(np.zeros((side, side, 3), np.uint8), np.ones((side, side), bool), settings)
 
     def predict(self, request: Request) -> Reply:
-        picture = request.picture("image")
-        mask = request.mask("mask_image", picture)
         settings = PaintSettings.parse(request, self.default_guidance)
+        picture = request.picture("image")
+        settings.check_size(picture)
+        mask = request.mask("mask_image", picture, settings.by_transparency)
         settings.warn_of_syntax(request, self.pipeline.tokenizer)
         settings.warn_of_cut(request, self.pipeline.tokenizer)
 
@@ -68,7 +69,11 @@ class SdHandler(Handler):
                 self.replace(picture, mask, variant, *_part(request.job, index, len(variants)))
                 for index, variant in enumerate(variants)
             ]
-        fields: dict[str, Any] = {"seed": settings.seed, "parameters": settings.parameters(self.default_scheduler)}
+        fields: dict[str, Any] = {
+            "seed": settings.seed,
+            "parameters": settings.parameters(self.default_scheduler),
+            "size": list(picture.size),
+        }
         if len(variants) > 1:
             fields["seeds"] = [variant.seed for variant in variants]
         box = geometry.bounding_box(mask) if settings.patch else None

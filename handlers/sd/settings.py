@@ -5,20 +5,24 @@ from typing import Any, NamedTuple
 
 import diffusers
 
+from handlers.pictures.picture import Picture
 from handlers.requests.fields import FEATHER, OUTPUT_FORMAT, PATCH, RESULT
 from handlers.requests.payload import BadRequest, Request
 from handlers.requests.reply import OUTPUT_FORMATS
 from handlers.sd.description import (
     EMBED_PARAMETERS,
     GUIDANCE,
+    MASK_BY,
     NEGATIVE_PROMPT,
     PRESETS,
     PROMPT,
     QUALITY,
     SCHEDULER,
     SEED,
+    SIZE,
     STEPS,
     STRENGTH,
+    TRANSPARENCY,
     VARIANTS,
 )
 from handlers.sd.syntax import foreign_syntax
@@ -45,7 +49,8 @@ class PaintSettings(NamedTuple):
     """What to paint and how, as description.py says each. seed: drawn where the request has none.
 
     scheduler: a key of SCHEDULERS, or "" for the archive's own. output_format: a value of OUTPUT_FORMATS.
-    patch: whether to reply with the rectangle around the mask alone.
+    patch: whether to reply with the rectangle around the mask alone. by_transparency: as Request.mask has it.
+    size: [width, height] that the picture must have, if any.
     """
 
     prompt: str
@@ -59,6 +64,8 @@ class PaintSettings(NamedTuple):
     feather: int
     output_format: str
     patch: bool
+    by_transparency: bool
+    size: list[int] | None
     embed_parameters: bool
 
     @classmethod
@@ -79,6 +86,8 @@ class PaintSettings(NamedTuple):
             feather=arguments.integer(FEATHER),
             output_format=OUTPUT_FORMATS[arguments.choice(OUTPUT_FORMAT)],
             patch=arguments.choice(RESULT) == PATCH,
+            by_transparency=arguments.choice(MASK_BY) == TRANSPARENCY,
+            size=arguments.structure(SIZE),
             embed_parameters=arguments.flag(EMBED_PARAMETERS),
         )
         arguments.finish()
@@ -129,6 +138,12 @@ class PaintSettings(NamedTuple):
                 # The last place is the end-of-text token's.
                 lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
                 request.warnings.append(f"{name} is longer than {limit} tokens; this had no effect: {lost[:300]}")
+
+    def check_size(self, picture: Picture) -> None:
+        """Raises BadRequest where the picture must have another."""
+        if self.size not in (None, list(picture.size)):
+            name, (width, height) = f"gen_args.{SIZE.name}", picture.size
+            raise BadRequest(f"{name} must be the picture's own, {width}x{height}: nothing is resized", name)
 
     def _check(self, request: Request) -> None:
         # As diffusers counts them.

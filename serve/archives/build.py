@@ -184,10 +184,20 @@ def _is_current(archive: BuildPlan, record: Mapping[str, Any]) -> bool:
 
 
 def _has_checkpoint(archive: BuildPlan, record: Mapping[str, Any]) -> bool:
-    files = record.get("checkpoint", {}).items()
-    return record.get("weights") == archive.checkpoint_key and all(
-        (archive.target / path).is_file() and (archive.target / path).stat().st_size == size for path, size in files
-    )
+    return record.get("weights") == archive.checkpoint_key and not _lost_files(archive.target, record)
+
+
+def lost_files(target: Path) -> list[str]:
+    """The checkpoint's files that an archive of ours no longer has as they were built; of other archives none."""
+    return _lost_files(target, _read_record(target))
+
+
+def _lost_files(target: Path, record: Mapping[str, Any]) -> list[str]:
+    return [
+        path
+        for path, size in record.get("checkpoint", {}).items()
+        if not (target / path).is_file() or (target / path).stat().st_size != size
+    ]
 
 
 def _package(archive: BuildPlan, staging: Path) -> Path:

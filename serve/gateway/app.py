@@ -20,7 +20,7 @@ from serve import __version__
 from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
-from serve.gateway import container, docs, health, inference, models, page, predictions, sagemaker
+from serve.gateway import container, docs, door, health, inference, models, page, predictions, sagemaker
 from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
@@ -28,6 +28,7 @@ from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
 from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
+from serve.gateway.openai import routes as openai
 from serve.gateway.services import EngineHost, Services
 from serve.residency.events import Event, What
 from serve.residency.memory import Memory
@@ -47,7 +48,7 @@ DESCRIPTION = f"{_MODELS} on one GPU. Models are loaded when a request names the
 LAST_STEP_SECONDS = 2.0
 
 # In the order of the page /docs: what most people look for comes first.
-TAGS = ("editing", "predictions", "models", "server", "SageMaker runtime", "SageMaker container")
+TAGS = ("editing", "OpenAI", "predictions", "models", "server", "SageMaker runtime", "SageMaker container")
 
 
 class Gateway(FastAPI):
@@ -111,7 +112,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    for each in (page, container, predictions, sagemaker, routes, models, inference, health):
+    for each in (page, container, predictions, sagemaker, routes, openai, models, inference, health):
         app.include_router(each.router)
     docs.add(app)
     return app
@@ -205,7 +206,7 @@ def _limits(settings: Settings) -> SchedulerLimits:
 
 async def _on_palimpsest_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PalimpsestError)
-    return JSONResponse(error.body(), error.status, error.headers())
+    return door.reply(request.scope["path"], error)
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
@@ -236,4 +237,4 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
     # Starlette's server-error layer raises it again for uvicorn, which logs the traceback.
-    return JSONResponse(PalimpsestError(UNEXPECTED).body(), 500)
+    return door.reply(request.scope["path"], PalimpsestError(UNEXPECTED))

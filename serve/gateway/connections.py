@@ -85,11 +85,17 @@ class Doorkeeper:
 def raise_descriptor_limit() -> int:
     """Lets this process have as many descriptors as the system grants it, and returns how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    wanted = descriptors_granted()
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def descriptors_granted() -> int:
+    """How many raise_descriptor_limit can get."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
 
 
 def most_connections(descriptors: int) -> int:

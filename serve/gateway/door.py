@@ -20,12 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import BadRequest, BodyTimeout, EngineUnavailable, PalimpsestError, RequestTooLarge
 from serve.gateway import sagemaker
+from serve.gateway.openai import errors as openai_errors
 
 SMALL_BODY = 64 * 1024  # bytes, wherever no picture is taken
 SMALL_BODY_SECONDS = 30.0
 RETRY_AFTER = b"5"  # seconds, in a 429 or 503 that names none: a handler's own
 
-_PICTURES = re.compile(r"/(predictions|endpoints)/|/models/.+/invoke$|/v1/(images|segment|erase|replace)$")
+_PICTURES = re.compile(r"/(predictions|endpoints)/|/models/.+/invoke$|/v1/(images|images/edits|segment|erase|replace)$")
 _CHANGING = {"POST", "PUT", "PATCH", "DELETE"}
 _SAME = {b"same-origin", b"none"}  # none: the user's own doing, as an address typed in
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]\\]+)(:\d{1,5})?", re.ASCII)
@@ -115,13 +116,13 @@ class Door:
         except ClientDisconnect:
             return
         except PalimpsestError as error:
-            await _reply(scope["path"], error)(scope, receive, send_on)
+            await reply(path, error)(scope, receive, send_on)
         except asyncio.CancelledError:
             stopping = EngineUnavailable("the server is stopping, and this request did not end in time: send it again")
             if not started:
-                await _reply(scope["path"], stopping)(scope, receive, send_on)
+                await reply(path, stopping)(scope, receive, send_on)
             elif events:
-                last = b"event: error\ndata: " + JSONResponse(stopping.body()).body + b"\n\n"
+                last = b"event: error\ndata: " + bytes(reply(path, stopping).body) + b"\n\n"
                 await send({"type": "http.response.body", "body": last, "more_body": False})
             else:
                 raise
@@ -206,8 +207,10 @@ def _completed(headers: Iterable[tuple[bytes, bytes]], status: int) -> list[tupl
     return completed
 
 
-def _reply(path: str, error: PalimpsestError) -> Response:
+def reply(path: str, error: PalimpsestError) -> Response:
     """Puts the error into the shape of the API that the path belongs to."""
+    if path == openai_errors.PATH:
+        return openai_errors.reply(error)
     if path.startswith("/endpoints/"):
         response = sagemaker.reply(error)
         response.status_code = error.status

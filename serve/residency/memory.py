@@ -59,8 +59,9 @@ class CudaDevice:
         self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         self.name = _text(pynvml.nvmlDeviceGetName(self._handle))
         self.total = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).total)
-        driver = int(_text(pynvml.nvmlSystemGetDriverVersion()).partition(".")[0])
-        self.suspends = platform.machine() == "x86_64" and driver >= _CHECKPOINTS_SINCE
+        self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        recent = int(self.driver.partition(".")[0]) >= _CHECKPOINTS_SINCE
+        self.suspends = platform.machine() == "x86_64" and recent
 
     def free(self) -> int:
         return int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).free)

@@ -1,6 +1,6 @@
 """What the editing API takes: typed, bounded, described. Unknown fields and wrong types are refused by name."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -60,18 +60,18 @@ _KEEP = (
 )
 
 PICTURES = ("image", "mask")
-LISTS = ("points", "box")
-"""What several parts of one name make up."""
 
 
-def _like(argument: Integer | Fraction | Flag | Choice, example: Any) -> Any:
+def like(argument: Integer | Fraction | Flag | Choice, example: Any) -> Any:
     """A field with the default, the range and the help of the handler's argument."""
     low, high = (argument.low, argument.high) if isinstance(argument, (Integer, Fraction)) else (None, None)
     return Field(argument.default, ge=low, le=high, description=argument.help, examples=[example])
 
 
 class Fields(BaseModel):
-    """The fields of any request about a picture."""
+    """The fields of any request about a picture. lists: those that several parts of one name make up."""
+
+    lists: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -83,6 +83,8 @@ class Fields(BaseModel):
 
 class Selection(Fields):
     """What to select in the picture, and how to shape the mask. All lengths are pixels of the upright picture."""
+
+    lists: ClassVar[tuple[str, ...]] = ("points", "box")
 
     points: list[Point] | None = Field(
         None,
@@ -98,11 +100,11 @@ class Selection(Fields):
         description="[left, top, right, bottom] around the object.",
         examples=[[548, 208, 958, 885]],
     )
-    dilate: Whole = _like(sam.DILATE, 8)
-    erode: Whole = _like(sam.ERODE, 2)
-    fill_holes: StrictBool = _like(sam.FILL_HOLES, True)
-    invert: StrictBool = _like(sam.INVERT, False)
-    smooth: Whole = _like(sam.SMOOTH, 4)
+    dilate: Whole = like(sam.DILATE, 8)
+    erode: Whole = like(sam.ERODE, 2)
+    fill_holes: StrictBool = like(sam.FILL_HOLES, True)
+    invert: StrictBool = like(sam.INVERT, False)
+    smooth: Whole = like(sam.SMOOTH, 4)
 
     @property
     def selects(self) -> bool:
@@ -121,11 +123,11 @@ class Selection(Fields):
 
 
 class SegmentFields(Selection):
-    masks: Masks = _like(sam.MASKS, "all")
+    masks: Masks = like(sam.MASKS, "all")
     logits: Token | None = Field(
         None, description="The token of an earlier reply: refines that mask.", examples=["k05VTVBZAQB2AHsn..."]
     )
-    return_logits: StrictBool = _like(sam.RETURN_LOGITS, True)
+    return_logits: StrictBool = like(sam.RETURN_LOGITS, True)
     keep: StrictBool = Field(
         False, description=_KEEP.format(what="the mask", more="A mask of other calls can be an id."), examples=[True]
     )
@@ -155,13 +157,13 @@ class Painted(Selection):
     segment_model: Model = Field(
         "sam", description="The archive that turns points and box into a mask.", examples=["sam"]
     )
-    feather: Whole = _like(FEATHER, 6)
+    feather: Whole = like(FEATHER, 6)
     format: Format | None = Field(
         None,
         description="Of the picture; what Accept asks for if absent, else the input's own, of a patch PNG.",
         examples=["png"],
     )
-    result: Result = _like(RESULT, "patch")
+    result: Result = like(RESULT, "patch")
     keep: StrictBool = Field(
         False,
         description=_KEEP.format(
@@ -178,7 +180,7 @@ class Painted(Selection):
 
 
 class EraseFields(Painted):
-    quality: EraseQuality = _like(lama.QUALITY, "best")
+    quality: EraseQuality = like(lama.QUALITY, "best")
     model: Model = Field("lama", description="The archive to ask.", examples=["lama"])
 
     def painting(self) -> dict[str, Any]:
@@ -192,17 +194,22 @@ class EraseFields(Painted):
         return {}
 
 
-class ReplaceFields(Painted):
+class Painting(BaseModel):
+    """What to paint, and how."""
+
     prompt: Text = Field(description=sd.PROMPT.help, examples=["a hamster on a bench"])
     negative_prompt: Text = Field("", description=sd.NEGATIVE_PROMPT.help, examples=["blurry"])
-    quality: Quality = _like(sd.QUALITY, "draft")
     steps: Steps | None = Field(sd.STEPS.default, description=sd.STEPS.help, examples=[30])
-    guidance: Number | None = _like(sd.GUIDANCE, 7.5)
-    strength: Number = _like(sd.STRENGTH, 0.8)
-    seed: Whole = _like(sd.SEED, 7)
-    scheduler: Scheduler | None = _like(sd.SCHEDULER, "dpmpp_2m_karras")
-    variants: Whole = _like(sd.VARIANTS, 2)
-    embed_parameters: StrictBool = _like(sd.EMBED_PARAMETERS, True)
+    guidance: Number | None = like(sd.GUIDANCE, 7.5)
+    strength: Number = like(sd.STRENGTH, 0.8)
+    seed: Whole = like(sd.SEED, 7)
+    scheduler: Scheduler | None = like(sd.SCHEDULER, "dpmpp_2m_karras")
+
+
+class ReplaceFields(Painting, Painted):
+    quality: Quality = like(sd.QUALITY, "draft")
+    variants: Whole = like(sd.VARIANTS, 2)
+    embed_parameters: StrictBool = like(sd.EMBED_PARAMETERS, True)
     model: Model = Field("sd", description="The archive to ask.", examples=["sd"])
 
     def painting(self) -> dict[str, Any]:

@@ -5,21 +5,21 @@ import reprlib
 from typing import Any, TypeVar, get_args
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from contract.bodies import BodyError, Buffer, PartText, Repeated, Slice, read_body, read_value, text_of
 from contract.pictures import PREFIX
 from serve.errors import BadRequest, body_refused
-from serve.gateway.edit.fields import LISTS, PICTURES, as_points
+from serve.gateway.edit.fields import PICTURES, Fields, as_points
 from serve.memory_file import MemoryFile
 
-Fields = TypeVar("Fields", bound=BaseModel)
+Kind = TypeVar("Kind", bound=Fields)
 _LISTED = re.compile(r"[^\[\]]+,[^\[\]]+|\[[^\[\]]+\](?:\s*,\s*\[[^\[\]]+\])+")  # 1,2 or [1,2],[3,4]
 _MAX_ID = 100  # bytes
 _MAX_TEXT = 1_000_000  # characters, of the longest text field
 
 
-async def read_fields(request: Request, kind: type[Fields], body: MemoryFile) -> Fields:
+async def read_fields(request: Request, kind: type[Kind], body: MemoryFile) -> Kind:
     """The fields; their pictures may be slices of the body.
 
     Raises BadRequest, which names the field, its value and what is allowed.
@@ -29,10 +29,10 @@ async def read_fields(request: Request, kind: type[Fields], body: MemoryFile) ->
     return await body.examined(lambda content: parse(content_type, encoding, content, kind))
 
 
-def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Fields]) -> Fields:
+def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Kind]) -> Kind:
     """Reads and checks the fields; to be called beside the event loop. Raises BadRequest."""
     try:
-        sent = read_body(content_type, content_encoding, body, LISTS)
+        sent = read_body(content_type, content_encoding, body, kind.lists)
         values = {name: _value(name, value, body, kind) for name, value in sent.items()}
     except BodyError as error:
         raise body_refused(error) from None
@@ -43,7 +43,7 @@ def parse(content_type: str, content_encoding: str, body: Buffer, kind: type[Fie
         raise _refusal(error, kind) from None
 
 
-def _value(name: str, value: Any, body: Buffer, kind: type[BaseModel]) -> Any:
+def _value(name: str, value: Any, body: Buffer, kind: type[Fields]) -> Any:
     """What was sent, as the field's own type may be written: as JSON, and in parts in the ways that clients have."""
     field = kind.model_fields.get(name)
     if field is None:
@@ -56,7 +56,7 @@ def _value(name: str, value: Any, body: Buffer, kind: type[BaseModel]) -> Any:
         return None  # a form's field that was left out
     if _takes_text(field.annotation):
         return value
-    value = _said(name, value)
+    value = _said(name, value, kind.lists)
     return as_points(value) if name == "points" else value
 
 
@@ -68,16 +68,16 @@ def _upload_id(value: Any, body: Buffer) -> str | None:
     return content.decode("ascii").strip() if content.startswith(PREFIX.encode()) and content.isascii() else None
 
 
-def _said(name: str, value: Any) -> Any:
+def _said(name: str, value: Any, lists: tuple[str, ...]) -> Any:
     """The value that a part's text, or those of several, say; any other value as it is."""
     if isinstance(value, Repeated):
-        return [_said(name, item) for item in value]
+        return [_said(name, item, lists) for item in value]
     if not isinstance(value, PartText):
         return value
     text: str = value.strip()
     if text in ("True", "False"):  # str() of Python's
         text = text.lower()
-    if name in LISTS and _LISTED.fullmatch(text):
+    if name in lists and _LISTED.fullmatch(text):
         text = f"[{text}]"
     data = text.encode()
     try:
@@ -91,7 +91,7 @@ def _takes_text(annotation: Any) -> bool:
     return annotation is str or isinstance(annotation, str) or any(_takes_text(part) for part in get_args(annotation))
 
 
-def _refusal(error: ValidationError, kind: type[BaseModel]) -> BadRequest:
+def _refusal(error: ValidationError, kind: type[Fields]) -> BadRequest:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     where = name + "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))

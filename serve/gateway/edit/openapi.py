@@ -14,7 +14,7 @@ from serve.gateway.predictions import ACCEPT
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
-_ERRORS = {
+ERRORS = {
     400: "Something in the request is wrong; `field` names it.",
     404: "There is no such model or job, or no such image any more.",
     409: "A newer request of the same pointer is here.",
@@ -31,10 +31,10 @@ _ERRORS = {
 
 
 def errors(codes: Iterable[int]) -> dict[int | str, dict[str, Any]]:
-    return {code: {"model": ErrorReply, "description": _ERRORS[code]} for code in codes}
+    return {code: {"model": ErrorReply, "description": ERRORS[code]} for code in codes}
 
 
-REPLIES: dict[int | str, dict[str, Any]] = errors(sorted(_ERRORS.keys() - {409})) | {
+REPLIES: dict[int | str, dict[str, Any]] = errors(sorted(ERRORS.keys() - {409})) | {
     200: {
         "description": "The picture or mask itself with what else there is to say in X-Palimpsest-* headers (of a "
         "patch its place, X-Palimpsest-Box: [left, top, right, bottom]; of what is kept X-Palimpsest-Id); JSON with it "
@@ -48,7 +48,7 @@ REPLIES: dict[int | str, dict[str, Any]] = errors(sorted(_ERRORS.keys() - {409})
     }
 }
 
-FILES: dict[int | str, dict[str, Any]] = errors(sorted(_ERRORS.keys() - {408, 409, 415})) | {
+FILES: dict[int | str, dict[str, Any]] = errors(sorted(ERRORS.keys() - {408, 409, 415})) | {
     200: {"description": "The picture.", "content": dict.fromkeys(PICTURES, _BINARY)}
 }
 

@@ -1,36 +1,32 @@
 """/v1/images, /v1/segment, /v1/erase, /v1/replace, /v1/jobs."""
 
-import time
-from contextlib import ExitStack, suppress
-from dataclasses import replace as changed
-from typing import Annotated, Any
+from contextlib import ExitStack
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from contract import commands
 from contract.accept import JSON, OWN
-from contract.bodies import BodyError, Buffer, Slice, check_encoding, unescaped_pieces
-from contract.pictures import PREFIX, is_picture
+from contract.bodies import BodyError, Slice, check_encoding
+from contract.pictures import is_picture
 from handlers.requests.fields import PATCH
 from serve.engine.answer import Answer
 from serve.engine.question import Form
-from serve.errors import BadRequest, ModelNotFound, body_refused
+from serve.errors import BadRequest, body_refused
 from serve.gateway.edit import openapi
-from serve.gateway.edit.fields import EraseFields, Fields, Format, Painted, ReplaceFields, SegmentFields, Selection
+from serve.gateway.edit.asking import PNG, Wish, answered, ask, check_ours, converter, paint, picture_of
+from serve.gateway.edit.fields import EraseFields, Fields, Format, ReplaceFields, SegmentFields
 from serve.gateway.edit.form import read_fields
-from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Job
-from serve.gateway.edit.replies import EVENTS, HandlerError, accepted, reply
-from serve.gateway.predictions import address, invoke
+from serve.gateway.edit.replies import EVENTS, accepted, reply
+from serve.gateway.predictions import address
 from serve.gateway.services import Injected, Services
 from serve.memory_file import MemoryFile, Part, whole
-from serve.store.catalog import Archive
 
 router = APIRouter(prefix="/v1", tags=["editing"])
 
 _IN_JSON = (JSON, EVENTS)  # the kinds of reply that carry pictures as base64
-_PNG = "image/png"  # of masks, too: a JPEG's edge would come back in 93 shades of grey
 
 
 class Upload(BaseModel):
@@ -77,7 +73,7 @@ async def picture(
 
         async def work(job: Job) -> Answer:
             form = Form({"image": kept}, accept, command=commands.CONVERT)
-            return await _answer(services, address(request), job, await _converter(services), form)
+            return await answered(services, address(request), job, await converter(services), form)
 
         job = services.jobs.start(work, files.pop_all())
     return await reply(request, services.scheduler, job, OWN, "picture")
@@ -98,13 +94,14 @@ async def segment(request: Request, services: Injected) -> Response:
                 "say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points"
             )
         kind, client = accepted(request.headers.get("accept", ""), JSON), address(request)
-        picture = await _picture(services, files, body, fields.image, "image")
+        picture = await picture_of(services, files, body, fields.image, "image")
 
         async def work(job: Job) -> Answer:
-            await _check_able(services, fields.model, keep=fields.keep)
-            accept = JSON if kind in _IN_JSON else _PNG
+            if fields.keep:
+                await check_ours(services, fields.model, "keep = true", "keep")
+            accept = JSON if kind in _IN_JSON else PNG
             asked, arguments = {"image": picture}, fields.segmentation()
-            return await _ask(services, client, job, fields.model, asked, arguments, accept, fields.keep)
+            return await ask(services, client, job, fields.model, asked, arguments, accept, fields.keep)
 
         job = services.jobs.start(work, files.pop_all(), (client, fields.hover) if fields.hover else None)
     return await reply(request, services.scheduler, job, kind, "mask")
@@ -165,143 +162,14 @@ async def _paint(
     body: MemoryFile,
     fields: EraseFields | ReplaceFields,
 ) -> Response:
-    patch, client = fields.result == PATCH, address(request)
-    kind = accepted(request.headers.get("accept", ""), _PNG if patch else OWN)
-    picture = await _picture(services, files, body, fields.image, "image")
-    mask = None if fields.mask is None else await _picture(services, files, body, fields.mask, "mask")
-    _check_mask(fields)
+    patch = fields.result == PATCH
+    kind = accepted(request.headers.get("accept", ""), PNG if patch else OWN)
     arguments = fields.painting()
     if kind in _IN_JSON:
         arguments["output_format"], accept = fields.format or ("png" if patch else "input"), JSON
     else:
         accept = {None: kind, "input": OWN}.get(fields.format, f"image/{fields.format}")
-
-    async def work(job: Job) -> Answer:
-        await _check_able(services, fields.model, keep=fields.keep, patch=patch)
-        hole = mask
-        if hole is None:
-            selected = await _ask(
-                services, client, job, fields.segment_model, {"image": picture}, fields.segmentation(), _PNG
-            )
-            if selected.headers.get(f"{commands.PREFIX}area") == "0":
-                raise BadRequest("nothing was found there: move the points or the box, or send a mask", "points")
-            job.files.enter_context(selected.file)
-            job.also["mask"] = hole = whole(selected.file)
-        asked = {"image": picture, "mask_image": hole, **fields.texts()}
-        return await _ask(services, client, job, fields.model, asked, arguments, accept, fields.keep)
-
-    job = services.jobs.start(work, files.pop_all(), previews=kind == EVENTS)
+    own = ("keep = true", "keep") if fields.keep else ("result = patch", "result") if patch else None
+    wish = Wish(arguments, accept, own, previews=kind == EVENTS)
+    job = await paint(services, address(request), files, body, fields, wish)
     return await reply(request, services.scheduler, job, kind, "picture")
-
-
-async def _check_able(services: Services, model: str, *, keep: bool, patch: bool = False) -> None:
-    """Raises BadRequest for what archives of another make do not do."""
-    if not (keep or patch):
-        return
-    if await _own(services, model) is None:
-        raise BadRequest(
-            f"{'keep = true' if keep else 'result = patch'}: {model!r} is an archive of another make, which only gives"
-            " whole pictures: leave it out",
-            "keep" if keep else "result",
-        )
-
-
-async def _own(services: Services, model: str) -> Archive | None:
-    """The archive, where it is one of ours. Raises ModelNotFound."""
-    archive = await services.catalog.prepare(services.catalog.find(model))
-    return archive if services.memory.takes_commands(archive) else None
-
-
-async def _converter(services: Services) -> Archive:
-    """An archive whose worker writes files, the smallest first. Raises ModelNotFound where there is none."""
-    for name in ("lama", "sam", "sd"):
-        with suppress(ModelNotFound):
-            if archive := await _own(services, name):
-                return archive
-    raise ModelNotFound("files are written by the workers of lama, sam or sd, and the store has none of these", "image")
-
-
-async def _ask(
-    services: Services,
-    client: str,
-    job: Job,
-    model: str,
-    fields: dict[str, Part | str],
-    arguments: dict[str, Any],
-    accept: str,
-    keep: bool = False,
-) -> Answer:
-    """Raises HandlerError where the model refuses or fails, and RequestTooLarge where its result can't be kept."""
-    form = Form({**fields, "gen_args": arguments}, accept, keep)
-    answer = await _answer(services, client, job, services.catalog.find(model), form)
-    if keep:
-        began = time.perf_counter()
-        answer = await _kept(services.images, answer)
-        job.took({"keep": time.perf_counter() - began})
-    return answer
-
-
-async def _answer(services: Services, client: str, job: Job, archive: Archive, form: Form) -> Answer:
-    """Raises HandlerError where the model refuses or fails."""
-    job.ask(archive.name)
-    answer = await invoke(services, archive, form, client, job)
-    if answer.status >= 400:
-        with answer.file:
-            raise HandlerError(answer)
-    job.took(answer.timings)
-    return answer
-
-
-async def _kept(images: Images, answer: Answer) -> Answer:
-    """The answer with the ids of what it has to keep. Raises RequestTooLarge, and closes it."""
-    parts = {part for each in answer.kept.values() for part in (each if isinstance(each, list) else [each])}
-    try:
-        images.check(sum(part.size for part in parts), "keep")
-        ids = {part: await images.put(part, "keep") for part in parts}
-    except BaseException:
-        answer.close()
-        raise
-    told = {
-        name: [ids[part] for part in each] if isinstance(each, list) else ids[each]
-        for name, each in answer.kept.items()
-    }
-    if answer.fields is None:
-        return changed(answer, headers=answer.headers | {f"{commands.PREFIX}id": str(told["id"])})
-    return changed(answer, fields=answer.fields | told)
-
-
-async def _picture(
-    services: Services, files: ExitStack, body: MemoryFile, value: Slice | str, field: str
-) -> Part | str:
-    """What the client sent; of an id, what it stands for. files: takes what is made for it."""
-    if isinstance(value, str) and value.startswith(PREFIX):
-        return whole(files.enter_context(services.images.get(value, field)))._replace(content=value)
-    if isinstance(value, Slice) and value.escaped:
-        file = files.enter_context(MemoryFile())
-        await body.examined(lambda content: _unescape(content, value, field, file))
-        return whole(file, text=True)
-    if isinstance(value, Slice) and value.start < value.stop:
-        return Part(body, value.start, value.stop, value.text)
-    if isinstance(value, Slice) or not value:
-        raise BadRequest(f"{field} is empty: send a file, base64, a data URI, or the id of an upload", field)
-    return value
-
-
-def _unescape(content: Buffer, value: Slice, field: str, file: MemoryFile) -> None:
-    try:
-        for piece in unescaped_pieces(content, value, field):
-            file.write(piece.encode())
-    except BodyError as error:
-        raise body_refused(error) from None
-
-
-def _check_mask(fields: Painted) -> None:
-    """A mask, or what makes one; nothing that would have no effect."""
-    if fields.mask is None:
-        if not fields.selects:
-            raise BadRequest("say what to change: mask, points = [[x, y], ...] or box", "mask")
-        return
-    for name in sorted(set(Selection.model_fields) - {"image"}):
-        if getattr(fields, name) == Selection.model_fields[name].default:
-            continue  # generated clients send every default
-        raise BadRequest(f"{name} says how to make a mask, and there is one: send either", name)
