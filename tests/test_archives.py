@@ -158,6 +158,7 @@ def test_its_code_is_compiled_and_an_edit_counts_all_the_same(handlers: Path, tm
     assert subprocess.run(command, cwd=built, check=True, capture_output=True, text=True).stdout == "edited\n"
 
 
+@pytest.mark.slow
 def test_a_full_archive_holds_the_converted_checkpoint(
     handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path
 ) -> None:
@@ -190,6 +191,7 @@ def test_what_a_stanza_names_must_exist_before_anything_is_fetched(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", build.demo_names())
 def test_an_archive_runs_without_this_repository(name: str, demo_store: Path, tmp_path: Path) -> None:
     program = f"""
@@ -266,6 +268,7 @@ def test_an_up_to_date_archive_is_left_alone(handlers: Path, tmp_path: Path) -> 
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed", ["base.py", "tiny/network.py", "tiny/demo/config.yaml", "tiny/demo/model-config.yaml"]
 )
@@ -326,6 +329,7 @@ def published_again() -> Published:
     return Published("tiny_full", "tiny", "test", "Apache-2.0", ((file,),), {"network.yaml": "published.yaml"})
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_the_old_archive_and_the_next_one_clears_up(
     handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path
 ) -> None:
@@ -447,6 +451,7 @@ def without_caches(archive: Path) -> dict[str, bytes]:
     return kept | {"MAR-INF/MANIFEST.json": json.dumps(manifest).encode()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", Format)
 def test_the_same_archive_gives_the_same_bytes(tiny: Path, tmp_path: Path, file_format: Format) -> None:
     copied = tmp_path / "copy"
@@ -518,6 +523,7 @@ def test_what_can_not_be_had_is_one_message_and_the_rest_is_built(
     assert "is not the file on record" in output
 
 
+@pytest.mark.slow
 def test_the_list_says_what_is_built(demo_store: Path) -> None:
     code, output = run("list", "--store", demo_store)
     assert code == 0
@@ -532,6 +538,7 @@ def test_an_export_of_nothing_is_one_message(tmp_path: Path) -> None:
     assert "is not an archive" in output
 
 
+@pytest.mark.slow
 def test_a_bare_name_is_exported_as_the_server_looks_it_up(demo_store: Path, tmp_path: Path) -> None:
     def exported_from(store: Path, models: str) -> tuple[int, bytes]:
         out = tmp_path / f"{models}.mar"
@@ -549,6 +556,7 @@ def test_a_bare_name_is_exported_as_the_server_looks_it_up(demo_store: Path, tmp
     assert exported_from(both, "demo") != exported_from(both, "auto") == exported_from(both, "full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "needs"), [("sam", "segment-anything-py"), ("lama", "omegaconf"), ("sd", "accelerate")]
 )

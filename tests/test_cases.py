@@ -151,6 +151,7 @@ class TestDecodingPictures:
         if format == "PNG":
             assert np.array_equal(reply.picture[corner() == 0], pixels(data)[corner() == 0])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "I;16", "1", "L"])
     @pytest.mark.parametrize("accept", ["image/jpeg", "image/png", "image/*", ""])
     def test_original_client_every_mode_has_an_answer(self, open_handler: Open, mode: str, accept: str) -> None:
@@ -174,6 +175,7 @@ class TestDecodingPictures:
         assert after.quantization == before.quantization  # type: ignore[attr-defined]
         assert np.abs(reply.picture.astype(int) - pixels(data))[:16, :16].max() <= 4
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["sam", "lama", "sd"])
     def test_pillow_5218_bomb(self, open_handler: Open, name: str) -> None:
         data = stored(Image.new("1", (20_000, 20_000)), "PNG")
@@ -253,6 +255,7 @@ class TestMasks:
         assert (reply.status, reply.error["field"]) == (400, "mask_image")
         assert "the mask is empty" in reply.error["message"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("box", "size"), [((1300, 100, 620, 900), (1920, 1080)), ((50, 400, 700, 620), (768, 1024))]
     )
@@ -466,6 +469,7 @@ class TestDiffusion:
         image = photo()
         assert replace(open_handler, image, corner()).body == replace(open_handler, image, corner()).body
 
+    @pytest.mark.slow
     def test_diffusers_4782_and_sdkit_50_five_rounds_leave_the_rest(self, open_handler: Open) -> None:
         original = image = photo(300, 400)
         mask = np.zeros((300, 400), np.uint8)

@@ -130,6 +130,7 @@ PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 NAME = st.lists(PART, min_size=1, max_size=MAX_DEPTH).map("/".join)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(name=st.text(max_size=30) | st.text("./\\a\0%", max_size=12) | NAME)
 @example("../secret").via("outside the store")
@@ -144,6 +145,7 @@ def test_whatever_the_name_only_the_store_is_looked_at(name: str) -> None:
         assert found == store / "a"
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(names=st.lists(NAME.filter(lambda name: "--" not in name), min_size=2, max_size=5, unique=True))
 @example(["token", "t/oken"])

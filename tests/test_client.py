@@ -125,7 +125,7 @@ def test_points_and_texts_arrive_as_they_are(client: Any, server: FakeServer) ->
     said = server.said()
     assert json.loads(said["points"]) == [[7, 5]]
     assert json.loads(said["box"]) == [1, 2, 3.5, 4]
-    assert (said["prompt"].decode(), said["quality"]) == ("a “cat”, 7", b"draft")
+    assert (said["prompt"].decode(), said["quality"], said["previews"]) == ("a “cat”, 7", b"draft", b"false")
     assert edit.seed == 3
     assert (edit.mask == MASK).all()
 
@@ -217,7 +217,7 @@ def test_what_can_be_no_picture_is_refused_by_name(client: Any, server: FakeServ
 
 def test_there_is_an_argument_for_every_field_of_the_servers() -> None:
     ours = {fields.SegmentFields: SegmentFields, fields.EraseFields: EraseFields, fields.ReplaceFields: ReplaceFields}
-    apart = {"image", "mask", "keep", "result", "format", "prompt", "hover"}
+    apart = {"image", "mask", "keep", "result", "format", "prompt", "hover", "previews"}
     for mine, theirs in ours.items():
         assert get_type_hints(mine).keys() == theirs.model_fields.keys() - apart
         choices = {name: get_args(each) for name, each in get_type_hints(mine).items() if get_origin(each) is Literal}
@@ -378,7 +378,7 @@ def test_a_forgotten_result_is_made_again_with_its_seed_and_its_mask(client: Any
     server.answers = [forgotten("image"), events(JOB, ("done", first | {"id": "img_again"}))]
     client.erase(edit, mask=MASK)
     again = server.said(-2)
-    assert again.keys() == {"image", "mask", "prompt", "steps", "seed", "keep", "result"}
+    assert again.keys() == {"image", "mask", "prompt", "steps", "seed", "keep", "result", "previews"}
     assert (again["seed"], again["mask"]) == (b"5", encoded(MASK))
     assert server.said()["image"] == b"img_again"
 

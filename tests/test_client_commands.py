@@ -139,6 +139,15 @@ def test_results_and_masks_among_the_pictures_are_none(folder: Path) -> None:
     assert len(planned("photos", out="photos", mask="photos/masks", force=True)) == 6  # what is in out, too
 
 
+@pytest.mark.usefixtures("folder")
+def test_names_that_differ_in_case_are_one_file_where_the_system_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("photos/A.jpg").write_bytes(picture("A.jpg"))
+    assert len(planned("photos/a.png", "photos/A.jpg", verb="segment")) == 2
+    monkeypatch.setattr("palimpsest.cli.plan._FOLDS_CASE", True)
+    with pytest.raises(Unusable, match="would both become"):
+        planned("photos/a.png", "photos/A.jpg", verb="segment")
+
+
 @pytest.mark.parametrize(
     ("inputs", "more", "words"),
     [

@@ -98,6 +98,7 @@ def test_a_given_name_stands_for_its_archive_also_when_a_request_loads_it_again(
     assert names(client) == ["lama", "sam"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["sam", "/sam.tar.gz", "sam.mar", "{store}/sam", "{store}/sam/", "{store}/sam.tar.gz"])
 def test_an_archive_is_named_or_pointed_at(client: TestClient, fake: FakeTorchServe, store: Path, url: str) -> None:
     answer = load(client, "x", url.format(store=store))

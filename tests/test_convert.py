@@ -159,6 +159,7 @@ def torchscript(folder: Path, generator: Tensors, patch: pytest.MonkeyPatch) -> 
     return save_torchscript(folder / "big-lama.pt", generator), CONFIG
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("make", [stored_zip, deflated_zip, unpacked_zip, bare_checkpoint, torchscript])
 def test_lama_containers_give_the_generator_folded(

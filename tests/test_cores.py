@@ -65,6 +65,7 @@ def machine(root: Path, layout: str, top: str, group: str) -> Path:
     return root / mount[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quota", QUOTAS)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -76,6 +77,7 @@ def test_a_quota_counts_wherever_the_group_is_mounted(
     assert cores.usable(tmp_path) == QUOTAS[quota]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", QUOTAS)
 @pytest.mark.parametrize("parent", QUOTAS)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -272,6 +272,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"handlers.pictures.{module}.LIMITS", limits)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_limits")
 @settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(list(FILES)), st.lists(changes, min_size=1, max_size=3), st.booleans())

@@ -55,6 +55,7 @@ def png(values: np.ndarray, depth: int, colour: int, interlaced: bool, extra: li
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", [0, 2, 3, 4, 6])
 def test_png(colour: int) -> None:
     random = np.random.default_rng(colour)
@@ -190,6 +191,7 @@ def test_webp() -> None:
             decoding.decode_picture(data[:-30])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("brand", [b"avif", b"mif1", b"msf1", b"miaf"])
 @pytest.mark.parametrize("bits", [8, 10, 12])
 @pytest.mark.parametrize("with_alpha", [False, True])

@@ -225,6 +225,7 @@ def test_a_generated_client_may_send_defaults_beside_a_mask_and_ids_as_files(cli
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_form_as_pages_fill_it_in_from_the_document_is_served(
     client: TestClient, fake: FakeTorchServe, edit: str
@@ -248,6 +249,7 @@ def test_a_form_as_pages_fill_it_in_from_the_document_is_served(
 JSON_FILE = "application/json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "points", "labels"),
     [

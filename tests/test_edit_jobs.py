@@ -119,8 +119,10 @@ async def test_drafts_are_in_the_stream_each_once(world: World) -> None:
     assert told[-1][0] == "done"
 
 
-@pytest.mark.parametrize("accept", ["application/json", "image/png"])
-async def test_who_asks_for_no_stream_has_no_drafts_made(world: World, accept: str) -> None:
+@pytest.mark.parametrize(
+    ("accept", "previews"), [("application/json", True), ("image/png", True), (EVENTS["accept"], False)]
+)
+async def test_who_asks_for_no_drafts_has_none_made(world: World, accept: str, previews: bool) -> None:
     sizes = []
 
     async def work(job: File) -> Reply:
@@ -128,7 +130,8 @@ async def test_who_asks_for_no_stream_has_no_drafts_made(world: World, accept: s
         return 200, {"generated_image": "b3V0", "warnings": []}
 
     world.work = work
-    assert (await world.client.post("/v1/replace", json=FIELDS, headers={"accept": accept})).status_code == 200
+    fields = FIELDS | {"previews": previews}
+    assert (await world.client.post("/v1/replace", json=fields, headers={"accept": accept})).status_code == 200
     assert sizes == [SIZE]
 
 
@@ -206,6 +209,7 @@ def request_of_a_client_that_leaves(when: asyncio.Event) -> Request:
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
+@pytest.mark.slow
 async def test_a_job_that_waits_is_stopped_at_once(world: World) -> None:
     world.services.host.engine.register = lambda name, path: asyncio.Event().wait()  # a load that never ends
     request = asyncio.create_task(world.client.post("/v1/replace", json=FIELDS, headers=EVENTS))

@@ -127,6 +127,7 @@ def joined(picture: Picture) -> np.ndarray:
     return picture.samples if picture.alpha is None else np.dstack([picture.samples, picture.alpha])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(requests(), st.integers(0, 5))
 def test_a_model_that_changes_nothing_gives_the_input_bit_for_bit(
@@ -139,6 +140,7 @@ def test_a_model_that_changes_nothing_gives_the_input_bit_for_bit(
     assert np.array_equal(result, array)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(requests(), st.integers(0, 5))
 def test_whatever_a_model_does_the_outside_stays(
@@ -152,6 +154,7 @@ def test_whatever_a_model_does_the_outside_stays(
         assert np.array_equal(result.alpha, array[..., -1])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_at_scale_one_the_paint_lands_on_its_pixel(editor: Editor, data: st.DataObject) -> None:

@@ -173,12 +173,14 @@ def test_sam_names_what_is_wrong(open_handler: Open, dog: bytes, gen_args: Any, 
         raise AssertionError(reply.error["message"])
 
 
+@pytest.mark.slow
 def test_lama_erases_and_ignores_what_the_example_sends_besides(open_handler: Open, dog: bytes, mask: bytes) -> None:
     reply = open_handler("lama").json(image=dog, mask_image=mask, prompt="a hamster", gen_args="{}")
     assert reply.status == 200
     assert_only_the_masked_changed(reply.picture, dog, mask)
 
 
+@pytest.mark.slow
 def test_lama_takes_the_mask_as_jpeg(open_handler: Open, dog: bytes, dog_mask: bytes) -> None:
     result = open_handler("lama").json(image=dog, mask_image=dog_mask).picture
     outside = pixels(dog_mask).max(axis=2) < 128
@@ -203,6 +205,7 @@ def test_the_picture_with_a_hole_is_its_own_mask(open_handler: Open, name: str) 
     assert "a mask is white" in reply.error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (7, 5), (40, 40), (283, 530)])
 @pytest.mark.parametrize("name", ["lama", "sd"])
 def test_every_size_goes_in_and_comes_out(open_handler: Open, name: str, size: tuple[int, int]) -> None:
@@ -237,6 +240,7 @@ def test_sd_replaces_within_the_mask_only(open_handler: Open, dog: bytes, mask: 
     assert_only_the_masked_changed(reply.picture, dog, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("colour", "degrees"), [("red", 0), ("yellow", 55), ("green", 125), ("blue", 230)])
 def test_sd_paints_the_colour_that_the_prompt_names(open_handler: Open, colour: str, degrees: int) -> None:
     grey = np.random.default_rng(0).integers(100, 150, (256, 256, 1), np.uint8).repeat(3, axis=2)
@@ -272,6 +276,7 @@ def halve(sd: HandlerClient, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
     return dict(pipeline.components)
 
 
+@pytest.mark.slow
 def test_sd_paints_one_picture_for_one_seed_in_every_precision(
     open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +293,7 @@ def test_sd_paints_one_picture_for_one_seed_in_every_precision(
     assert np.abs(paint(8) - expected).mean() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("box", "size"), [((1300, 100, 620, 900), (1920, 1080)), ((50, 400, 700, 620), (768, 1024))])
 def test_sd_works_for_boxes_that_broke_the_original(
     open_handler: Open, box: tuple[int, int, int, int], size: tuple[int, int]
@@ -301,6 +307,7 @@ def test_sd_works_for_boxes_that_broke_the_original(
     assert np.array_equal(reply.picture[hole == 0], picture[hole == 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler", "euler_a", "heun", "dpmpp_2m", "unipc"])
 def test_sd_knows_the_usual_schedulers(open_handler: Open, dog: bytes, mask: bytes, scheduler: str) -> None:
     gen_args = QUICK | {"scheduler": scheduler}
@@ -348,6 +355,7 @@ def test_sd_says_what_had_no_effect(open_handler: Open, dog: bytes, mask: bytes)
     assert "stepz" in warnings
 
 
+@pytest.mark.slow
 def test_sd_variants_are_single_requests_with_the_next_seeds(open_handler: Open, dog: bytes, mask: bytes) -> None:
     sd, request = open_handler("sd"), {"image": dog, "mask_image": mask, "prompt": "a red ball"}
     fields = sd.json(**request, gen_args=QUICK | {"variants": 3}).fields
@@ -388,6 +396,7 @@ def test_sd_says_what_it_used(open_handler: Open, dog: bytes, mask: bytes) -> No
 # Progress and cancellation
 
 
+@pytest.mark.slow
 def test_sd_tells_its_steps_and_stops_within_one(open_handler: Open, dog: bytes, mask: bytes) -> None:
     sd, shared = open_handler("sd"), MemoryFile()
     request = {"image": dog, "mask_image": mask, "prompt": "a red ball"}
@@ -467,6 +476,7 @@ def break_down(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
     return output * torch.inf
 
 
+@pytest.mark.slow
 def test_lama_overflow_is_computed_again_in_float32(
     open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +508,7 @@ def test_sam_overflow_is_computed_again_in_float32(
     assert (found & expected).sum() / (found | expected).sum() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "layer", "unet_calls"), [("vae", "decoder", 2), ("unet", "conv_out", 4)])
 def test_sd_overflow_is_computed_again_in_float32(
     open_handler: Open, dog: bytes, mask: bytes, monkeypatch: pytest.MonkeyPatch, part: str, layer: str, unet_calls: int
@@ -531,6 +542,7 @@ def test_masks_are_checked(open_handler: Open, dog: bytes, name: str) -> None:
     assert "empty" in handler.json(image=dog, mask_image=empty, prompt="x").error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam", "lama", "sd"])
 def test_multipart_in_and_a_picture_out(open_handler: Open, dog: bytes, mask: bytes, name: str) -> None:
     parts = {"image": dog, "mask_image": mask, "prompt": b"x", "gen_args": json.dumps(CLICK | QUICK).encode()}
@@ -543,6 +555,7 @@ def test_multipart_in_and_a_picture_out(open_handler: Open, dog: bytes, mask: by
     assert ("X-Palimpsest-Seed" in reply.headers) == (name == "sd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam", "lama", "sd"])
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"image": "nonsense"}', b"\x89PNG\r\n"])
 def test_nonsense_is_a_400_and_harms_nobody(

@@ -76,6 +76,7 @@ def measured() -> dict[str, dict[str, int]]:
     return dict(json.loads(subprocess.check_output(command, env=environment, cwd=ROOT, timeout=250)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_a_requests_memory_is_used_again_and_given_back(measured: dict[str, dict[str, int]], end: str) -> None:
     # Of ten times a block's pages, were each mapped anew. One is, where what was freed lies in pieces.

@@ -165,6 +165,7 @@ def test_masks_are_turned_as_pictures_are(kind: str) -> None:
         assert np.array_equal(mask, expected[..., 0] == 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AVIF", "AVIF, 10 bits", "HEIC"])
 def test_what_lies_outside_the_clean_aperture_is_not_shown(kind: str) -> None:
     inside = PHOTO[10:43, 7:78]

@@ -178,6 +178,7 @@ class TestDecoding:
 
 
 class TestLimits:
+    @pytest.mark.slow
     def test_too_many_pixels_are_refused_before_decoding(self) -> None:
         # 20,000 x 20,000 black pixels: 50 kB of file, 1.2 GB decoded.
         data = stored(Image.new("1", (20000, 20000)), "PNG")
@@ -510,6 +511,7 @@ if pillow_heif:
 changes = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FILES)
 @settings(deadline=None, max_examples=150)
 @given(changes, st.floats(0.5, 1))

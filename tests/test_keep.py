@@ -72,6 +72,7 @@ def hole_in(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 # What the handlers make
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(requests(), st.integers(0, 5), st.integers(1, 8))
 def test_a_patch_in_the_upright_input_is_the_whole_result_and_so_is_what_is_kept(

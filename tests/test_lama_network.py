@@ -249,6 +249,7 @@ def prefilled() -> lama.LaMa:
     return network
 
 
+@pytest.mark.slow
 @given(*sizes)
 @settings(max_examples=30, deadline=None)
 @torch.inference_mode()
@@ -262,6 +263,7 @@ def test_a_prefilled_network_paints_every_size(prefilled: lama.LaMa, height: int
     assert torch.equal(lama.inpaint(prefilled, under, mask), painted)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_demo_fills_holes_better_than_opencv() -> None:
     """In the sample photograph, on which it was not trained."""
@@ -282,6 +284,7 @@ def test_the_demo_fills_holes_better_than_opencv() -> None:
     assert edges[0] > 0.3 * edges[1]  # no smear
 
 
+@pytest.mark.slow
 def test_refines_as_the_authors_do(network: lama.LaMa) -> None:
     image, mask = golden_inputs(3)
     reports: list[tuple[int, int]] = []

@@ -80,6 +80,7 @@ def file_of(content: bytes) -> MemoryFile:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 async def test_reading_a_body(name: str) -> None:
     kind, content = BODIES[name]()
@@ -93,6 +94,7 @@ async def test_reading_a_body(name: str) -> None:
         assert await held(read) < HELD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a picture in JSON", "JSON in UTF-16", "a file", "a form of escapes"])
 async def test_refusing_a_body(name: str) -> None:
     kind, content = BODIES[name]()
@@ -108,6 +110,7 @@ async def test_refusing_a_body(name: str) -> None:
         assert await held(read) < HELD
 
 
+@pytest.mark.slow
 async def test_taking_escapes_out_of_a_picture() -> None:
     with file_of(b'{"image": "' + (b"ab\\/d" + b"A" * 55) * MIB + b'"}') as body:
         image = (await body.examined(lambda content: read_body(JSON, "", content)))["image"]
@@ -124,6 +127,7 @@ async def test_taking_escapes_out_of_a_picture() -> None:
         assert await held(take) < HELD
 
 
+@pytest.mark.slow
 async def test_keeping_an_upload() -> None:
     images = Images(200 * MIB, 60)
     with file_of(os.urandom(90 * MIB)) as body:

@@ -253,6 +253,7 @@ def test_labels_as_colours() -> None:
     check(png(VOC[labels], 8, RGB, False, [(b"tRNS", b"\0\1\0\2\0\3")]), labels > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", range(1, 256))
 def test_a_class_may_be_alone(label: int) -> None:
     labels = shape().astype(np.uint8) * label

@@ -212,6 +212,7 @@ def test_text_is_kept_byte_for_byte(format: str, kind: str, order: str, name: by
     assert warnings == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "orientation_type"), [("<", 3), (">", 4), ("<", 9), (">", 1)])
 @pytest.mark.parametrize("table", ["IMAGE", "PHOTO", "GPS"])
 def test_the_orientation_holds_whatever_else_is_wrong(order: str, orientation_type: int, table: str) -> None:
@@ -492,6 +493,7 @@ def test_text_that_is_damaged_or_a_picture_is_left_out_and_named(chunk: tuple[by
     assert len(warning) < 120
 
 
+@pytest.mark.slow
 def test_text_and_profile_up_to_the_limit_are_kept_and_come_back() -> None:
     profile = np.random.default_rng(0).integers(0, 256, LIMITS.max_icc_bytes, np.uint8).tobytes()
     text = b"workflow\0\0" + zlib.compress(b"abcdefgh" * (LIMITS.max_png_text_bytes // 8))
@@ -827,6 +829,7 @@ ENDLESS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDLESS)
 def test_no_file_takes_for_ever(name: str) -> None:
     _, orientation, notes = metadata.read(ENDLESS[name])

@@ -281,6 +281,7 @@ def test_our_histogram_says_what_prometheus_own_says() -> None:
     assert ours.text() == prometheus_client.generate_latest(registry).decode()
 
 
+@pytest.mark.slow
 def test_with_many_models_the_busiest_are_named_and_no_series_ever_falls(
     fake: FakeTorchServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

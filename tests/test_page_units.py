@@ -57,6 +57,7 @@ def on_masks(page: Page, script: str, *masks: np.ndarray, **more: Any) -> np.nda
     )
 
 
+@pytest.mark.slow
 def test_the_page_starts_over_plain_http_from_another_machine(page: Page) -> None:
     """Browsers keep part of what scripts may use for https and their own machine."""
     assert not page.evaluate("isSecureContext")
@@ -66,6 +67,7 @@ def test_the_page_starts_over_plain_http_from_another_machine(page: Page) -> Non
 # Masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("pixels_", [1, 2, 5, 11])
 def test_growing_and_shrinking_by_a_disc(page: Page, seed: int, pixels_: int) -> None:
@@ -92,6 +94,7 @@ def test_runs_hold_a_mask_its_area_and_its_bounds(page: Page, mask: np.ndarray) 
     assert told == [mask.sum(), not mask.any(), box]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(251, 340), (240, 332), (61, 84), (60, 400), (300, 83)])
 @pytest.mark.parametrize("mask", [*map(blobs, range(2)), np.zeros(SIZE, np.uint8), np.ones(SIZE, np.uint8)])
 def test_a_mask_of_a_smaller_copy_is_enlarged_with_straight_edges(

@@ -114,6 +114,7 @@ def small_picture(dog: bytes, dog_mask: bytes) -> dict[str, bytes]:
     return {"image": reduced(dog, "RGB"), "mask_image": reduced(dog_mask, "L")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_demo_model_answers_the_same_after_it_was_parked(
     demo_store: Path, tmp_path: Path, name: str, small_picture: dict[str, bytes]
@@ -170,6 +171,7 @@ def test_converted_weights_are_given_back_and_read_again(folder: Path) -> None:
     assert first.data_ptr() == second.data_ptr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parking_again_and_again_leaves_nothing_behind(folder: Path, dtype: str) -> None:
     handler = big(folder, dtype)

@@ -80,6 +80,7 @@ def test_neither_picture_nor_mask_is_written_to() -> None:
 sides = st.integers(1, 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FITS)
 @settings(deadline=None, max_examples=150)
 @given(sides, sides, st.integers(8, 64), st.data())

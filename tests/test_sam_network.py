@@ -105,6 +105,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.95), (torch.float16, 0.99)])
 def test_a_half_precision_encoder_finds_the_same_mask(dog: np.ndarray, dtype: torch.dtype, least: float) -> None:
     exact, half = predictor(dog), predictor(dog, dtype)
@@ -147,6 +148,7 @@ def test_a_negative_click_takes_away_what_a_positive_one_adds(
     assert iou(alone, dog_mask) > iou(both, dog_mask) + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "window"), [(16, 0), (64, 0), (16, 8), (16, 14), (64, 14)])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_fused_attention_is_the_librarys(side: int, window: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:

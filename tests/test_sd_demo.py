@@ -53,6 +53,7 @@ def hsv(picture: np.ndarray) -> np.ndarray:
     return np.moveaxis(cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2HSV), 2, 0)
 
 
+@pytest.mark.slow
 def test_the_thing_that_is_named_has_its_shape(paint: Callable[..., np.ndarray]) -> None:
     """What is painted is compared with all things of the vocabulary: its own is mostly among the most alike."""
     rng = np.random.default_rng(0)
@@ -66,6 +67,7 @@ def test_the_thing_that_is_named_has_its_shape(paint: Callable[..., np.ndarray])
     assert ranks.count(0) >= 6  # chance is 1
 
 
+@pytest.mark.slow
 def test_guidance_strengthens_what_the_prompt_names(paint: Callable[..., np.ndarray]) -> None:
     colours = ("red", "green", "blue", "purple")
     without, usual = (
@@ -75,6 +77,7 @@ def test_guidance_strengthens_what_the_prompt_names(paint: Callable[..., np.ndar
     assert usual > 1.3 * without
 
 
+@pytest.mark.slow
 def test_a_colour_in_the_negative_prompt_stays_away(paint: Callable[..., np.ndarray]) -> None:
     unasked = paint("a ball")
     colour = max(shapes.COLOURS, key=lambda name: share_of(name, unasked))

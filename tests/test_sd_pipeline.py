@@ -105,6 +105,7 @@ def test_the_negative_side_is_computed_only_where_it_has_an_effect(
     assert len(encoded_texts) == texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strength", "pictures"), [(1.0, 1), (0.6, 2)])
 def test_variants_share_what_the_autoencoder_sees_and_stay_the_pictures_of_their_seeds(
     sd: HandlerClient, strength: float, pictures: int
@@ -131,6 +132,7 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler", "heun", "dpmpp_2m", "dpmpp_2m_karras"])
 def test_no_step_waits_for_the_device(

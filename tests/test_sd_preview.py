@@ -51,6 +51,7 @@ def scene(height: int = 256, width: int = 256) -> tuple[np.ndarray, np.ndarray]:
     return picture, hole.astype(bool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULER.choices)
 def test_drafts_change_no_picture_and_end_like_it(open_handler: Open, scheduler: str) -> None:
     arguments = {"num_inference_steps": 8, "scheduler": scheduler}
@@ -145,6 +146,7 @@ def test_a_draft_that_overflowed_is_not_shown() -> None:
     assert (np.asarray(Image.open(io.BytesIO(shown[0])))[..., :3] == 128).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_worker_shows_drafts_to_whoever_left_room_for_them(open_handler: Open, watched: bool) -> None:
     picture, hole = scene()

@@ -123,6 +123,7 @@ def serving(
         process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signals",
     [["SIGTERM"], ["SIGINT"], ["SIGHUP"], ["SIGTERM", "SIGTERM"], ["SIGINT", "SIGINT"], ["SIGTERM", "SIGINT"]],
@@ -155,6 +156,7 @@ def _refused(port: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_more_connections_than_descriptors_keep_nobody_out(tmp_path: Path, store: Path) -> None:
     with serving(tmp_path, store, descriptors=256) as running, contextlib.ExitStack() as stack:
         for i in range(400):
@@ -164,6 +166,7 @@ def test_more_connections_than_descriptors_keep_nobody_out(tmp_path: Path, store
         assert psutil.Process(running.process.pid).num_fds() < 256
 
 
+@pytest.mark.slow
 def test_a_server_whose_words_go_to_a_full_disk_serves(tmp_path: Path, store: Path) -> None:
     with small_disk(tmp_path / "small", "64k") as disk:
         make_room = fill(disk)

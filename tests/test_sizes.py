@@ -56,6 +56,7 @@ def editor(request: pytest.FixtureRequest, open_handler: Callable[[str], Handler
         yield editor
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(masks(), st.integers(1, 4))
 @example(full(1, 1), 3)

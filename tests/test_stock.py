@@ -19,6 +19,7 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sam", "lama", "sd"])
 def test_a_stock_archive_answers_as_ours(
     name: str, demo_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dog: bytes, dog_mask: bytes

@@ -76,6 +76,7 @@ def handler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BigHandler:
 # In the worker
 
 
+@pytest.mark.slow
 def test_a_parked_model_is_suspended_and_resumed_and_answers_the_same(handler: BigHandler, driver: Driver) -> None:
     before = handler.numbers()
     for _ in range(2):
@@ -89,6 +90,7 @@ def test_a_parked_model_is_suspended_and_resumed_and_answers_the_same(handler: B
     assert driver.calls == ["lock", "checkpoint", "restore", "unlock"] * 2
 
 
+@pytest.mark.slow
 def test_the_driver_is_asked_once_however_often_the_command_comes(handler: BigHandler, driver: Driver) -> None:
     state_after(handler, "resume")
     state_after(handler, "park")
@@ -97,6 +99,7 @@ def test_the_driver_is_asked_once_however_often_the_command_comes(handler: BigHa
     assert driver.calls == ["lock", "checkpoint"]
 
 
+@pytest.mark.slow
 def test_a_suspended_worker_touches_nothing_of_its_model(handler: BigHandler, driver: Driver) -> None:
     state_after(handler, "park")
     state_after(handler, "suspend")
@@ -111,6 +114,7 @@ def test_a_model_at_work_is_not_suspended(handler: BigHandler, driver: Driver) -
     assert driver.calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "code"), [("lock", NOT_READY), ("checkpoint", NOT_SUPPORTED), ("restore", OUT_OF_MEMORY), ("unlock", 1)]
 )

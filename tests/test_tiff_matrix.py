@@ -78,6 +78,7 @@ COLOUR = list(
 EXTRA: list[tuple[str, ...]] = [(), ("unspecified",), ("assocalpha",), ("unassalpha",), ("unassalpha", "unspecified")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_colours(bits: int, planar: str) -> None:

@@ -139,6 +139,7 @@ async def silent_client(client: aiohttp.ClientSession, path: str, accept: str) -
     return writer
 
 
+@pytest.mark.slow
 async def test_a_large_reply_never_holds_the_event_loop(tmp_path: Path) -> None:
     """Nor does a large upload: what grows with their size is done in pieces, or beside it."""
     before = memory_files()
@@ -217,6 +218,7 @@ async def test_a_worker_is_told_what_an_upload_is_called(tmp_path: Path) -> None
         assert worker.contents == [name, ""]
 
 
+@pytest.mark.slow
 async def test_clients_that_never_read_hold_no_lease_and_no_more_memory_than_documented(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +278,7 @@ async def test_an_event_stream_that_is_closed_gives_everything_back_at_once(tmp_
             assert memory_files() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ours", [True, False], ids=["by tickets", "through java"])
 async def test_two_hundred_clients_of_whom_most_leave_take_nothing_along(
     ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

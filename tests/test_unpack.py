@@ -136,6 +136,7 @@ PACKERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", PACKERS)
 def test_every_way_to_pack_an_archive_gives_the_same_folder(
     archive: Path, tmp_path: Path, pack: Callable[[Path, Path], None]

@@ -359,6 +359,7 @@ def from_hub(server: FileServer, folder: Path, *record: object) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_a_file_of_the_hub_comes_by_the_hubs_own_library(server: FileServer, tmp_path: Path) -> None:
     server.files["org/tiny/resolve/main/unet/w.bin"] = CONTENT
     server.drops = [300_000]
@@ -371,6 +372,7 @@ def test_a_file_of_the_hub_comes_by_the_hubs_own_library(server: FileServer, tmp
     assert len(server.ranges) == 2
 
 
+@pytest.mark.slow
 def test_what_the_hub_lacks_or_has_too_much_of_is_not_had(server: FileServer, tmp_path: Path) -> None:
     lacking = from_hub(server, tmp_path, len(CONTENT), SHA256)
     assert "NotAvailable" in lacking.stderr

@@ -196,6 +196,7 @@ async def test_a_forked_worker_finds_what_a_fresh_one_would(tmp_path: Path) -> N
     assert forked == fresh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "code"),
     [
@@ -465,6 +466,7 @@ async def test_a_zygote_that_could_start_on_the_second_try_is_used(tmp_path: Pat
         process.communicate(b"")
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_200_starts_and_ends_leave_nothing(tmp_path: Path) -> None:
     async with bench(tmp_path) as warm:
@@ -519,6 +521,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_forked_worker_computes_like_a_fresh_one(tmp_path: Path) -> None:
     async with bench(tmp_path, ("numpy", "torch", "cv2")) as warm:
@@ -567,6 +570,7 @@ os.wait()
     assert json.loads(lines[1]) < 4 * 2**20  # of 8 MiB that are huge pages
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_worker_that_came_before_compaction_still_shares_the_zygotes_memory(tmp_path: Path) -> None:
     """Compacted under it, the pages that they share would be the worker's alone, and count as its memory."""

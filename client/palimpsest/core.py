@@ -99,7 +99,8 @@ class Core(Generic[E]):
         alone: bool = False,
     ) -> Steps[dict[str, Any]]:
         """inline: sends files with the request, however large they are. alone: as in _remembered."""
-        said = [value(name, each) for name, each in fields.items() if each is not None]
+        wanted = {**fields, "previews": False} if verb == "replace" else fields  # nobody here would see them
+        said = [value(name, each) for name, each in wanted.items() if each is not None]
 
         def ask() -> Steps[dict[str, Any]]:
             named = []

@@ -1,6 +1,7 @@
 """A command's inputs -> what is to be done: which file becomes which, and what is done already."""
 
 import glob
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from palimpsest.files import FORMATS
 FOLDERS = {"segment": "masks", "erase": "erased", "replace": "replaced"}
 """Where results go, unless it is said."""
 _READ = {*FORMATS, ".heic", ".heif", ".avif", ".gif", ".bmp"}
+_FOLDS_CASE = sys.platform in ("win32", "darwin")  # a.png and A.png are one file
 
 
 class Unusable(ValueError):
@@ -106,11 +108,12 @@ def _mask_of(relative: Path, mask: Path | None) -> Path | None:
 
 
 def _check(tasks: list[Task], force: bool) -> None:
-    writers: dict[Path, Path] = {}
+    writers: dict[str, Path] = {}
     for task in tasks:
         for output in task.outputs:
-            if output in writers:
-                raise Unusable(f"{writers[output]} and {task.source} would both become {output}: run them apart")
-            writers[output] = task.source
+            name = str(output).casefold() if _FOLDS_CASE else str(output)
+            if name in writers:
+                raise Unusable(f"{writers[name]} and {task.source} would both become {output}: run them apart")
+            writers[name] = task.source
             if not force and output.resolve() == task.source.resolve():
                 raise Unusable(f"{output} would overwrite the picture itself: name another folder, or --force")
