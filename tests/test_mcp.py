@@ -103,6 +103,9 @@ def serving_http(url: str, folder: Path) -> Iterator[str]:
             assert "Traceback" not in process.stderr.read()
 
 
+SLOW_STDIO, SLOW_HTTP = (pytest.param(each, marks=pytest.mark.slow) for each in (over_stdio, over_http))
+
+
 async def call(session: Client, tool: str, **arguments: Any) -> Any:
     result = await session.call_tool(tool, arguments)
     assert not result.is_error, result.content
@@ -141,7 +144,7 @@ def session(url: str, folder: Path) -> Callable[..., Any]:
 # What the tools do
 
 
-@pytest.mark.parametrize("connect", [inside, over_stdio, over_http])
+@pytest.mark.parametrize("connect", [inside, SLOW_STDIO, SLOW_HTTP])
 async def test_a_picture_is_selected_erased_and_replaced(connect: Any, url: str, folder: Path) -> None:
     async with connect(url, folder) as session:
         tools = {tool.name: tool for tool in (await session.list_tools()).tools}
@@ -339,7 +342,7 @@ def stopped(server: door.Server, monkeypatch: pytest.MonkeyPatch) -> threading.E
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-@pytest.mark.parametrize("connect", [over_stdio, over_http])
+@pytest.mark.parametrize("connect", [SLOW_STDIO, SLOW_HTTP])
 async def test_who_waits_is_told_how_far_it_is_and_who_leaves_stops_the_work(
     connect: Any, mode: str, url: str, folder: Path, stopped: threading.Event
 ) -> None:
@@ -361,6 +364,7 @@ async def test_who_waits_is_told_how_far_it_is_and_who_leaves_stops_the_work(
     assert names(folder) == ["bench.png", "hole.png"]
 
 
+@pytest.mark.slow
 async def test_a_program_that_ends_stops_the_work(url: str, folder: Path, stopped: threading.Event) -> None:
     arguments = {"image": "bench.png", "mask": "hole.png", "prompt": "a cat"}
 
@@ -389,6 +393,20 @@ def test_the_numbers_rise_and_begin_anew_with_no_model() -> None:
     assert [words for _, _, words in numbers][-2:] == ["sd: step 29 of 30", "sd: step 30 of 30"]
 
 
+@pytest.mark.slow
+def test_control_c_ends_it(url: str, folder: Path) -> None:
+    command = [*COMMAND, "--server", url, "--folder", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+
+
+@pytest.mark.slow
 def test_pages_of_the_web_do_not_reach_it(url: str, folder: Path) -> None:
     with serving_http(url, folder) as address, httpx.Client() as plain:
         asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}

@@ -1,6 +1,7 @@
 """The server: the tools, over standard input and output or HTTP."""
 
 import inspect
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -66,7 +67,10 @@ def listening(port: int) -> socket.socket:
 
 
 def run(client: AsyncClient, folders: list[Path], listener: socket.socket | None) -> None:
-    """Serves until standard input ends or, where there is a listener, over HTTP until Ctrl-C."""
+    """Serves until standard input ends, or over HTTP where there is a listener, until Ctrl-C."""
+    if listener is None:
+        # Nothing interrupts a read of standard input. What the server still does ends with the connection.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     anyio.run(_serve, client, Places(folders), listener)
 
 
