@@ -116,6 +116,12 @@ assert all(importlib.util.find_spec(name) is None for name in ("torch", "fastapi
     assert [name in shown for name in ("segment", "erase", "replace", "archives")] == [True, True, True, False]
 
 
+def test_what_needs_the_extra_says_so(environment: Path) -> None:
+    failed = run(environment / "palimpsest", "mcp", TERMINAL_WIDTH="200")
+    assert failed.returncode == 2
+    assert "pip install 'palimpsest-client[mcp]'" in failed.stderr
+
+
 def test_its_types_are_there_for_checkers(environment: Path) -> None:
     (package,) = environment.parent.glob("lib/python*/site-packages/palimpsest")
     assert (package / "py.typed").exists()

@@ -6,13 +6,22 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
+from palimpsest.fields import Format
+
+FORMATS: dict[str, Format] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
 """Suffix -> the server's word for the format: those that it writes."""
 
 _SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"II": "tiff", b"MM": "tiff"}
 
 
-def format_of(path: str | os.PathLike[str]) -> str:
+def format_of(path: str | os.PathLike[str]) -> Format:
     """What a file of that name is to be. Raises ValueError, which names the suffixes that there are."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:

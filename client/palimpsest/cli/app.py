@@ -189,6 +189,47 @@ def replace(
     _run("replace", inputs, output, mask, fields, server, parallel, force, dry_run, as_json)
 
 
+@app.command()
+def mcp(
+    server: Server = None,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--folder",
+            exists=True,
+            file_okay=False,
+            help="Pictures are read and written below it; repeatable. If absent, the working directory.",
+        ),
+    ] = None,
+    http: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT", min=1, max=65535, help="Serve http://127.0.0.1:PORT/mcp, not standard input and output."
+        ),
+    ] = None,
+) -> None:
+    """Serve the Model Context Protocol: programs that chat with a model have it segment, erase and replace."""
+    folders = folder or [Path.cwd()]
+    if not folder and folders[0].parent == folders[0]:
+        raise typer.BadParameter(f"the working directory is {folders[0]}: say with --folder where pictures are")
+    try:
+        from palimpsest.mcp.server import listening, run
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(f"{error.name} is missing: pip install 'palimpsest-client[mcp]'") from None
+    from palimpsest.async_client import AsyncClient
+    from palimpsest.http import DEFAULT_URL
+
+    try:
+        client = AsyncClient(server or DEFAULT_URL)
+    except ValueError as error:
+        raise typer.BadParameter(f"--server: {error}") from None
+    try:
+        listener = listening(http) if http else None
+    except OSError as error:
+        raise typer.BadParameter(f"--http {http}: {error.strerror}") from None
+    run(client, folders, listener)
+
+
 def _run(
     verb: str,
     inputs: list[str],
