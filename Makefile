@@ -90,7 +90,8 @@ $(VENV)/bin/python:
 $(VENV)/.serve: requirements.lock pyproject.toml client/pyproject.toml | $(VENV)/bin/python
 	@echo "Installing what requirements.lock names into $(VENV) (about 5 GB; two minutes on a fast line)"
 	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client # last: an earlier version's end takes the command along
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.serve

@@ -215,7 +215,7 @@ def _settings() -> Settings:
 def _words(error: ErrorDetails) -> str:
     setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
     if error["type"] == "extra_forbidden":
-        return f"{setting}: there is no such setting; README.md lists them"
+        return f"{setting}: there is no such setting; docs/settings.md lists them"
     return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
 
 
