@@ -100,7 +100,7 @@ def test_the_readmes_chat_program(server: Server, desk: Path) -> None:
     async def tools() -> set[str]:
         async with stdio_client(started) as (read, write), ClientSession(read, write) as session:
             await session.initialize()
-            assert not (await session.call_tool("models", {})).isError
+            assert not (await session.call_tool("models", {})).is_error
             return {tool.name for tool in (await session.list_tools()).tools}
 
     assert asyncio.run(asyncio.wait_for(tools(), 60)) >= {"segment", "erase", "replace", "models"}
