@@ -215,7 +215,7 @@ def mcp(
     try:
         from palimpsest.mcp.server import listening, run
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"{error.name} is missing: pip install 'palimpsest-client[mcp]'") from None
+        raise typer.BadParameter(f"{error.name} is missing, of the client's extra mcp: pip install mcp") from None
     from palimpsest.async_client import AsyncClient
     from palimpsest.http import DEFAULT_URL
 
