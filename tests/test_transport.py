@@ -210,10 +210,10 @@ async def test_a_worker_is_told_what_an_upload_is_called(tmp_path: Path) -> None
         picture = PNG + b"the picture"
         name = (await (await client.post("/v1/images", data=picture)).json())["id"]
         assert name == name_of(hashlib.sha256(picture).digest())
-        await client.post("/v1/segment", json=CLICK | {"image": name})
+        await (await client.post("/v1/segment", json=CLICK | {"image": name})).read()
         form = aiohttp.FormData({"points": "[[5, 6]]"})
         form.add_field("image", picture, filename="a.png")
-        await client.post("/v1/segment", data=form)
+        await (await client.post("/v1/segment", data=form)).read()
         # What comes with the request is named by whoever reads it.
         assert worker.contents == [name, ""]
 
