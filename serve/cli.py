@@ -23,6 +23,7 @@ from serve.doctor import report
 from serve.doctor.finding import Status
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
+from serve.gateway.access.commands import keys_app
 from serve.gateway.app import create_app
 from serve.gateway.server import Server
 from serve.residency.memory import Device, Memory, find_device, parse_budget
@@ -31,6 +32,7 @@ from serve.store.catalog import DEMO, Catalog
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
 app.add_typer(archives_app, name="archives")
+app.add_typer(keys_app, name="keys")
 models_app = typer.Typer()
 app.add_typer(models_app, name="models")
 console = Console(highlight=False, soft_wrap=True)
@@ -39,8 +41,9 @@ TURN = 0.001  # seconds
 
 
 @app.callback()
-def main() -> None:
+def main(context: typer.Context) -> None:
     """A callback keeps `serve` and `stop` named commands."""
+    context.obj = _settings  # for those that stand elsewhere
 
 
 @app.command()
@@ -88,13 +91,15 @@ def models(
     """Show the running server's models until Ctrl-C: where each is, what it takes, how it is used."""
     if context.invoked_subcommand is None:
         with contextlib.suppress(KeyboardInterrupt):
-            models_table.show(preflight.url(_settings()), once, as_json, console)
+            settings = _settings()
+            models_table.show(preflight.url(settings), once, as_json, console, key=settings.key.get_secret_value())
 
 
 @models_app.command()
 def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
     """Read a model's archive into main memory, so that its next load does not wait for the disk."""
-    models_table.warm(preflight.url(_settings()), name, console)
+    settings = _settings()
+    models_table.warm(preflight.url(settings), name, console, key=settings.key.get_secret_value())
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What must hold before a server starts; every message names the setting and says what to do."""
 
 import errno
+import ipaddress
 import os
 import socket
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from serve.gateway.access import keys
 from serve.settings import Settings
 
 
@@ -25,6 +27,7 @@ def check(settings: Settings) -> None:
     require_temporary_folder()
     _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
     require_free_port(settings)
+    require_keys(settings)
 
 
 def listener(settings: Settings) -> str:
@@ -104,6 +107,28 @@ def require_free_port(settings: Settings) -> None:
                 f"port {port} on {host} cannot be used ({error.strerror}). Set another PALIMPSEST_PORT, e.g."
                 f" `make serve PORT={min(port + 1, 65535)}`, or end what listens there (`make stop` if it is ours)."
             ) from None
+
+
+def require_keys(settings: Settings) -> None:
+    """Where other machines reach the server there must be keys, or somebody must have said that there are none."""
+    try:
+        found = keys.of_settings(settings)
+        if found is None or is_loopback(settings.host):
+            return
+        there = found.current()
+    except keys.KeysError as error:
+        raise Unusable(error.message) from None
+    if there is None or not there.keys:
+        raise Unusable(
+            f"PALIMPSEST_HOST={settings.host} lets other machines in, and there is no key: make one with"
+            " `palimpsest keys add NAME`, or set PALIMPSEST_KEYS=off if whoever reaches the server may use it"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches all that the name means. Raises OSError, UnicodeError for none."""
+    addresses = {each[4][0] for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
 
 
 def _listening_process(port: int) -> psutil.Process | None:

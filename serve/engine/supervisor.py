@@ -18,7 +18,7 @@ from serve.engine import computing, homes, processes
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.engine.warmstart import WarmStarts
 from serve.errors import EngineUnavailable
-from serve.settings import Settings
+from serve.settings import SECRETS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Supervisor:
         self._command_key = secrets.token_hex(16)
         environment = {
             **computing.variables(),
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name.upper() not in SECRETS},
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
             "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
