@@ -24,6 +24,7 @@ from serve.doctor.finding import Status
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.access.commands import keys_app
+from serve.gateway.access.keys import of_settings as keys_of
 from serve.gateway.app import create_app
 from serve.gateway.server import Server
 from serve.residency.memory import Device, Memory, find_device, parse_budget
@@ -179,11 +180,19 @@ def _announce(settings: Settings, seconds: float) -> None:
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
     picture = os.path.relpath(sample) if sample.exists() else "picture.png"
     _say("Try a click:")
+    key = ' -H "x-api-key: KEY"' if _asks_for_keys(settings) else ""
     _say(
-        f"""  curl -s {url}/predictions/sam -H 'Accept: image/png' -F image=@{picture} \\
+        f"""  curl -s {url}/predictions/sam{key} -H 'Accept: image/png' -F image=@{picture} \\
     -F 'gen_args={{"point_coords": [750, 500], "dilate_kernel_size": 15}}' -o mask.png"""
     )
     _say("Ctrl-C stops everything.")
+
+
+def _asks_for_keys(settings: Settings) -> bool:
+    keys = keys_of(settings)
+    if keys is None:
+        _say("Whoever reaches it may use it: PALIMPSEST_KEYS=off")
+    return keys is not None and keys.current() is not None
 
 
 def _settings() -> Settings:

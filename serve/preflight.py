@@ -12,7 +12,7 @@ import httpx
 import psutil
 
 from serve.gateway.access import keys
-from serve.settings import Settings
+from serve.settings import OFF, Settings
 
 
 class Unusable(Exception):
@@ -111,14 +111,13 @@ def require_free_port(settings: Settings) -> None:
 
 def require_keys(settings: Settings) -> None:
     """Where other machines reach the server there must be keys, or somebody must have said that there are none."""
+    if settings.keys.get_secret_value() == OFF:
+        return
     try:
-        found = keys.of_settings(settings)
-        if found is None or is_loopback(settings.host):
-            return
-        there = found.current()
+        there = keys.of_environment(settings) + keys.existing(settings)
     except keys.KeysError as error:
         raise Unusable(error.message) from None
-    if there is None or not there.keys:
+    if not there and not is_loopback(settings.host):
         raise Unusable(
             f"PALIMPSEST_HOST={settings.host} lets other machines in, and there is no key: make one with"
             " `palimpsest keys add NAME`, or set PALIMPSEST_KEYS=off if whoever reaches the server may use it"

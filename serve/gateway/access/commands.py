@@ -44,14 +44,7 @@ def add(
 def list_keys(context: typer.Context) -> None:
     """Show the names, what each may do, when it was made, and the id by which AWS clients call it."""
     settings: Settings = context.obj()
-    file = keys.file_of(settings)
-    own = keys.of_environment(settings)
-    try:
-        written = keys.read(file)
-    except FileNotFoundError:
-        written = []
-    except OSError as error:
-        raise keys.KeysError(f"{file} cannot be read: {error.strerror}") from None
+    own, written = keys.of_environment(settings), keys.existing(settings)
     if not own and not written:
         console.print("There are no keys: `palimpsest keys add NAME` makes one.")
     for key in written:

@@ -140,8 +140,10 @@ class Keys:
             if not self._seen:
                 return
             version, keys, failed = None, [], "it is gone"
-        except (OSError, KeysError) as error:
-            version, keys, failed = None, [], error.message if isinstance(error, KeysError) else str(error.strerror)
+        except OSError as error:
+            version, keys, failed = None, [], str(error.strerror)
+        except KeysError as error:
+            version, keys, failed = None, [], error.message
         if failed and failed != self._failed:
             logger.error("no key of %s is accepted: %s", self._file, failed)
         self._seen, self._version, self._failed = True, version, failed
@@ -194,6 +196,17 @@ def _key(name: str, scopes: Iterable[str], key: str, keep: bool, created: str = 
     digest = hashlib.sha256(key.encode()).hexdigest()
     told = {"name": name, "scopes": sorted(set(scopes)), "sha256": digest, "created": created}
     return Key.model_validate(told | ({"secret": key} if keep else {}))
+
+
+def existing(settings: Settings) -> list[Key]:
+    """Those of the file; none where there is no file. Raises KeysError."""
+    file = file_of(settings)
+    try:
+        return read(file)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeysError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def read(file: Path) -> list[Key]:

@@ -133,12 +133,15 @@ effect(() => void (stage.element.dataset.tool = state.tool.value));
 effect(() => void (document.title = state.document_.value ? `${state.document_.value.name} – Palimpsest` : "Palimpsest"));
 
 /** To the login form and back: the edit is written down before. */
-effect(() => {
-  if (!state.loggedOut.value) return;
-  storage.keepNow().then(() => location.assign("login"), () => {
+state.loggedOut.subscribe(async (out) => {
+  if (!out) return;
+  try {
+    await storage.keepNow();
+    location.assign("login");
+  } catch {
     const text = "The server asks for a key, and this browser keeps no edits: log in at /login in another tab, then go on here.";
     state.notice.value = { what: "error", text };
-  });
+  }
 });
 
 input.addEventListener("change", () => {
