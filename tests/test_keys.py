@@ -284,7 +284,7 @@ def test_on_loopback_no_key_is_needed(tmp_path: Path, host: str) -> None:
     preflight.require_keys(Settings(state=tmp_path, host=host))
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "0"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "0", "none.invalid", ""])
 def test_beyond_loopback_there_must_be_keys_or_a_word_that_there_are_none(tmp_path: Path, host: str) -> None:
     open_ = Settings(state=tmp_path, host=host)
     with pytest.raises(preflight.Unusable, match=r"`palimpsest keys add NAME`, or set PALIMPSEST_KEYS=off"):

@@ -1,13 +1,16 @@
 """AWS signatures: what botocore's own signer makes is accepted, and nothing that differs from it in any way."""
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
+from conftest import encoded
 from fakes import FakeTorchServe, application, make_store
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
@@ -44,7 +47,7 @@ class Signer:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("signatures"), "sam")
+    return make_store(tmp_path_factory.mktemp("signatures"), "sam", "lama", ours=True)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +236,18 @@ def test_routes_that_take_no_picture_are_signed_for_as_well(signer: Signer, stor
     assert signer.send(head, b"", "/v1/models", "HEAD") == 200
     assert signer.send(head, b"", "/v1/models", "GET") == 401
     assert signer.send(signed("POST", HOST + INVOKE, str(key.access_key_id), secret, b"body", SAM)) == 403
+
+
+def test_calls_that_are_watched_until_the_client_leaves_are_signed_for_as_well(signer: Signer) -> None:
+    picture = encoded(np.full((8, 8, 3), 200, np.uint8))
+    kind = {"Content-Type": "image/png"}
+    upload = signed("POST", HOST + "/v1/images", signer.id, signer.secret, picture, kind)
+    answer = signer.http.post("/v1/images", content=picture, headers=upload)
+    assert answer.status_code == 201
+    fields = json.dumps({"image": answer.json()["id"], "mask": answer.json()["id"]}).encode()
+    kind = {"Content-Type": "application/json"}
+    erase = signed("POST", HOST + "/v1/erase", signer.id, signer.secret, fields, kind)
+    assert signer.http.post("/v1/erase", content=fields, headers=erase).content == b"png"
 
 
 def test_a_key_that_was_not_made_for_it_signs_nothing(signer: Signer, store: Path) -> None:
