@@ -47,7 +47,7 @@ class Signer:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("signatures"), "sam", "lama", ours=True)
+    return make_store(tmp_path_factory.mktemp("signatures"), "sam", "lama")
 
 
 @pytest.fixture(scope="module")
