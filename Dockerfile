@@ -36,8 +36,8 @@ RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
 
 # Editable, as in a checkout: building an archive copies the files of handlers/.
 COPY . .
-RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --editable . \
-    && python -m compileall -q contract handlers serve
+RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --editable client --editable . \
+    && python -m compileall -q client contract handlers serve
 
 # A number, so that Kubernetes can see that it is not root.
 USER 10001

@@ -61,6 +61,7 @@ check: $(VENV)/.dev deploy/web/node_modules/.ready ## format, lint, types, impor
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 client/palimpsest
 	$(BIN)/lint-imports
 	$(if $(NPM),npm --prefix deploy/web run --silent check,@echo "No npm here: the page's types are not checked")
 
@@ -78,7 +79,7 @@ vendor: deploy/web/node_modules/.ready ## copy the editing page's libraries anew
 	npm --prefix deploy/web run --silent vendor
 
 clean: ## remove the virtual environment and the caches; STORE stays
-	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache deploy/web/node_modules *.egg-info
+	rm -rf $(VENV) .venv-sagemaker .venv-training .palimpsest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache deploy/web/node_modules *.egg-info client/*.egg-info client/build
 	find . -name __pycache__ -not -path './model-store/*' -prune -exec rm -rf {} +
 
 # pip shows its own progress; a stamp makes later starts skip it.
@@ -86,10 +87,11 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 serve"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: requirements.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/.serve: requirements.lock pyproject.toml client/pyproject.toml | $(VENV)/bin/python
 	@echo "Installing what requirements.lock names into $(VENV) (about 5 GB; two minutes on a fast line)"
 	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client # last: an earlier version's end takes the command along
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.serve

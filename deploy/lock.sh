@@ -8,10 +8,12 @@ trap 'rm -rf "$work"' EXIT
 printf 'torch==2.14.1\ntorchvision==0.29.1\n' > "$work/torch.txt"
 
 "$bin/pip" install --quiet pip-tools
+# The client comes from this tree, not from an index.
+"$bin/pip" wheel --quiet --no-deps --wheel-dir "$work" ./client
 resolve() {
     "$bin/pip-compile" --quiet --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-        --no-emit-trusted-host --constraint "$work/torch.txt" --output-file "$1" "${@:2}" pyproject.toml
-    sed -i -E '/^(nvidia-cu|nvidia-nc|nvidia-nv|cuda-|triton)/d; /^#/d; /^$/d' "$1"
+        --no-emit-trusted-host --find-links "$work" --constraint "$work/torch.txt" --output-file "$1" "${@:2}" pyproject.toml
+    sed -i -E '/^(nvidia-cu|nvidia-nc|nvidia-nv|cuda-|triton)/d; /^palimpsest-client/d; /^#/d; /^$/d' "$1"
 }
 resolve "$work/serve.lock"
 resolve "$work/dev.lock" --extra dev

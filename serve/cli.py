@@ -1,4 +1,4 @@
-"""The `palimpsest` command."""
+"""The server's commands of `palimpsest`."""
 
 import contextlib
 import os
@@ -7,13 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
-import pydantic
 import typer
-from pydantic_core import ErrorDetails
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 from serve import models_table, preflight
 from serve.archives import build
@@ -31,23 +30,45 @@ from serve.residency.memory import Device, Memory, find_device, parse_budget
 from serve.settings import Settings
 from serve.store.catalog import DEMO, Catalog
 
+
+@contextlib.contextmanager
+def _one_line_per_error() -> Iterator[None]:
+    """Errors of ours become one line, not a traceback."""
+    try:
+        yield
+    except PalimpsestError as error:
+        raise SystemExit(f"palimpsest: {error.message}") from None
+
+
+class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        with _one_line_per_error():
+            return super().invoke(ctx)
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        with _one_line_per_error():
+            return super().invoke(ctx)
+
+
+# The client's `palimpsest` has these commands beside its own, by the entry point in pyproject.toml.
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
-app.add_typer(archives_app, name="archives")
-app.add_typer(keys_app, name="keys")
+app.add_typer(archives_app, name="archives", cls=_Group)
+app.add_typer(keys_app, name="keys", cls=_Group)
 models_app = typer.Typer()
-app.add_typer(models_app, name="models")
+app.add_typer(models_app, name="models", cls=_Group)
 console = Console(highlight=False, soft_wrap=True)
 
 TURN = 0.001  # seconds
 
 
 @app.callback()
-def main(context: typer.Context) -> None:
+def main() -> None:
     """A callback keeps `serve` and `stop` named commands."""
-    context.obj = _settings  # for those that stand elsewhere
 
 
-@app.command()
+@app.command(cls=_Command)
 def serve() -> None:
     """Serve in the foreground until Ctrl-C; the settings are PALIMPSEST_* variables."""
     settings = _settings()
@@ -64,7 +85,7 @@ def serve() -> None:
     _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20), memory)
 
 
-@app.command()
+@app.command(cls=_Command)
 def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for running requests.")] = 60) -> None:
     """Stop the server that runs on PALIMPSEST_PORT."""
     settings = _settings()
@@ -103,7 +124,7 @@ def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team
     models_table.warm(preflight.url(settings), name, console, key=settings.key.get_secret_value())
 
 
-@app.command()
+@app.command(cls=_Command)
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For a report of a fault; no secrets.")] = False,
 ) -> None:
@@ -197,16 +218,9 @@ def _asks_for_keys(settings: Settings) -> bool:
 
 def _settings() -> Settings:
     try:
-        return Settings()
-    except pydantic.ValidationError as error:
-        raise _fail("; ".join(map(_words, error.errors()))) from None
-
-
-def _words(error: ErrorDetails) -> str:
-    setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
-    if error["type"] == "extra_forbidden":
-        return f"{setting}: there is no such setting; README.md lists them"
-    return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
+        return preflight.read_settings()
+    except preflight.Unusable as error:
+        raise _fail(str(error)) from None
 
 
 def _choose_models(settings: Settings) -> tuple[bool, str]:
@@ -272,8 +286,5 @@ def _fail(message: str) -> typer.Exit:
 
 
 def run() -> None:
-    """Entry point: errors of ours become one line, not a traceback."""
-    try:
-        app()
-    except PalimpsestError as error:
-        raise SystemExit(f"palimpsest: {error.message}") from None
+    """Runs the server's commands alone."""
+    app()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pydantic
+from pydantic_core import ErrorDetails
 
 from serve.gateway.access import keys
 from serve.settings import OFF, Settings
@@ -17,6 +19,21 @@ from serve.settings import OFF, Settings
 
 class Unusable(Exception):
     """A setting that the server cannot run with."""
+
+
+def read_settings() -> Settings:
+    """Raises Unusable."""
+    try:
+        return Settings()
+    except pydantic.ValidationError as error:
+        raise Unusable("; ".join(map(_words, error.errors()))) from None
+
+
+def _words(error: ErrorDetails) -> str:
+    setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
+    if error["type"] == "extra_forbidden":
+        return f"{setting}: there is no such setting; docs/settings.md lists them"
+    return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
 
 
 def check(settings: Settings) -> None:

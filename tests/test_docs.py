@@ -25,7 +25,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 HEAD = """# Limits and defaults
 
 What is past a limit is refused with a 4xx that names the field and the limit, before it is decoded or computed. The
-server's own settings are in the [README](../README.md#settings). This page is checked against the code by
+server's own settings are in [settings.md](settings.md). This page is checked against the code by
 `tests/test_docs.py`; `python -m tests.test_docs` writes it anew.
 """
 CALLS = {

@@ -119,8 +119,10 @@ async def test_drafts_are_in_the_stream_each_once(world: World) -> None:
     assert told[-1][0] == "done"
 
 
-@pytest.mark.parametrize("accept", ["application/json", "image/png"])
-async def test_who_asks_for_no_stream_has_no_drafts_made(world: World, accept: str) -> None:
+@pytest.mark.parametrize(
+    ("accept", "previews"), [("application/json", True), ("image/png", True), (EVENTS["accept"], False)]
+)
+async def test_who_asks_for_no_drafts_has_none_made(world: World, accept: str, previews: bool) -> None:
     sizes = []
 
     async def work(job: File) -> Reply:
@@ -128,7 +130,8 @@ async def test_who_asks_for_no_stream_has_no_drafts_made(world: World, accept: s
         return 200, {"generated_image": "b3V0", "warnings": []}
 
     world.work = work
-    assert (await world.client.post("/v1/replace", json=FIELDS, headers={"accept": accept})).status_code == 200
+    fields = FIELDS | {"previews": previews}
+    assert (await world.client.post("/v1/replace", json=fields, headers={"accept": accept})).status_code == 200
     assert sizes == [SIZE]
 
 
@@ -150,7 +153,7 @@ async def test_an_error_ends_the_stream(world: World) -> None:
 
     world.work = work
     told = events((await world.client.post("/v1/replace", json=FIELDS, headers=EVENTS)).text)
-    assert told[-1] == ("error", {"error": {"code": "out_of_memory", "message": "no"}})
+    assert told[-1] == ("error", {"error": {"code": "out_of_memory", "message": "no"}, "status": 507})
 
 
 async def test_a_job_is_stopped_by_its_id(world: World) -> None:

@@ -191,7 +191,7 @@ def test_deleting_a_job_ends_its_stream(server: Server, image: str) -> None:
             deleted_at = data["step"]
             assert server.http.delete(f"/v1/jobs/{job}").status_code == 202
         last = name, data
-    assert last == ("cancelled", {"error": {"code": "cancelled", "message": "the job was cancelled"}})
+    assert last == ("cancelled", {"error": {"code": "cancelled", "message": "the job was cancelled"}, "status": 499})
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])

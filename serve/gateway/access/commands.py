@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from serve import preflight
 from serve.gateway.access import keys
 from serve.gateway.access.keys import Key, Scope
 from serve.settings import OFF, Settings
@@ -17,7 +18,6 @@ NameArgument = Annotated[str, typer.Argument(help="Whose it is, as it stands in 
 
 @keys_app.command()
 def add(
-    context: typer.Context,
     name: NameArgument,
     scope: Annotated[
         list[Scope], typer.Option(help="edit: pictures; operate: load, unload and pin models. May be given twice.")
@@ -27,7 +27,7 @@ def add(
     ] = False,
 ) -> None:
     """Make a key and print it, this once: the file keeps only what tells it again."""
-    settings: Settings = context.obj()
+    settings = _settings()
     file = keys.file_of(settings)
     if any(name == own.name for own in keys.of_environment(settings)):
         raise keys.KeysError(f"PALIMPSEST_KEYS has a key of the name {name} already: take another")
@@ -41,9 +41,9 @@ def add(
 
 
 @keys_app.command("list")
-def list_keys(context: typer.Context) -> None:
+def list_keys() -> None:
     """Show the names, what each may do, when it was made, and the id by which AWS clients call it."""
-    settings: Settings = context.obj()
+    settings = _settings()
     own, written = keys.of_environment(settings), keys.existing(settings)
     if not own and not written:
         console.print("There are no keys: `palimpsest keys add NAME` makes one.")
@@ -54,9 +54,9 @@ def list_keys(context: typer.Context) -> None:
 
 
 @keys_app.command()
-def revoke(context: typer.Context, name: NameArgument) -> None:
+def revoke(name: NameArgument) -> None:
     """End a key; whoever logged in with it is logged out."""
-    settings: Settings = context.obj()
+    settings = _settings()
     if any(name == own.name for own in keys.of_environment(settings)):
         raise keys.KeysError(f"{name} stands in PALIMPSEST_KEYS: take it out there, and start the server again")
     keys.revoke(keys.file_of(settings), name)
@@ -65,3 +65,10 @@ def revoke(context: typer.Context, name: NameArgument) -> None:
 
 def _line(key: Key, made: str) -> str:
     return f"{key.name:20} {'+'.join(key.scopes):13} {made:25} {key.access_key_id or ''}".rstrip()
+
+
+def _settings() -> Settings:
+    try:
+        return preflight.read_settings()
+    except preflight.Unusable as error:
+        raise keys.KeysError(str(error)) from None

@@ -210,6 +210,9 @@ class ReplaceFields(Painting, Painted):
     quality: Quality = like(sd.QUALITY, "draft")
     variants: Whole = like(sd.VARIANTS, 2)
     embed_parameters: StrictBool = like(sd.EMBED_PARAMETERS, True)
+    previews: StrictBool = Field(
+        True, description="Whether a stream of events shows drafts of what is being painted.", examples=[False]
+    )
     model: Model = Field("sd", description="The archive to ask.", examples=["sd"])
 
     def painting(self) -> dict[str, Any]:

@@ -39,7 +39,8 @@ REPLIES: dict[int | str, dict[str, Any]] = errors(sorted(ERRORS.keys() - {409}))
         "description": "The picture or mask itself with what else there is to say in X-Palimpsest-* headers (of a "
         "patch its place, X-Palimpsest-Box: [left, top, right, bottom]; of what is kept X-Palimpsest-Id); JSON with it "
         "as base64, `box` and `id`; or server-sent events: `job`, `progress`, of replace also `preview`, then `done`, "
-        "`error` or `cancelled`. A `preview` is a draft of what is being painted: `picture`, a small PNG as base64, "
+        "`error` or `cancelled`, which also hold the `status` and, where it may be tried again, `retry_after` in "
+        "seconds. A `preview` is a draft of what is being painted: `picture`, a small PNG as base64, "
         "transparent where nothing changes, to be drawn over `box` ([left, top, right, bottom] in pixels of the "
         "picture), and `variant`, from 0. Server-Timing, and `timings` in JSON, say what each stage took.",
         "content": {JSON: {"schema": {"type": "object"}}, EVENTS: {"schema": {"type": "string"}}}

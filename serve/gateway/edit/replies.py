@@ -131,7 +131,8 @@ async def _until_client_leaves(request: Request) -> None:
 
 
 async def _events(scheduler: Scheduler, job: Job, picture: str) -> AsyncIterator[bytes]:
-    """Server-sent events: `job` with its id, `progress` and `preview` at every change, then `done` or `error`."""
+    """Server-sent events: `job` with its id, `progress` and `preview` at every change, then `done`, `error` or
+    `cancelled`."""
     yield event("job", {"job": job.id})
     try:
         async for news in watched(scheduler, job):
@@ -177,7 +178,13 @@ async def _last_event(job: Job, picture: str) -> Iterable[bytes]:
     if error is None:
         fields = await fields_of(job, picture)
         return event_pieces("done", fields)
-    return [event("cancelled" if error.code == Cancelled.code else "error", error.body())]
+    return [event("cancelled" if error.code == Cancelled.code else "error", _told(error))]
+
+
+def _told(error: PalimpsestError) -> dict[str, Any]:
+    """The error with what the status line and Retry-After would say."""
+    again = {} if error.retry_after is None else {"retry_after": error.retry_after}
+    return error.body() | {"status": error.status} | again
 
 
 def failure(job: Job) -> PalimpsestError | None:

@@ -170,6 +170,7 @@ async def _paint(
     else:
         accept = {None: kind, "input": OWN}.get(fields.format, f"image/{fields.format}")
     own = ("keep = true", "keep") if fields.keep else ("result = patch", "result") if patch else None
-    wish = Wish(arguments, accept, own, previews=kind == EVENTS)
+    previews = kind == EVENTS and isinstance(fields, ReplaceFields) and fields.previews
+    wish = Wish(arguments, accept, own, previews=previews)
     job = await paint(services, address(request), files, body, fields, wish)
     return await reply(request, services.scheduler, job, kind, "picture")
