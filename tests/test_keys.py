@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from serve import cli, models_table, preflight
+from serve.engine import supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.access import keys
 from serve.gateway.access.keys import Key, Keys, KeysError, Scope
@@ -234,7 +235,10 @@ def test_an_environment_that_names_no_keys_is_refused_without_being_quoted(tmp_p
     assert KEY[1:] not in str(told.value)
 
 
-def test_a_secret_is_in_no_other_process(tmp_path: Path) -> None:
+def test_a_secret_is_in_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PALIMPSEST_KEYS", "palimpsest_key", "PALIMPSEST_HOST"):  # settings are read in any case
+        monkeypatch.setenv(name, "marker")
+    assert [name for name, value in supervisor.inherited().items() if value == "marker"] == ["PALIMPSEST_HOST"]
     assert {
         f"PALIMPSEST_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field)
     } == {*SECRETS}
