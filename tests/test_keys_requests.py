@@ -104,6 +104,12 @@ def test_without_keys_nothing_is_asked_for(tmp_path: Path) -> None:
         assert (answer.status_code, answer.headers.get("set-cookie")) == (204, None)
 
 
+@pytest.mark.parametrize("path", ["/%0a", "/login%0a", "/ping%0a", "/docs%0a"])
+def test_a_path_that_is_nearly_one_of_the_open_ones_is_no_error_of_the_servers(tmp_path: Path, path: str) -> None:
+    with TestClient(application(FakeTorchServe(), make_store(tmp_path, "sam")), HOST) as client:
+        assert client.get(path).status_code < 500
+
+
 def test_off_means_that_keys_are_not_asked_for(tmp_path: Path) -> None:
     store = make_store(tmp_path, "sam")
     keys.add(store / ".state" / "keys.json", "a", (EDIT,), keep=False)

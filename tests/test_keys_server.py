@@ -153,6 +153,25 @@ def test_boto3_is_a_client_like_any_other(server: Server, file: Path, fake: Fake
         runtime.invoke_endpoint(**call, Body=b"x")
 
 
+# The page notices that it is logged out while a job runs. Returns whether it went before that had ended.
+AMID_A_JOB = """async () => {
+    const module = (name) => import(document.querySelector("script[src]").src.replace("app.js", name));
+    const [state, storage] = [await module("state.js"), await module("storage.js")];
+    const turn = () => new Promise(done => setTimeout(done));
+    let went = false;
+    navigation.addEventListener("navigate", () => went = true);
+    state.job.value = {kind: "erase", phase: "running", model: "lama", step: 1, steps: 2, ahead: 0, stop() {}};
+    const noticed = new Promise(done => state.loggedOut.subscribe(out => out && done()));
+    document.dispatchEvent(new Event("visibilitychange"));  // else it looks in five seconds
+    await noticed;
+    await turn();
+    await storage.keepNow();  // after that of one who leaves
+    await turn();
+    setTimeout(() => state.job.value = null);
+    return went;
+}"""
+
+
 def log_in(page: Page, key: str) -> None:
     page.wait_for_url("**/login")
     page.get_by_label("Your key for this server").fill(key)
@@ -176,7 +195,7 @@ def test_the_login_form_leads_back_to_the_edit(server: Server, file: Path) -> No
         tab.open("square.png", encoded(np.full((40, 60, 3), 200, np.uint8)))
         page.get_by_role("textbox").fill("a hamster")
         keys.revoke(file, "one")
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # else it looks in five seconds
+        assert page.evaluate(AMID_A_JOB) is False
         log_in(page, second)
         page.wait_for_selector(".tools")
         assert tab.steps == ["Opened"]

@@ -101,10 +101,17 @@ def _hash(content: bytes) -> bytes:
 
 
 @router.get("/")
-@router.get("/login")
 async def index(request: Request) -> Response:
+    return _start_of(request, page().starts["/"])
+
+
+@router.get("/login")
+async def login(request: Request) -> Response:
+    return _start_of(request, page().starts["/login"])
+
+
+def _start_of(request: Request, start: Start) -> Response:
     """Asked for anew each time, and sent anew when it is another one."""
-    start = page().starts[request.scope["path"]]
     headers = {"content-security-policy": start.policy, "cache-control": "no-cache", "etag": start.tag}
     if request.headers.get("if-none-match") == start.tag:
         return Response(status_code=304, headers=headers)

@@ -1,5 +1,5 @@
 // Puts the page together: what can be done, and who is told what.
-import { effect } from "@preact/signals-core";
+import { computed, effect } from "@preact/signals-core";
 import { render } from "lit-html";
 import * as state from "./state.js";
 import * as session from "./session.js";
@@ -132,10 +132,12 @@ effect(() => {
 effect(() => void (stage.element.dataset.tool = state.tool.value));
 effect(() => void (document.title = state.document_.value ? `${state.document_.value.name} – Palimpsest` : "Palimpsest"));
 
-/** To the login form and back: the edit is written down before. */
-state.loggedOut.subscribe(async (out) => {
-  if (!out) return;
+/** To the login form and back. What is not written down comes first: a job's result, variants of which one is to stay. */
+const leaves = computed(() => state.loggedOut.value && !state.job.value && !state.variants.value && !state.opening.value);
+leaves.subscribe(async (now) => {
+  if (!now) return;
   try {
+    await editing.kept.catch(tell);
     await storage.keepNow();
     location.assign("login");
   } catch {
