@@ -144,6 +144,7 @@ _PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, database=None)
 @given(
     path=st.lists(_PIECES, max_size=9).map(lambda pieces: ("/" + "".join(pieces)).rstrip("/") or "/"),
@@ -178,6 +179,7 @@ KINDS = ("bearer", "x-api-key", "signature", "session", "none")
 STATES = ("valid", "revoked", "unknown", "malformed")
 
 
+@pytest.mark.slow
 def test_who_may_do_what(studio: Studio) -> None:
     """Every combination; the answer to a key that is not valid never says why."""
     refusals = set()

@@ -178,6 +178,7 @@ def log_in(page: Page, key: str) -> None:
     page.get_by_role("button", name="Log in").click()
 
 
+@pytest.mark.slow
 def test_the_login_form_leads_back_to_the_edit(server: Server, file: Path) -> None:
     """A key ends amid the work: the form comes, and after it the edit stands there as it was left."""
     first, second = (keys.add(file, name, [Scope.EDIT], keep=False)[0] for name in ("one", "two"))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from signing import signed
 
+from serve.errors import Unauthenticated
 from serve.gateway.access import guard, keys, sigv4
+from serve.gateway.access.credentials import Contradictory
 from serve.gateway.access.keys import Scope
 
 HOST = "http://testserver"
@@ -85,6 +88,7 @@ def test_a_large_body_is_hashed_beside_the_event_loop(signer: Signer, monkeypatc
 _TEXT = st.text(st.characters(codec="ascii", categories=["L", "N", "P", "S", "Zs"]), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, database=None)
 @given(
     body=st.binary(max_size=200),
@@ -187,6 +191,40 @@ def test_a_header_that_is_sent_twice_is_not_the_one_that_was_signed(signer: Sign
     assert signer.send(headers) == 200
     for twice in ([(name, headers[name])], [(name, "other")]):
         assert signer.http.post(HOST + INVOKE, content=b"body", headers=[*headers.items(), *twice]).status_code == 401
+
+
+_BYTES = st.binary(max_size=60) | st.text("AWS4-HMAC256Credential=/,;Signature0f x\u00e4\u0660", max_size=200).map(
+    lambda text: text.encode("utf-8")
+)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(
+    values=st.lists(
+        st.tuples(st.sampled_from([b"authorization", b"x-api-key", b"cookie", b"x-amz-date", b"host"]), _BYTES),
+        max_size=5,
+    ),
+    cut=st.integers(0, 300),
+    junk=_BYTES,
+    at=st.integers(0, 300),
+)
+def test_no_header_is_an_error_of_the_servers(
+    signer: Signer, values: list[tuple[bytes, bytes]], cut: int, junk: bytes, at: int
+) -> None:
+    """Anything at all, and a good signature with something cut off or put in."""
+    good = {name.lower().encode(): value.encode() for name, value in signer.sign().items()}
+    authorization = good[b"authorization"]
+    broken = [authorization[:cut], authorization[:at] + junk + authorization[at:]]
+    asked = [values, *([*(good | {b"authorization": each}).items()] for each in broken if each != authorization)]
+    for headers in asked:
+        scope = {
+            "type": "http", "method": "POST", "path": INVOKE, "raw_path": INVOKE.encode(), "query_string": junk,
+            "headers": headers,
+        }  # fmt: skip
+        with suppress(Unauthenticated, Contradictory):
+            unproven = signer.http.app.state.services.guard.admit(scope, dict(scope))  # type: ignore[attr-defined]
+            # It still reads as a signature: of another region, say, or with one more space.
+            assert unproven.claim.holds(signer.secret, sigv4.UNSIGNED) is False
 
 
 def test_a_hash_that_is_declared_is_checked(signer: Signer) -> None:
