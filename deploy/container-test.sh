@@ -118,7 +118,7 @@ processes() {
 }
 
 run_inside() {
-    buildah_ run --env PALIMPSEST_PORT="$PORT" "$CONTAINER" -- "$@"
+    buildah_ run --env PALIMPSEST_PORT="$PORT" --env PALIMPSEST_KEYS=off "$CONTAINER" -- "$@"
 }
 
 # A field of the image's configuration, by Go template.

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
-import pydantic
 import typer
-from pydantic_core import ErrorDetails
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
@@ -24,6 +22,8 @@ from serve.doctor import report
 from serve.doctor.finding import Status
 from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
+from serve.gateway.access.commands import keys_app
+from serve.gateway.access.keys import of_settings as keys_of
 from serve.gateway.app import create_app
 from serve.gateway.server import Server
 from serve.residency.memory import Device, Memory, find_device, parse_budget
@@ -55,6 +55,7 @@ class _Group(TyperGroup):
 # The client's `palimpsest` has these commands beside its own, by the entry point in pyproject.toml.
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
 app.add_typer(archives_app, name="archives", cls=_Group)
+app.add_typer(keys_app, name="keys", cls=_Group)
 models_app = typer.Typer()
 app.add_typer(models_app, name="models", cls=_Group)
 console = Console(highlight=False, soft_wrap=True)
@@ -112,13 +113,15 @@ def models(
     """Show the running server's models until Ctrl-C: where each is, what it takes, how it is used."""
     if context.invoked_subcommand is None:
         with contextlib.suppress(KeyboardInterrupt):
-            models_table.show(preflight.url(_settings()), once, as_json, console)
+            settings = _settings()
+            models_table.show(preflight.url(settings), once, as_json, console, key=settings.key.get_secret_value())
 
 
 @models_app.command()
 def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
     """Read a model's archive into main memory, so that its next load does not wait for the disk."""
-    models_table.warm(preflight.url(_settings()), name, console)
+    settings = _settings()
+    models_table.warm(preflight.url(settings), name, console, key=settings.key.get_secret_value())
 
 
 @app.command(cls=_Command)
@@ -198,25 +201,26 @@ def _announce(settings: Settings, seconds: float) -> None:
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
     picture = os.path.relpath(sample) if sample.exists() else "picture.png"
     _say("Try a click:")
+    key = ' -H "x-api-key: KEY"' if _asks_for_keys(settings) else ""
     _say(
-        f"""  curl -s {url}/predictions/sam -H 'Accept: image/png' -F image=@{picture} \\
+        f"""  curl -s {url}/predictions/sam{key} -H 'Accept: image/png' -F image=@{picture} \\
     -F 'gen_args={{"point_coords": [750, 500], "dilate_kernel_size": 15}}' -o mask.png"""
     )
     _say("Ctrl-C stops everything.")
 
 
+def _asks_for_keys(settings: Settings) -> bool:
+    keys = keys_of(settings)
+    if keys is None:
+        _say("Whoever reaches it may use it: PALIMPSEST_KEYS=off")
+    return keys is not None and keys.current() is not None
+
+
 def _settings() -> Settings:
     try:
-        return Settings()
-    except pydantic.ValidationError as error:
-        raise _fail("; ".join(map(_words, error.errors()))) from None
-
-
-def _words(error: ErrorDetails) -> str:
-    setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
-    if error["type"] == "extra_forbidden":
-        return f"{setting}: there is no such setting; docs/settings.md lists them"
-    return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
+        return preflight.read_settings()
+    except preflight.Unusable as error:
+        raise _fail(str(error)) from None
 
 
 def _choose_models(settings: Settings) -> tuple[bool, str]:

@@ -4,6 +4,8 @@ PalimpsestError            500
 ├── ModelFailed            500  the archive's handler failed with this request
 ├── BadRequest             400  the client must change the request
 │   ├── ModelNotFound      404  no archive of that name in the store
+│   ├── Unauthenticated    401  no key, or none that is valid
+│   ├── Forbidden          403  the key may not do this
 │   ├── RequestTooLarge    413
 │   ├── UnservedKind       415  a kind or an encoding of bodies that is not served
 │   └── BodyTimeout        408  the request's body did not arrive in time
@@ -53,6 +55,25 @@ class BadRequest(PalimpsestError):
 
 class ModelNotFound(BadRequest):
     status, code = 404, "model_not_found"
+
+
+class Unauthenticated(BadRequest):
+    """The same for every key that is not valid, whatever is wrong with it."""
+
+    status, code = 401, "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this needs a key: send it as Authorization: Bearer KEY, as x-api-key: KEY, or sign for AWS with a clock"
+            " that is right; in a browser log in at /login. `palimpsest keys add NAME` on the server makes one"
+        )
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": 'Bearer realm="palimpsest"'}
+
+
+class Forbidden(BadRequest):
+    status, code = 403, "forbidden"
 
 
 class RequestTooLarge(BadRequest):

@@ -24,13 +24,19 @@ _STYLES = {"ready": "green", "failed": "red", "absent": "dim"}
 
 
 def show(
-    base_url: str, once: bool, as_json: bool, console: Console, transport: httpx.BaseTransport | None = None
+    base_url: str,
+    once: bool,
+    as_json: bool,
+    console: Console,
+    transport: httpx.BaseTransport | None = None,
+    key: str = "",
 ) -> None:
     """Prints the table until Ctrl-C; once, also where the output is no terminal, or as JSON.
 
-    Raises EngineUnavailable where no server answers. transport: stands in for the network in tests.
+    Raises EngineUnavailable where no server answers. transport: stands in for the network in tests. key: where the
+    server asks for one.
     """
-    with httpx.Client(base_url=base_url, timeout=_TIMEOUT, transport=transport, trust_env=False) as client:
+    with _client(base_url, key, _TIMEOUT, transport) as client:
         if as_json:
             print(json.dumps(_fetch(client).model_dump(mode="json"), indent=2))
         elif once or not console.is_terminal:
@@ -46,13 +52,20 @@ def _watch(client: httpx.Client, console: Console) -> None:
             live.update(_view(_fetch(client)), refresh=True)
 
 
-def warm(base_url: str, name: str, console: Console, transport: httpx.BaseTransport | None = None) -> None:
+def warm(
+    base_url: str, name: str, console: Console, transport: httpx.BaseTransport | None = None, key: str = ""
+) -> None:
     """Has the server read an archive into main memory. Raises as show, and PalimpsestError where it refuses."""
-    with httpx.Client(base_url=base_url, timeout=_WARM_TIMEOUT, transport=transport, trust_env=False) as client:
+    with _client(base_url, key, _WARM_TIMEOUT, transport) as client:
         with console.status(f"Reading {name}"):
             answer = _ask(client, "POST", f"/v1/models/{name}/warm")
         warmed = _parsed(client, Warmed, answer)
     console.print(f"{warmed.name}: {_mib(warmed.bytes)} MiB read in {warmed.seconds:.1f} s")
+
+
+def _client(base_url: str, key: str, timeout: float, transport: httpx.BaseTransport | None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport, trust_env=False)
 
 
 def _fetch(client: httpx.Client) -> ModelList:
@@ -79,7 +92,8 @@ def _parsed(client: httpx.Client, kind: type[Reply], answer: httpx.Response) -> 
     with suppress(ValueError):
         if answer.is_success:
             return kind.model_validate_json(answer.content)
-        raise PalimpsestError(ErrorReply.model_validate_json(answer.content).error.message)
+        message = ErrorReply.model_validate_json(answer.content).error.message
+        raise PalimpsestError("the server asks for a key: set PALIMPSEST_KEY" if answer.status_code == 401 else message)
     raise PalimpsestError(f"what answers at {client.base_url} is no Palimpsest of this version")
 
 

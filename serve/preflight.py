@@ -1,6 +1,7 @@
 """What must hold before a server starts; every message names the setting and says what to do."""
 
 import errno
+import ipaddress
 import os
 import socket
 import tempfile
@@ -9,12 +10,30 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pydantic
+from pydantic_core import ErrorDetails
 
-from serve.settings import Settings
+from serve.gateway.access import keys
+from serve.settings import OFF, Settings
 
 
 class Unusable(Exception):
     """A setting that the server cannot run with."""
+
+
+def read_settings() -> Settings:
+    """Raises Unusable."""
+    try:
+        return Settings()
+    except pydantic.ValidationError as error:
+        raise Unusable("; ".join(map(_words, error.errors()))) from None
+
+
+def _words(error: ErrorDetails) -> str:
+    setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
+    if error["type"] == "extra_forbidden":
+        return f"{setting}: there is no such setting; docs/settings.md lists them"
+    return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
 
 
 def check(settings: Settings) -> None:
@@ -25,6 +44,7 @@ def check(settings: Settings) -> None:
     require_temporary_folder()
     _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
     require_free_port(settings)
+    require_keys(settings)
 
 
 def listener(settings: Settings) -> str:
@@ -104,6 +124,30 @@ def require_free_port(settings: Settings) -> None:
                 f"port {port} on {host} cannot be used ({error.strerror}). Set another PALIMPSEST_PORT, e.g."
                 f" `make serve PORT={min(port + 1, 65535)}`, or end what listens there (`make stop` if it is ours)."
             ) from None
+
+
+def require_keys(settings: Settings) -> None:
+    """Where other machines reach the server there must be keys, or somebody must have said that there are none."""
+    if settings.keys.get_secret_value() == OFF:
+        return
+    try:
+        there = keys.of_environment(settings) + keys.existing(settings)
+    except keys.KeysError as error:
+        raise Unusable(error.message) from None
+    if not there and not is_loopback(settings.host):
+        raise Unusable(
+            f"PALIMPSEST_HOST={settings.host} lets other machines in, and there is no key: make one with"
+            " `palimpsest keys add NAME`, or set PALIMPSEST_KEYS=off if whoever reaches the server may use it"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches all that the name means; not where it means nothing."""
+    try:
+        addresses = {each[4][0] for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
 
 
 def _listening_process(port: int) -> psutil.Process | None:

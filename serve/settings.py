@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MAX_PREDICT_TIMEOUT = 86_400  # seconds: TorchServe's own limit, in every archive of ours, which must not come first
+OFF = "off"
+"""PALIMPSEST_KEYS where there are to be none."""
+SECRETS = ("PALIMPSEST_KEYS", "PALIMPSEST_KEY")
+"""What no other process is to find in its environment."""
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 ModelSet = Literal["auto", "full", "demo"]
@@ -28,6 +32,18 @@ class Settings(BaseSettings):
     hosts: str = Field(
         "",
         description="Further names by which clients call the server, as a.example.org,.example.net (all below it).",
+    )
+    keys: SecretStr = Field(
+        SecretStr(""),
+        description="off: whoever reaches the server may use it. Else keys beside those of the file, as"
+        " name:edit+operate:KEY,... (docs/keys.md).",
+    )
+    keys_file: AbsolutePath | None = Field(
+        None, description="File of the keys that `palimpsest keys` makes; STATE/keys.json where it is not set."
+    )
+    key: SecretStr = Field(SecretStr(""), description="Key that `palimpsest models` sends to the server.")
+    metrics: Literal["open", "operate"] = Field(
+        "open", description="Who may read /metrics where there are keys: anybody, or those with the scope operate."
     )
     models: ModelSet = Field(
         "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."

@@ -12,6 +12,7 @@ from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
 from serve.engine.torchserve import THROUGH_JAVA
 from serve.gateway import body, connections, door, health, line, protocol, transfer
+from serve.gateway.access import keys, sessions, sigv4
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
@@ -80,6 +81,16 @@ def render() -> str:
     ]
     parts += ["\n## Connections and HTTP\n", "| limit | value | |\n|---|---|---|"]
     parts += [f"| {name} | {value} | {text} |" for name, value, text in http_limits()]
+    parts += [
+        "\n## Keys\n",
+        "| limit | value | |\n|---|---|---|",
+        f"| keys | {keys.MOST_KEYS} | one has to be revoked first |",
+        f"| a key of your own making | {keys.SHORTEST} to {keys.LONGEST} characters | the server does not start |",
+        f"| until a change of the file counts | {keys.LOOK_EVERY:g} s | |",
+        f"| time that somebody stays logged in | {sessions.SECONDS / 3600:g} h | the form comes again |",
+        f"| who is logged in with one key | {sessions.MOST} | the oldest is logged out |",
+        f"| a signing client's clock, or the age of what it signed | {sigv4.SKEW:g} s | 401 |",
+    ]
     parts += [
         "\n## Queues and listings\n",
         "| limit | value | |\n|---|---|---|",

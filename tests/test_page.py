@@ -48,7 +48,7 @@ def test_every_address_in_the_page_is_there(client: TestClient) -> None:
     assert [each for each in found if client.get(f"/{each}").status_code != 200] == []
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "index.html"])
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".html")])
 def test_a_file_is_kept_for_ever_under_the_hash_of_all(client: TestClient, name: str) -> None:
     answer = client.get(address(name))
     assert answer.content == (WEB / name).read_bytes()
@@ -66,7 +66,10 @@ def test_modules_have_the_type_that_browsers_ask_for(client: TestClient) -> None
 
 
 def test_an_old_hash_and_other_files_are_not_there(client: TestClient) -> None:
-    for path in ("/web/0123456789abcdef/app.js", address("index.html"), address("../app.py"), address("%2e%2e/app.py")):
+    for path in (
+        "/web/0123456789abcdef/app.js",
+        *map(address, ("index.html", "login.html", "../app.py", "%2e%2e/app.py")),
+    ):
         assert client.get(path).status_code == 404, path
 
 

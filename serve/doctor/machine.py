@@ -10,6 +10,7 @@ from serve import disk, preflight
 from serve.doctor.finding import Finding, Findings, gib, ok, problem, warning
 from serve.engine import cgroups, cores, homes, supervisor
 from serve.gateway import connections
+from serve.gateway.access import keys as access
 from serve.memory_file import MemoryFile
 from serve.residency.memory import find_device, parse_budget
 from serve.settings import Settings
@@ -38,6 +39,16 @@ def config(settings: Settings) -> Findings:
         yield problem("configuration", "TorchServe's settings cannot be read", str(error))
     else:
         yield ok("configuration", str(settings.config))
+
+
+def keys(settings: Settings) -> Findings:
+    try:
+        preflight.require_keys(settings)
+    except preflight.Unusable as error:
+        yield problem("keys", "the server would not start", str(error))
+    else:
+        asks = access.of_settings(settings)
+        yield ok("keys", "are asked for" if asks and asks.current() else "none: whoever reaches the server may use it")
 
 
 def disks(settings: Settings) -> Findings:

@@ -27,6 +27,7 @@ def examine(settings: Settings, runs: bool) -> list[Finding]:
         *software.gpu(),
         *machine.ports(settings, runs),
         *machine.config(settings),
+        *machine.keys(settings),
         *machine.disks(settings),
         *store.archives(settings),
         *machine.memory_files(),

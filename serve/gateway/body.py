@@ -1,8 +1,10 @@
 """A request's body, received into memory that a worker can open."""
 
 import asyncio
+from collections.abc import Iterator
 
 from fastapi import Request
+from starlette.types import Message, Receive
 
 from serve.budget import Budget
 from serve.errors import BadRequest, BodyTimeout, RequestTooLarge
@@ -12,6 +14,8 @@ TIME_LIMIT = 300.0  # seconds from the first look at a body to its last byte: 12
 SILENCE = 30.0  # seconds without a byte
 SMALL = 2**20
 """Bytes of a body that are counted apart, so that clicks need not wait behind photographs."""
+RECEIVED = "palimpsest.received"
+"""In the scope of a request whose body was received before its route asks for it: a Received."""
 
 
 class Bodies:
@@ -37,6 +41,9 @@ class Bodies:
         Raises RequestTooLarge as soon as it is known to be too large, BodyTimeout, QueueFull where there is no place in
         time, BadRequest where it does not come to its promised length, and starlette's ClientDisconnect.
         """
+        received: Received | None = request.scope.get(RECEIVED)
+        if received is not None:
+            return received.take()
         promised = request.headers.get("content-length", "")
         length = int(promised) if promised.isdecimal() else None
         if length is not None and length > self._max:
@@ -83,6 +90,34 @@ class Bodies:
     def _too_large(self) -> RequestTooLarge:
         limit = self._max // 2**20
         return RequestTooLarge(f"the request is larger than {limit} MiB: send a smaller picture, or binary multipart")
+
+
+class Received:
+    """A body that somebody had to see before its route, which may take it as it is, or receive it again."""
+
+    def __init__(self, file: MemoryFile, rest: Receive) -> None:
+        """rest: tells what comes after the body."""
+        self._file: MemoryFile | None = file
+        self._pieces: Iterator[bytes] | None = file.pieces()
+        self._rest = rest
+
+    def take(self) -> MemoryFile:
+        """For the caller to close."""
+        assert self._file is not None
+        file, self._file, self._pieces = self._file, None, None
+        return file
+
+    async def receive(self) -> Message:
+        if self._pieces is None:
+            return await self._rest()
+        piece = next(self._pieces, None)
+        if piece is None:
+            self._pieces = None
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.take().close()
 
 
 class _Place:

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import BadRequest, BodyTimeout, EngineUnavailable, PalimpsestError, RequestTooLarge
 from serve.gateway import sagemaker
+from serve.gateway.access.guard import Guard
+from serve.gateway.body import RECEIVED
 from serve.gateway.openai import errors as openai_errors
 
 SMALL_BODY = 64 * 1024  # bytes, wherever no picture is taken
@@ -83,10 +85,10 @@ class _Told(NamedTuple):
 
 
 class Door:
-    """An ASGI application around another; `hosts` are those that it answers to."""
+    """An ASGI application around another. hosts: those that it answers to. guard: asks for keys where there are any."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: ASGIApp, hosts: Hosts, guard: Guard) -> None:
+        self._app, self._hosts, self._guard = app, hosts, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,8 +112,11 @@ class Door:
         try:
             told = _told(scope)
             self._check(scope, told)
+            unproven = self._guard.admit(scope, inner)
             if told.body != 0 and not _PICTURES.match(path):
                 receive = await _small_body(receive, told.body or 0)
+            if unproven is not None:
+                receive = await self._guard.prove(unproven, inner, receive)
             await self._app(inner, receive, send_on)
         except ClientDisconnect:
             return
@@ -126,6 +131,9 @@ class Door:
                 await send({"type": "http.response.body", "body": last, "more_body": False})
             else:
                 raise
+        finally:
+            if RECEIVED in inner:
+                inner[RECEIVED].close()
 
     def _check(self, scope: Scope, told: _Told) -> None:
         """Raises UnknownHost or CrossSite."""

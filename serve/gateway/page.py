@@ -1,4 +1,5 @@
-"""The editing page at /: plain files from web/, by the hash of their content, and what a browser may do with them."""
+"""The editing page at / and its login form: plain files from web/, by the hash of their content, and what a browser may
+do with them."""
 
 import base64
 import gzip
@@ -17,7 +18,8 @@ router = APIRouter(include_in_schema=False)
 
 _FOR_EVER = "public, max-age=31536000, immutable"
 _TEXTS = ("text/", "image/svg", "application/json")
-_HERE = "{files}"  # stands in index.html for the folder of the other files
+_STARTS = {"/": "index.html", "/login": "login.html"}
+_HERE = "{files}"  # stands there for the folder of the other files
 _INLINE = re.compile(rb"<script type=\"importmap\">(.*?)</script>", re.DOTALL)
 
 
@@ -29,24 +31,35 @@ class File(NamedTuple):
     content_type: str
 
 
-class Page(NamedTuple):
-    """start: the page itself. files: the others, by their path under web/. version: the hash of all of them."""
+class Start(NamedTuple):
+    """What an address shows. tag: of this content and all the files that it may name."""
 
-    start: File
+    file: File
+    policy: str
+    tag: str
+
+
+class Page(NamedTuple):
+    """starts: by address. files: the others, by their path under web/. version: the hash of all of them."""
+
+    starts: dict[str, Start]
     files: dict[str, File]
     version: str
-    policy: str
 
 
 @cache
 def page() -> Page:
     """Reads web/, once."""
     contents = dict(sorted(_contents(files("serve.gateway") / "web")))
-    index = contents.pop("index.html")
+    starts = {address: contents.pop(name) for address, name in _STARTS.items()}
     version = _hash(b"".join(name.encode() + b"\0" + _hash(data) for name, data in contents.items())).hex()[:16]
-    index = index.replace(_HERE.encode(), f"web/{version}".encode())
     others = {name: _file(name, data) for name, data in contents.items()}
-    return Page(_file("index.html", index), others, version, _policy(index))
+    return Page({address: _start(html, version) for address, html in starts.items()}, others, version)
+
+
+def _start(html: bytes, version: str) -> Start:
+    html = html.replace(_HERE.encode(), f"web/{version}".encode())
+    return Start(_file("start.html", html), _policy(html), f'"{version}-{_hash(html).hex()[:16]}"')
 
 
 def _contents(folder: Traversable, below: str = "") -> list[tuple[str, bytes]]:
@@ -70,7 +83,7 @@ def _policy(index: bytes) -> str:
     return "; ".join(
         (
             "default-src 'none'",
-            f"script-src 'self' {allowed}",
+            f"script-src 'self' {allowed}".rstrip(),
             "style-src 'self'",
             "img-src 'self' blob: data:",
             "connect-src 'self'",
@@ -89,12 +102,20 @@ def _hash(content: bytes) -> bytes:
 
 @router.get("/")
 async def index(request: Request) -> Response:
+    return _start_of(request, page().starts["/"])
+
+
+@router.get("/login")
+async def login(request: Request) -> Response:
+    return _start_of(request, page().starts["/login"])
+
+
+def _start_of(request: Request, start: Start) -> Response:
     """Asked for anew each time, and sent anew when it is another one."""
-    tag = f'"{page().version}-{_hash(page().start.content).hex()[:16]}"'
-    headers = {"content-security-policy": page().policy, "cache-control": "no-cache", "etag": tag}
-    if request.headers.get("if-none-match") == tag:
+    headers = {"content-security-policy": start.policy, "cache-control": "no-cache", "etag": start.tag}
+    if request.headers.get("if-none-match") == start.tag:
         return Response(status_code=304, headers=headers)
-    return _reply(request, page().start, headers)
+    return _reply(request, start.file, headers)
 
 
 @router.get("/web/{version}/{name:path}")

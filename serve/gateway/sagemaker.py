@@ -23,11 +23,13 @@ from serve.errors import (
     DeadlineExceeded,
     DiskFull,
     EngineUnavailable,
+    Forbidden,
     ModelFailed,
     ModelLoadFailed,
     ModelNotReady,
     OutOfMemory,
     PalimpsestError,
+    Unauthenticated,
 )
 from serve.gateway import eventstream
 from serve.gateway.predictions import invoke_as_sent
@@ -41,6 +43,8 @@ LOG_STREAM = "arn:aws:logs:local:000000000000:log-group:palimpsest:log-stream:mo
 
 _STATUS = {
     "ValidationError": 400,
+    "UnrecognizedClientException": 401,
+    "AccessDeniedException": 403,
     "UnknownOperationException": 404,
     "ModelError": 424,
     "ModelNotReadyException": 429,
@@ -261,6 +265,10 @@ def _model_headers(request: Request) -> dict[str, str]:
 def reply(error: PalimpsestError) -> Response:
     """SageMaker's error for one of ours."""
     match error:
+        case Unauthenticated():
+            return _error("UnrecognizedClientException", error.message, error.headers())
+        case Forbidden():
+            return _error("AccessDeniedException", error.message)
         case BadRequest():
             return _error("ValidationError", error.message)
         case ModelNotReady():

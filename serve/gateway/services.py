@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 
 from serve.budget import Unread
+from serve.gateway.access.guard import Guard
 from serve.gateway.body import Bodies
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
@@ -59,6 +60,7 @@ class Services:
     images: Images
     jobs: Jobs
     bodies: Bodies
+    guard: Guard
     unread: Unread
     given_names: GivenNames
 

@@ -14,6 +14,9 @@ export class ServerError extends Error {
   }
 }
 
+/** The server asks for a key, and this browser is not logged in, or not any more. */
+export class LoggedOut extends Error {}
+
 /** Nobody answers. */
 export class Unreachable extends Error {}
 
@@ -27,6 +30,7 @@ async function send(path, init) {
     throw new Unreachable("the server does not answer");
   }
   if (answer.ok) return answer;
+  if (answer.status === 401) throw new LoggedOut("the server asks for a key");
   const text = await answer.text();
   let told;
   try {

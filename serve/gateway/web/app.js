@@ -1,7 +1,8 @@
 // Puts the page together: what can be done, and who is told what.
-import { effect } from "@preact/signals-core";
+import { computed, effect } from "@preact/signals-core";
 import { render } from "lit-html";
 import * as state from "./state.js";
+import * as session from "./session.js";
 import * as storage from "./storage.js";
 import * as keyboard from "./keyboard.js";
 import * as pointer from "./pointer.js";
@@ -86,6 +87,15 @@ const actions = {
   compare: () => void (state.comparing.value = Boolean(state.document_.value) && !state.comparing.value),
   download: () => void download(editor),
   copy: () => void copyPicture(stage),
+  async logOut() {
+    try {
+      await storage.keepNow();
+      await session.logOut();
+      location.assign("login");
+    } catch (error) {
+      tell(error);
+    }
+  },
   help: () => void (state.helpOpen.value = !state.helpOpen.value),
   dismiss: () => void (state.notice.value = null),
   escape() {
@@ -121,6 +131,20 @@ effect(() => {
 });
 effect(() => void (stage.element.dataset.tool = state.tool.value));
 effect(() => void (document.title = state.document_.value ? `${state.document_.value.name} – Palimpsest` : "Palimpsest"));
+
+/** To the login form and back. What is not written down comes first: a job's result, variants of which one is to stay. */
+const leaves = computed(() => state.loggedOut.value && !state.job.value && !state.variants.value && !state.opening.value);
+leaves.subscribe(async (now) => {
+  if (!now) return;
+  try {
+    await editing.kept.catch(tell);
+    await storage.keepNow();
+    location.assign("login");
+  } catch {
+    const text = "The server asks for a key, and this browser keeps no edits: log in at /login in another tab, then go on here.";
+    state.notice.value = { what: "error", text };
+  }
+});
 
 input.addEventListener("change", () => {
   if (input.files?.[0]) actions.open(input.files[0]);

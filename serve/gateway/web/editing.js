@@ -11,6 +11,7 @@ export class Editing {
   /** @param {import("./editor.js").Editor} editor */
   constructor(editor) {
     this.editor = editor;
+    /** @type {Promise<void>} the last variant that stays, until it is a step */ this.kept = Promise.resolve();
   }
 
   erase() {
@@ -82,9 +83,10 @@ export class Editing {
   async keepVariant(index) {
     const offered = state.variants.value;
     if (!offered) return;
+    this.kept = this.keep(offered.made[index], offered.label);
     state.variants.value = null;
     offered.made.forEach((each, at) => at !== index && URL.revokeObjectURL(each.url));
-    await this.keep(offered.made[index], offered.label);
+    await this.kept;
   }
 
   discardVariants() {

@@ -1,5 +1,5 @@
 // What went wrong, in the user's words, with what to do about it.
-import { ServerError, Unreachable } from "./api.js";
+import { LoggedOut, ServerError, Unreachable } from "./api.js";
 import * as state from "./state.js";
 
 /** @type {Record<string, string>} */
@@ -20,9 +20,10 @@ const SAID = {
   unsupported_media_type: "This is no picture that can be opened. PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF and BMP can.",
 };
 
-/** Shows an error and, where the server is gone, that it is waited for. @param {unknown} error */
+/** Shows an error and, where the server is gone, that it is waited for; where it asks for a key, the form is next. @param {unknown} error */
 export function tell(error) {
   if (error instanceof Unreachable) state.reachable.value = false;
+  else if (error instanceof LoggedOut) state.loggedOut.value = true;
   else state.notice.value = { what: "error", text: inWords(error) };
 }
 

@@ -59,6 +59,7 @@ export const finding = signal(false); // a click waits for its answer
 export const variants = signal(/** @type {{label: string, made: Variant[], shown: number} | null} */ (null));
 export const notice = signal(/** @type {Notice | null} */ (null));
 export const reachable = signal(true);
+export const loggedOut = signal(false); // the server asks for a key
 export const models = signal(/** @type {import("./api.js").ModelStatus[]} */ ([]));
 export const device = signal("");
 

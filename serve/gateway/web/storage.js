@@ -44,11 +44,17 @@ export function keepSteps() {
   addEventListener("pagehide", save);
 }
 
-function save() {
+const save = () => void keepNow().catch(tell);
+
+/** Writes what there is now; fails in a browser that keeps nothing. @returns {Promise<void>} */
+export function keepNow() {
   const document = state.document_.value;
   const { states, index } = state.steps.value;
   const typed = { prompt: state.prompt.value, feather: state.feather.value };
-  if (document) writing = writing.then(() => write(document, states, index, typed)).catch(tell);
+  if (!document) return writing;
+  const written = writing.then(() => write(document, states, index, typed));
+  writing = written.catch(() => {});
+  return written;
 }
 
 /**

@@ -21,6 +21,7 @@ export function watch(onBack) {
         state.device.value = memory.device;
         tellPlace(models);
         failures = 0;
+        state.loggedOut.value = false;
         if (!state.reachable.value) {
           state.reachable.value = true;
           state.notice.value = { what: "done", text: "The server is back. Everything is as you left it." };
@@ -29,6 +30,7 @@ export function watch(onBack) {
       } catch (error) {
         // One that answers in error is starting: it is asked again.
         if (error instanceof api.Unreachable) state.reachable.value = false;
+        if (error instanceof api.LoggedOut) state.loggedOut.value = true;
         failures += 1;
       }
     }
