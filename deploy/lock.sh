@@ -9,11 +9,11 @@ trap 'rm -rf "$work"' EXIT
 "$bin/pip" install --quiet pip-tools
 # The client comes from this tree: what the index has by this name is another's.
 "$bin/pip" wheel --quiet --no-deps --wheel-dir "$work" ./client
-printf '%s\n' 'torch==2.14.1' 'torchvision==0.29.1' "palimpsest-client @ file://$(echo "$work"/*.whl)" > "$work/fixed.txt"
+printf '%s\n' 'torch==2.14.1' 'torchvision==0.29.1' "palimpsest-editing-client @ file://$(echo "$work"/*.whl)" > "$work/fixed.txt"
 resolve() {
     "$bin/pip-compile" --quiet --strip-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
         --no-emit-trusted-host --constraint "$work/fixed.txt" --output-file "$1" "${@:2}" pyproject.toml
-    sed -i -E '/^(nvidia-cu|nvidia-nc|nvidia-nv|cuda-|triton)/d; /^palimpsest-client/d; /^#/d; /^$/d' "$1"
+    sed -i -E '/^(nvidia-cu|nvidia-nc|nvidia-nv|cuda-|triton)/d; /^palimpsest-editing-client/d; /^#/d; /^$/d' "$1"
 }
 resolve "$work/serve.lock"
 resolve "$work/dev.lock" --extra dev

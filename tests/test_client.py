@@ -289,6 +289,23 @@ def test_retry_after_is_seconds_or_a_date(said: str, seconds: float | None) -> N
     assert caught.value.retry_after == seconds
 
 
+@pytest.mark.parametrize(
+    ("given", "environments", "sent"),
+    [("one", "two", "Bearer one"), (None, "two", "Bearer two"), (None, "", None), ("", "two", None)],
+)
+def test_the_key_is_the_one_that_is_given_or_the_environments(
+    connect: Callable[..., Any],
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    environments: str,
+    sent: str | None,
+) -> None:
+    monkeypatch.setenv("PALIMPSEST_KEY", environments)
+    connect(transport=httpx.MockTransport(server), key=given).upload(PICTURE)
+    assert server.calls[-1].headers.get("authorization") == sent
+
+
 # Errors
 
 
@@ -299,6 +316,8 @@ def test_retry_after_is_seconds_or_a_date(said: str, seconds: float | None) -> N
         (BodyTimeout("m"), palimpsest.BadRequest),
         (UnknownImage("m", "mask"), palimpsest.NotFound),
         (serve.errors.ModelNotFound("m"), palimpsest.NotFound),
+        (serve.errors.Unauthenticated(), palimpsest.NotAllowed),
+        (serve.errors.Forbidden("m"), palimpsest.NotAllowed),
         (serve.errors.RequestTooLarge("m", "image"), palimpsest.TooLarge),
         (Busy("m", 700), palimpsest.Busy),
         (Cancelled("m"), palimpsest.Cancelled),

@@ -39,7 +39,7 @@ def environment(wheels: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
     python = folder / "bin" / "python"
     install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", "--no-index"]
-    subprocess.run([*install, "--find-links", wheels, "palimpsest-client"], check=True, timeout=240)
+    subprocess.run([*install, "--find-links", wheels, "palimpsest-editing-client"], check=True, timeout=240)
     return python.parent
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import boto3
 import numpy as np
+import palimpsest
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
@@ -58,6 +59,13 @@ SPELLINGS = [
     "/login/..;/v1/models", "/web/x/../../v1/models", "http://localhost/v1/models",
     "http://localhost//v1/models", "/v1/models#/ping", "/ping/v1/models", "/%252e%252e/models", "/metrics/../models",
 ]  # fmt: skip
+
+
+def test_the_python_client_shows_its_key(server: Server, key: str) -> None:
+    with palimpsest.Client(f"http://127.0.0.1:{server.port}", key=key) as client:
+        assert {model.name for model in client.models()} >= {"sam", "lama", "sd"}
+    with palimpsest.Client(f"http://127.0.0.1:{server.port}", key="") as client, pytest.raises(palimpsest.NotAllowed):
+        client.models()
 
 
 @pytest.mark.parametrize("path", SPELLINGS)

@@ -53,6 +53,7 @@ class AsyncClient:
         self,
         url: str = DEFAULT_URL,
         *,
+        key: str | None = None,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -60,7 +61,7 @@ class AsyncClient:
         """As Client."""
         self.url = url
         self._core = Core(AsyncEdit, patience)
-        self._http = httpx.AsyncClient(**options(url, timeout), transport=transport)
+        self._http = httpx.AsyncClient(**options(url, key, timeout), transport=transport)
         self._jobs: set[JobReader] = set()
         self._closed = False
 

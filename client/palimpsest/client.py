@@ -59,17 +59,20 @@ class Client:
         self,
         url: str = DEFAULT_URL,
         *,
+        key: str | None = None,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """url: of the server. timeout: seconds without a sign of it until it counts as unreachable. patience: seconds
-        in all that a call waits where the server says that it is busy or starting (429, 503) and when to come again.
-        transport: httpx's, where another than the network is to be used. Raises ValueError for what is no address.
+        """url: of the server. key: for a server that asks for one; by default PALIMPSEST_KEY of the environment.
+
+        timeout: seconds without a sign of it until it counts as unreachable. patience: seconds in all that a call waits
+        where the server says that it is busy or starting (429, 503) and when to come again. transport: httpx's, where
+        another than the network is to be used. Raises ValueError for what is no address.
         """
         self.url = url
         self._core = Core(Edit, patience)
-        self._http = httpx.Client(**options(url, timeout), transport=transport)
+        self._http = httpx.Client(**options(url, key, timeout), transport=transport)
         self._jobs: set[JobReader] = set()
         self._no_jobs = threading.Condition()
         self._closed = False

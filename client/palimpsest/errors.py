@@ -2,6 +2,7 @@
 
 PalimpsestError          any other: the server's fault (500, code internal, model_failed, load_failed, not_finite)
 ├── BadRequest           400 and other 4xx: the request must change; `field` names what is wrong with it
+│   ├── NotAllowed       401, 403, code unauthorized, forbidden: the server asks for a key, or for another
 │   ├── NotFound         404, code model_not_found, image_not_found, job_not_found
 │   └── TooLarge         413, code too_large
 ├── Busy                 429, code queue_full, model_not_ready, busy: too many requests wait
@@ -54,6 +55,10 @@ class BadRequest(PalimpsestError):
     """The request must change."""
 
 
+class NotAllowed(BadRequest):
+    """The server asks for a key, or the key may not do this."""
+
+
 class NotFound(BadRequest):
     """There is no such model, or no such picture any more."""
 
@@ -90,6 +95,8 @@ class Unreachable(PalimpsestError):
 
 
 _KINDS: dict[int, type[PalimpsestError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
     404: NotFound,
     413: TooLarge,
     429: Busy,

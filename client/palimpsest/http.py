@@ -1,6 +1,7 @@
 """How both clients use httpx."""
 
 import ipaddress
+import os
 from typing import Any
 
 import httpx
@@ -18,16 +19,21 @@ CANCEL_TIMEOUT = 5.0
 _CONNECTIONS = 32
 
 
-def options(url: str, timeout: float) -> dict[str, Any]:
-    """The arguments of httpx.Client and AsyncClient. Raises ValueError for what is no address."""
+def options(url: str, key: str | None, timeout: float) -> dict[str, Any]:
+    """The arguments of httpx.Client and AsyncClient. key: of the server; if None, PALIMPSEST_KEY of the environment.
+
+    Raises ValueError for what is no address.
+    """
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL:
         address = httpx.URL()
     if address.scheme not in ("http", "https") or not address.host:
         raise ValueError(f"{url!r} is no address of a server, such as {DEFAULT_URL} is")
+    key = os.environ.get("PALIMPSEST_KEY") if key is None else key
     return {
         "base_url": address,
+        "headers": {"authorization": f"Bearer {key}"} if key else {},
         "timeout": httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None),
         "limits": httpx.Limits(max_connections=_CONNECTIONS),
         # A proxy leads out, not back to this machine.
