@@ -367,9 +367,8 @@ def test_what_is_no_address_is_refused(connect: Callable[..., Any], url: str) ->
 
 
 def test_a_proxy_of_the_environment_leads_nowhere_on_this_machine() -> None:
-    assert [http.options(url, 1)["trust_env"] for url in ("http://localhost:1", "http://[::1]", "http://there")] == [
-        False, False, True,
-    ]  # fmt: skip
+    trusting = {"http://localhost:1": False, "http://[::1]": False, "http://there": True}
+    assert {url: http.options(url, None, 1)["trust_env"] for url in trusting} == trusting
 
 
 # What the server has forgotten
