@@ -117,6 +117,7 @@ def test_multipart_reads_back_equal(fields: dict[str, bytes | str], end: str, ra
     assert back == sent
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, TEXTS, max_size=5))
 def test_form_fields_read_back_equal(fields: dict[str, str]) -> None:
     sent = {name: text for name, text in fields.items() if text.removeprefix("\ufeff") == text}

@@ -310,6 +310,7 @@ class TestMasks:
 
 
 class TestSizes:
+    @pytest.mark.slow
     @pytest.mark.parametrize("size", [(427, 640), (768, 768), (283, 530), (1, 1), (7, 5)])
     def test_diffusers_5595_any_size(self, open_handler: Open, size: tuple[int, int]) -> None:
         image, mask = photo(*size), corner(*size)
@@ -323,6 +324,7 @@ class TestSizes:
         result = erase(open_handler, encoded(image), mask).picture
         assert np.array_equal(result[mask == 0], image[mask == 0])
 
+    @pytest.mark.slow
     def test_iopaint_547_large_pictures_are_cropped(self, open_handler: Open) -> None:
         image, mask = np.tile(photo(277, 189), (16, 12, 1)), np.zeros((4432, 2268), np.uint8)
         mask[4000:4100, 1000:1100] = 255
@@ -460,6 +462,7 @@ class TestDiffusion:
         reply = replace(open_handler, photo(), corner(), seed=seed)
         assert (reply.status, reply.error["field"]) == (400, "gen_args.seed")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", [None, -1, 0, 2**63 - 1])
     def test_pytorch_152564_the_seed_used_is_in_the_reply(self, open_handler: Open, seed: int | None) -> None:
         used = replace(open_handler, photo(), corner(), seed=seed).fields["seed"]

@@ -24,6 +24,8 @@ from test_keep import hole_in, jpeg_file, oriented, sd, served
 from handlers.pictures.png import write_png
 from handlers.pictures.tiff import write_tiff
 
+pytestmark = pytest.mark.slow  # handlers of the product answer
+
 __all__ = ["lama", "sd", "served"]
 
 RNG = np.random.default_rng(11)

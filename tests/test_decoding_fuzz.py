@@ -289,6 +289,7 @@ def test_no_damage_does_more_than_have_a_file_refused(name: str, made: list[Chan
         assert outcome(data) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_not_damaged_is_read(name: str) -> None:
     with memory_holds(0x55):

@@ -389,6 +389,7 @@ def _send_what_is_taken(line: socket.socket, data: bytes, times: int = 1) -> Non
             line.sendall(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/models", "/v1/models/sam/pin", "/predictions/sam", "/v1/images", "/nowhere"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_a_refused_body_is_not_read_and_its_sender_sees_the_answer(running: Server, path: str, framing: str) -> None:

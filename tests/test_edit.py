@@ -346,6 +346,7 @@ def test_long_base64_may_have_escapes(client: TestClient, fake: FakeTorchServe) 
     assert parts(asked(fake)[0])["image"] == text.encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "status", "field", "words"),
     [
@@ -524,6 +525,7 @@ def test_wrong_fields_are_named(
     assert asked(fake) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [

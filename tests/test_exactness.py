@@ -313,6 +313,7 @@ def test_specks_share_runs(lama: Editor) -> None:
     assert lama.runs <= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(3000, 4000), pytest.param((5776, 8656), marks=pytest.mark.full)])
 def test_large_pictures_take_bounded_memory(lama: Editor, size: tuple[int, int]) -> None:
     """At most five pictures' worth beside the network's own, which depends on the crop's size only."""

@@ -104,6 +104,7 @@ def test_sam_dilates_symmetrically(open_handler: Open, dog: bytes) -> None:
     assert grown.sum() >= plain.sum()
 
 
+@pytest.mark.slow
 def test_sam_shapes_its_masks_at_full_resolution(open_handler: Open, dog: bytes) -> None:
     def mask(**shaping: Any) -> np.ndarray:
         return open_handler("sam").json(image=dog, gen_args={"point_coords": [750, 500]} | shaping).picture > 0
@@ -258,6 +259,7 @@ def test_sd_paints_the_colour_that_the_prompt_names(open_handler: Open, colour: 
     assert weight[away < 40].sum() > 0.5 * weight.sum()
 
 
+@pytest.mark.slow
 def test_sd_repeats_itself_with_the_seed_that_it_reports(open_handler: Open, dog: bytes, mask: bytes) -> None:
     sd = open_handler("sd")
     request: dict[str, Any] = {"image": dog, "mask_image": mask, "prompt": "a red ball"}

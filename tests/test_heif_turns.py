@@ -124,6 +124,7 @@ def check(data: bytes, expected: np.ndarray, tolerance: int = 4) -> None:
         assert np.array_equal(again.samples, picture.samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AVIF", "AVIF, 10 bits", "HEIC"])
 def test_every_turn_is_made_once(kind: str) -> None:
     plain = file(kind)

@@ -297,6 +297,7 @@ class TestGeometry:
         if max(inner.width, inner.height) * 1.25 <= native <= min(mask.shape):
             assert (box.width, box.height) == (native, native)
 
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(masks(), natives, st.sampled_from([1, 5, 16, 64]))
     def test_pieces_part_the_mask(self, mask: np.ndarray, native: int, context: int) -> None:
@@ -315,6 +316,7 @@ class TestGeometry:
             assert box.top <= around.top < around.bottom <= box.bottom
         assert np.array_equal(painted, mask.astype(int))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
     def test_a_thousand_specks_take_a_handful_of_runs(self, seed: int) -> None:
         rng = np.random.default_rng(seed)

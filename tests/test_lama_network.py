@@ -311,6 +311,7 @@ def test_refinement_ends_at_a_step(network: lama.LaMa) -> None:
         refine(network, *golden_inputs(3), leave, least_side=64)
 
 
+@pytest.mark.slow
 def test_refinement_takes_features_of_no_gradient_in_inference_mode(network: lama.LaMa) -> None:
     with torch.inference_mode():
         image, mask = golden_inputs(1)
@@ -318,6 +319,7 @@ def test_refinement_takes_features_of_no_gradient_in_inference_mode(network: lam
         assert refine(network, image, mask, least_side=36) is not None
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_refined_smaller_and_keeps_its_size(
     network: lama.LaMa, monkeypatch: pytest.MonkeyPatch
 ) -> None:

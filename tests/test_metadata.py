@@ -308,6 +308,7 @@ def test_what_a_camera_says_is_kept(format: str, kind: str) -> None:
     assert picture.getexif()[0x011B] == 300
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=75)
 @given(
     st.lists(st.tuples(st.integers(0, len(CAMERA) - 1), st.integers(0, 255)), min_size=1, max_size=12), st.booleans()
@@ -901,6 +902,7 @@ def whole(picture: Picture) -> np.ndarray:
     return picture.samples if picture.alpha is None else np.dstack([picture.samples, picture.alpha])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", list(inputs()))
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_reply_can_be_sent_back(data: bytes, kind: str) -> None:
@@ -1004,6 +1006,7 @@ def test_nothing_of_the_original_leaves(data: bytes) -> None:
 FILES = [each.values[0] for each in (*inputs(), *marked_files())]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.sampled_from(FILES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8))
 def test_no_damage_to_a_file_breaks_anything(file: bytes, changes: list[tuple[float, int]]) -> None:

@@ -198,6 +198,7 @@ def test_restarts_of_torchserve(client: TestClient) -> None:
     assert scrape(client)["torchserve_restarts_total", ()] == 1
 
 
+@pytest.mark.slow
 def test_what_nobody_has_leaves_no_series(client: TestClient) -> None:
     client.post("/predictions/sam")
     before = scrape(client).keys()
@@ -259,6 +260,7 @@ def test_torchserves_own_carry_our_names_and_nothing_that_grows(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reply", [refused(), TimeoutError(), httpx.Response(503), httpx.Response(200, text='x{y="'), httpx.Response(404)]
 )

@@ -183,6 +183,7 @@ def test_only_what_requests_can_name_is_listed(fake: FakeTorchServe, store: Path
         assert status(client, "sam")["name"] == "demo/sam"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["", "/load", "/unload", "/pin", "/unpin"])
 @pytest.mark.parametrize(("name", "code"), [("nobody", 404), ("a/nobody", 404), ("..%2fsam", 400), ("a b", 400)])
 def test_unknown_and_impossible_names(
@@ -311,6 +312,7 @@ def test_another_server_is_told_apart(answer: httpx.Response) -> None:
         models_table.show("http://other", once=True, as_json=False, console=Console(), transport=transport)
 
 
+@pytest.mark.slow
 def test_warm_reads_the_archive_within_the_host_budget(fake: FakeTorchServe, store: Path) -> None:
     (store / "sam" / "weights").write_bytes(bytes(3 << 20))
     with gateway(fake, store, host_budget=2 << 20) as client:

@@ -24,6 +24,8 @@ from serve.engine.answer import json_length, json_pieces
 from serve.errors import QueueFull
 from serve.memory_file import MemoryFile, Part
 
+pytestmark = pytest.mark.slow  # handlers of the product answer
+
 PICTURE = np.random.default_rng(7).integers(0, 256, (48, 64, 3), np.uint8)
 HOLE = np.zeros(PICTURE.shape[:2], bool)
 HOLE[10:30, 20:50] = True

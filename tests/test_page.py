@@ -48,6 +48,7 @@ def test_every_address_in_the_page_is_there(client: TestClient) -> None:
     assert [each for each in found if client.get(f"/{each}").status_code != 200] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".html")])
 def test_a_file_is_kept_for_ever_under_the_hash_of_all(client: TestClient, name: str) -> None:
     answer = client.get(address(name))

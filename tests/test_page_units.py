@@ -80,6 +80,7 @@ def test_growing_and_shrinking_by_a_disc(page: Page, seed: int, pixels_: int) ->
     assert (shrunk == cv2.erode(mask, disc, borderValue=1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [*map(blobs, range(3)), np.zeros(SIZE, np.uint8), np.ones(SIZE, np.uint8)])
 def test_runs_hold_a_mask_its_area_and_its_bounds(page: Page, mask: np.ndarray) -> None:
     assert (on_masks(page, "mask.fromRuns(mask.runsOf(a), a.width, a.height)", mask) == mask).all()

@@ -252,6 +252,7 @@ def test_a_host_without_room_leaves_the_worker_ready(folder: Path, monkeypatch: 
     assert send(handler, {}).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["park", "wake", "status", "nonsense"])
 @pytest.mark.parametrize("key", ["", "guess", KEY + " ", KEY[:-1] + "\u00e9"])
 def test_commands_without_the_key_are_refused(folder: Path, name: str, key: str) -> None:

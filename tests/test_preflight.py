@@ -49,6 +49,7 @@ def test_a_memory_budget_of_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert "PALIMPSEST_MEMORY_BUDGET must be more than 0" in complaint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["abc", "", "-5", "nan", "inf"])
 @pytest.mark.parametrize(
     "setting",

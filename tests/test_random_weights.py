@@ -18,6 +18,7 @@ def checkpoint_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["sam", "lama", "sd"])
 def test_the_seed_decides_every_byte(model: str, tmp_path: Path) -> None:
     for name, seed in (("first", 7), ("again", 7), ("other", 8)):

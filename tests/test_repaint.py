@@ -115,6 +115,7 @@ def test_all_that_a_changed_pixel_reaches_is_taken(
     np.testing.assert_array_equal(edit.picture.samples[far], picture[far])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FITS)
 @settings(deadline=None, max_examples=150)
 @given(sides, sides, st.integers(8, 64), st.data())

@@ -144,6 +144,7 @@ def test_the_longest_permitted_values_are_taken(client: TestClient) -> None:
     assert client.post(f"/endpoints/{'e' * 63}/invocations", headers=headers).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status", "kind", "retry_after"),
     [

@@ -50,6 +50,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_load_restores_every_tensor_and_the_pixel_statistics(random_weights: Path) -> None:
     torch.manual_seed(0)
     built = network.build(network.load_config(DEMO))
@@ -167,6 +168,7 @@ def test_fused_attention_is_the_librarys(side: int, window: int, device: str, mo
         torch.testing.assert_close(fused(tokens), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multimask", [True, False])
 @pytest.mark.parametrize("asked", ["points", "box", "mask"])
 def test_masks_are_the_librarys(dog: np.ndarray, asked: str, multimask: bool) -> None:

@@ -69,6 +69,7 @@ def test_drafts_change_no_picture_and_end_like_it(open_handler: Open, scheduler:
     assert np.abs(truth[inside] - 128).mean() > 24
 
 
+@pytest.mark.slow
 def test_the_first_draft_is_not_noise(open_handler: Open) -> None:
     """It is what the network expects, which is smooth from the start; the latents themselves are noise still."""
     _, shown = paint(open_handler("sd"), *scene(), num_inference_steps=8)

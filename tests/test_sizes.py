@@ -92,6 +92,7 @@ def sam(open_handler: Callable[[str], HandlerClient]) -> Iterator[HandlerClient]
         yield client
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(sizes, st.data())
 @example((1, 1), None)

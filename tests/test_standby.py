@@ -224,6 +224,7 @@ async def test_the_zygote_stays_fit_to_fork(tmp_path: Path) -> None:
         assert warm.slow_starts == 0
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_many_standbys_leave_nothing(tmp_path: Path) -> None:
     async with bench(tmp_path, preparation=preparation(tmp_path)) as warm:

@@ -361,6 +361,7 @@ FILE_NAME = (st.text(min_size=1, max_size=20) | st.text("./\\a", min_size=1, max
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(names=st.lists(FILE_NAME, max_size=4), zipped=st.booleans())
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -389,6 +390,7 @@ SOUND = {
 }
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(kind=st.sampled_from(sorted(SOUND)), flips=st.lists(st.tuples(st.integers(0), st.integers(1, 255)), max_size=8))
 def test_damage_of_any_kind_ends_in_a_refusal_or_a_whole_archive(kind: str, flips: list[tuple[int, int]]) -> None:

@@ -261,6 +261,7 @@ async def test_a_launcher_killed_before_it_is_heard_starts_nothing(tmp_path: Pat
         assert not (warm.work / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after_in_child", "after_in_parent"])
 @in_event_loop
 async def test_a_launcher_killed_during_the_fork_leaves_nothing(tmp_path: Path, moment: str) -> None:
@@ -411,6 +412,7 @@ async def test_a_killed_zygote_costs_slow_starts_until_it_is_back(tmp_path: Path
         assert (warm.slow_starts, warm.zygote_restarts) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["launcher", "worker"])
 @in_event_loop
 async def test_a_worker_outlives_its_zygote_but_not_its_launcher(tmp_path: Path, end: str) -> None:
@@ -438,6 +440,7 @@ async def test_a_zygote_that_hangs_is_replaced(tmp_path: Path) -> None:
         await ready(warm)
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_zygote_that_never_becomes_ready_is_replaced_and_then_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
