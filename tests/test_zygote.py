@@ -257,7 +257,7 @@ async def test_a_launcher_killed_before_it_is_heard_starts_nothing(tmp_path: Pat
         await code_of(process)
         (tmp_path / "gate").write_text("")
         assert (await warm.run("pass"))[0] == 0
-        assert psutil.Process(warm.zygote_pid).children() == []
+        await until(lambda: psutil.Process(warm.zygote_pid).children() == [])
         assert not (warm.work / "ran").exists()
 
 
