@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -56,6 +57,11 @@ def is_worker(process: psutil.Process, model: str) -> bool:
         return Path(process.cwd()).name == model and "model_service_worker" in " ".join(process.cmdline())
     except psutil.Error:
         return False
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The blocks of code that a page of the documentation shows. page: its path in the repository."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
 
 
 def free_port() -> int:

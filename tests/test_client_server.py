@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from conftest import DATA, encoded, pixels
 from connecting import KINDS, connecting
 from palimpsest import Progress
 from PIL import Image
-from serving import ROOT, Server, serving, until
+from serving import Server, blocks, serving, until
 
 pytestmark = pytest.mark.torchserve
 
@@ -100,12 +99,11 @@ def test_what_the_docs_show_works(url: str, dog: bytes, tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("PALIMPSEST_SERVER", url)
     monkeypatch.chdir(tmp_path)
-    client = (ROOT / "docs" / "client.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", client, re.S)
-    assert len(blocks) == 3
-    for block in blocks:
+    python = blocks("docs/client.md", "python")
+    assert len(python) == 3
+    for block in python:
         exec(block.replace("http://127.0.0.1:8080", url), {})
-    shell = [block for block in re.findall(r"```sh\n(.*?)```", client, re.S) if "pip" not in block]
+    shell = [block for block in blocks("docs/client.md", "sh") if "pip" not in block]
     for block in shell:
         subprocess.run(["bash", "-euo", "pipefail", "-c", block], check=True, timeout=120)
     made = ["empty-bench.jpg", "hamster.png", "cat.png", "hat.webp", "masks/more/b.png", "erased/a.png"]

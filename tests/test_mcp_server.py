@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from conftest import DATA, pixels
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
-from serving import ROOT, Server, serving
+from serving import Server, blocks, serving
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.anyio]
 
@@ -26,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, demo_store: Path) -> Any:
 
 def documented(server: Server, folder: Path) -> StdioServerParameters:
     """How the documentation has a chat program start it."""
-    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "mcp.md").read_text(), re.S)
+    (block,) = blocks("docs/mcp.md", "json")
     told = json.loads(block)["mcpServers"]["palimpsest"]
     assert told["command"] == "palimpsest"
     own = {"/home/me/Pictures": str(folder), "http://127.0.0.1:8080": f"http://127.0.0.1:{server.port}"}

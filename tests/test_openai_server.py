@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 from conftest import DATA, encoded, pixels
 from openai import OpenAI
 from PIL import Image
-from serving import ROOT, Server, serving
+from serving import Server, blocks, serving
 
 pytestmark = pytest.mark.torchserve
 
@@ -56,7 +55,7 @@ def test_a_stream_shows_drafts_and_ends_as_replace_does(server: Server, dog: byt
 
 
 def test_what_the_documentation_shows_works(server: Server, tmp_path: Path, dog: bytes, dog_mask: bytes) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "openai.md").read_text(), re.S)
+    (block,) = blocks("docs/openai.md", "python")
     (tmp_path / "tests").symlink_to(DATA.parent)
     code = block.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)

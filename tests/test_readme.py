@@ -14,12 +14,12 @@ import pytest
 from conftest import DATA, pixels
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
-from serving import ROOT, Server, serving
+from serving import ROOT, Server, blocks, serving
 
 pytestmark = pytest.mark.torchserve
 
 ADDRESS = "127.0.0.1:8080"
-README = ROOT / "README.md"
+README = "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def blocks(page: Path, language: str, server: Server) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
-    return [block.replace(ADDRESS, f"127.0.0.1:{server.port}") for block in found]
+def addressed(page: str, language: str, server: Server) -> list[str]:
+    """The page's blocks, which ask this server."""
+    return [block.replace(ADDRESS, f"127.0.0.1:{server.port}") for block in blocks(page, language)]
 
 
 def run(command: list[str], desk: Path, server: Server) -> None:
@@ -62,14 +62,14 @@ def is_within(changes: np.ndarray, mask: np.ndarray) -> bool:
 
 
 def test_the_readmes_make_targets_are_there(server: Server) -> None:
-    first, *_ = blocks(README, "sh", server)
+    first, *_ = addressed(README, "sh", server)
     targets = re.findall(r"^make (\S+)", first, re.M)
     assert targets == ["serve", "test"]
     subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
 def test_the_readmes_shell_commands(server: Server, desk: Path) -> None:
-    _, commands, curl = blocks(README, "sh", server)
+    _, commands, curl = addressed(README, "sh", server)
     run_shell(commands, desk, server)
     mask = pixels((desk / "mask.png").read_bytes()) == 255
     assert is_within(changed(desk, "erased.png"), mask)
@@ -80,7 +80,7 @@ def test_the_readmes_shell_commands(server: Server, desk: Path) -> None:
 
 
 def test_the_readmes_python(server: Server, desk: Path) -> None:
-    client, openai = blocks(README, "python", server)
+    client, openai = addressed(README, "python", server)
     run([sys.executable, "-c", client], desk, server)
     assert pixels((desk / "empty-bench.jpg").read_bytes()).shape == (1041, 1499, 3)
     keep = "import base64\nopen('edited.png', 'wb').write(base64.b64decode(edited.data[0].b64_json))"
@@ -90,7 +90,7 @@ def test_the_readmes_python(server: Server, desk: Path) -> None:
 
 
 def test_the_readmes_chat_program(server: Server, desk: Path) -> None:
-    (block,) = blocks(README, "json", server)
+    (block,) = addressed(README, "json", server)
     wanted = json.loads(block)["mcpServers"]["palimpsest"]
     environ = os.environ | {"PALIMPSEST_SERVER": f"http://127.0.0.1:{server.port}"}
     started = StdioServerParameters(
@@ -107,7 +107,7 @@ def test_the_readmes_chat_program(server: Server, desk: Path) -> None:
 
 
 def test_the_apis_page(server: Server, desk: Path) -> None:
-    for block in blocks(ROOT / "docs" / "api.md", "sh", server):
+    for block in addressed("docs/api.md", "sh", server):
         run_shell(block, desk, server)
     mask = pixels((desk / "mask.png").read_bytes()) == 255
     assert pixels((desk / "selected.png").read_bytes()).shape == mask.shape
