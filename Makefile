@@ -17,7 +17,7 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock vendor clean
+.PHONY: help serve stop image up image-check test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock sbom vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,15 @@ stop: ## stop the server that `make serve` started on PORT
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full"
+
+image: ## the container's image, from this tree
+	docker compose build palimpsest
+
+up: ## the container in the background: the GPU where there is one, else the demo models
+	docker compose up --detach --wait $(if $(shell nvidia-smi --list-gpus 2>/dev/null),palimpsest,cpu)
+
+image-check: ## build the image and prove it, with Docker or else podman (ten minutes, 20 GB)
+	deploy/image-check.sh
 
 screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew (needs a Chromium)
 	SCREENSHOTS=yes $(BIN)/python -m pytest tests/test_page_browser.py -k screenshots
@@ -75,6 +84,9 @@ archives: $(VENV)/.serve ## build the archives that MODELS names into STORE
 
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
 	deploy/lock.sh $(BIN)
+
+sbom: $(VENV)/.dev ## what it is made of: THIRD-PARTY.md, and sbom.cdx.json in CycloneDX's format
+	$(BIN)/python deploy/sbom.py
 
 vendor: deploy/web/node_modules/.ready ## copy the editing page's libraries anew, as deploy/web/package-lock.json names them
 	npm --prefix deploy/web run --silent vendor
