@@ -132,6 +132,7 @@ def test_errors_count_by_their_side(client: TestClient, fake: FakeTorchServe) ->
     assert seen["model_latency_seconds_count", ("sam",)] == 5
 
 
+@pytest.mark.slow
 def test_a_request_that_is_tried_twice_is_one_invocation(client: TestClient, fake: FakeTorchServe) -> None:
     client.post("/predictions/sam")
     fake.replies["POST /predictions/p.sam"] = refused()
