@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN  := $(VENV)/bin
 NPM  := $(shell command -v npm)
+PARALLEL := -n logical --maxprocesses 8
 export PALIMPSEST_HOST := $(HOST)
 export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
@@ -29,13 +30,14 @@ stop: ## stop the server that `make serve` started on PORT
 	@test ! -x $(BIN)/palimpsest || $(BIN)/palimpsest stop
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full and not torchserve" $(PARALLEL)
+	$(BIN)/python -m pytest -m "torchserve and not full"
 
 screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew (needs a Chromium)
 	SCREENSHOTS=yes $(BIN)/python -m pytest tests/test_page_browser.py -k screenshots
 
 test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes on two cores
-	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" -n logical --maxprocesses 8
+	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" $(PARALLEL)
 
 test-sdk: $(VENV)/.dev .venv-sagemaker/.ready ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
 	$(BIN)/python -m pytest tests/test_sdks.py
