@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MAX_PREDICT_TIMEOUT = 86_400  # seconds: TorchServe's own limit, in every archive of ours, which must not come first
@@ -13,6 +13,7 @@ SECRETS = ("PALIMPSEST_KEYS", "PALIMPSEST_KEY")
 """What no other process is to find in its environment."""
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+NONE_IF_EMPTY = BeforeValidator(lambda text: text or None)
 ModelSet = Literal["auto", "full", "demo"]
 
 
@@ -38,7 +39,7 @@ class Settings(BaseSettings):
         description="off: whoever reaches the server may use it. Else keys beside those of the file, as"
         " name:edit+operate:KEY,... (docs/keys.md).",
     )
-    keys_file: AbsolutePath | None = Field(
+    keys_file: Annotated[AbsolutePath | None, NONE_IF_EMPTY] = Field(
         None, description="File of the keys that `palimpsest keys` makes; STATE/keys.json where it is not set."
     )
     key: SecretStr = Field(SecretStr(""), description="Key that `palimpsest models` sends to the server.")
