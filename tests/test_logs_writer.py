@@ -243,6 +243,7 @@ def test_a_worker_marks_what_it_logs_during_a_request() -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = [(each, each.formatter) for each in root.handlers]
+    levels = {name: logging.getLogger(name).level for name in marking.QUOTING}
     root.addHandler(handler)
     try:
         marking.install()
@@ -252,10 +253,13 @@ def test_a_worker_marks_what_it_logs_during_a_request() -> None:
         with pytest.raises(KeyError), marking.of_request("a2"):
             raise KeyError
         logging.getLogger("handlers.x").error("after")
+        assert not logging.getLogger("diffusers.pipelines.any").isEnabledFor(logging.WARNING)
     finally:
         root.removeHandler(handler)
         for each, formatter in before:
             each.setFormatter(formatter)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
     assert stream.getvalue() == "[request a1] RuntimeError in predict\n[request a1]   frame\nafter\n"
 
 

@@ -1,10 +1,13 @@
-"""Lets what is logged in this process during a request say so."""
+"""Lets what is logged in this process during a request say so, and nothing of what the request says."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from contract.marking import mark
+
+QUOTING = ("diffusers", "transformers")
+"""Libraries whose warnings quote the prompt, such as where it is longer than the model reads."""
 
 
 class _Marking(logging.Formatter):
@@ -25,6 +28,8 @@ def install() -> None:
     for handler in logging.getLogger().handlers:
         if not isinstance(handler.formatter, _Marking):
             handler.setFormatter(_Marking(handler.formatter or logging.Formatter()))
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -38,8 +38,8 @@ def of_environment() -> "Traces | None":
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    for name in ("opentelemetry.sdk", "opentelemetry.exporter"):
-        logging.getLogger(name).addFilter(_Complaints())
+    complaints = logging.getLogger("opentelemetry")
+    complaints.propagate, complaints.handlers = False, [_Complaints()]
     return Traces(OTLPSpanExporter(timeout=SEND_SECONDS))
 
 
@@ -56,7 +56,10 @@ class Traces:
         resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "palimpsest")})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._processor = BatchSpanProcessor(
-            exporter, max_queue_size=QUEUE, max_export_batch_size=512, export_timeout_millis=1000 * SEND_SECONDS
+            exporter,
+            max_queue_size=QUEUE,
+            max_export_batch_size=min(512, QUEUE),
+            export_timeout_millis=1000 * SEND_SECONDS,
         )
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("palimpsest", __version__)
@@ -132,16 +135,14 @@ class Traces:
         return self._epoch + int(when * 1e9)
 
 
-class _Complaints(logging.Filter):
+class _Complaints(logging.Handler):
     """The SDK complains of each batch that it cannot send, in its own words: once a minute, in ours, is enough."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(logging.WARNING)
         self._last = -COMPLAIN_EVERY
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING or time.monotonic() < self._last + COMPLAIN_EVERY:
-            return False
-        self._last = time.monotonic()
-        record.msg, record.args, record.exc_info = "traces cannot be sent to the collector, and are lost", (), None
-        return True
+    def emit(self, record: logging.LogRecord) -> None:
+        if time.monotonic() > self._last + COMPLAIN_EVERY:
+            self._last = time.monotonic()
+            logger.warning("traces cannot be sent to the collector, and are lost")
