@@ -12,6 +12,7 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 NPM  := $(shell command -v npm)
+PARALLEL := -n logical --maxprocesses 8
 export PALIMPSEST_HOST := $(HOST)
 export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
@@ -32,7 +33,8 @@ stop: ## stop the server that `make serve` started on PORT
 	@test ! -x $(BIN)/palimpsest || $(BIN)/palimpsest stop
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full and not torchserve" $(PARALLEL)
+	$(BIN)/python -m pytest -m "torchserve and not full"
 
 image: ## the container's image, from this tree
 	docker compose build palimpsest
@@ -47,7 +49,7 @@ screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew
 	SCREENSHOTS=yes $(BIN)/python -m pytest tests/test_page_browser.py -k screenshots
 
 test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes on two cores
-	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" -n logical --maxprocesses 8
+	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" $(PARALLEL)
 
 test-sdk: $(VENV)/.dev .venv-sagemaker/.ready ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
 	$(BIN)/python -m pytest tests/test_sdks.py

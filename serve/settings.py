@@ -9,12 +9,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 MAX_PREDICT_TIMEOUT = 86_400  # seconds: TorchServe's own limit, in every archive of ours, which must not come first
 OFF = "off"
 """PALIMPSEST_KEYS where there are to be none."""
-SECRETS = ("PALIMPSEST_KEYS", "PALIMPSEST_KEY")
+SECRETS = (
+    "PALIMPSEST_KEYS", "PALIMPSEST_KEY", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+)  # fmt: skip
 """What no other process is to find in its environment."""
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 NONE_IF_EMPTY = BeforeValidator(lambda text: text or None)
 ModelSet = Literal["auto", "full", "demo"]
+LogFormat = Literal["console", "json"]
 
 
 class Settings(BaseSettings):
@@ -45,6 +48,9 @@ class Settings(BaseSettings):
     key: SecretStr = Field(SecretStr(""), description="Key that `palimpsest models` sends to the server.")
     metrics: Literal["open", "operate"] = Field(
         "open", description="Who may read /metrics where there are keys: anybody, or those with the scope operate."
+    )
+    log_format: LogFormat = Field(
+        "console", description="Lines in the log and on stderr: console, for people, or json (docs/operations.md)."
     )
     models: ModelSet = Field(
         "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."

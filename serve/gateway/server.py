@@ -23,7 +23,7 @@ FAREWELL_SECONDS = 0.5  # for clients to close their connections
 
 
 class Server(uvicorn.Server):
-    """on_ready: called once it serves.
+    """application: create_app's. on_ready: called once it serves.
 
     SIGINT or SIGTERM ends it: running requests get `stop_timeout` seconds, or until the second signal; then 503. The
     application's lifespan ends in any case.
@@ -36,11 +36,12 @@ class Server(uvicorn.Server):
                 application,
                 host=settings.host,
                 port=settings.port,
-                http=functools.partial(Connection, doorkeeper),  # type: ignore[arg-type]
+                http=functools.partial(Connection, doorkeeper, application.state.watcher.refused),  # type: ignore[arg-type]
                 ws="none",
                 # Else any process of this machine could name another's address as its own.
                 proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
                 server_header=False,
+                log_config=None,  # its loggers are as any other
                 log_level="warning",
                 access_log=False,
             )
