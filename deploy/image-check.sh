@@ -77,8 +77,8 @@ build_image() {
     local options=() mount
     [ -z "${BASE_IMAGE:-}" ] || options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
     if [ "${ENGINE[0]}" != docker ]; then
-        # Docker's format has HEALTHCHECK.
-        options+=(--format docker --isolation chroot --network host)
+        # Docker's format has HEALTHCHECK; layers would keep the five gigabytes once a line.
+        options+=(--format docker --layers=false --isolation chroot --network host)
         for mount in ${MOUNTS:-}; do
             [[ $mount == *:* ]] || mount=$mount:$mount
             options+=(--volume "$mount:ro")
