@@ -185,13 +185,17 @@ def test_packages_are_carried_to_a_machine_without_a_connection_and_believed_by_
     (tmp_path / "deploy" / "install.sh").write_text((ROOT / "deploy" / "install.sh").read_text())
     page = blocks("docs/firewalled.md", "sh")
     download = re.sub(r"^.*?(?=carrier/bin/pip)|\ntar .*", "", page[0], flags=re.S)
-    download = download.replace("carrier/bin/pip", f"{sys.executable} -m pip").replace(" -r requirements-torch.lock", "")
+    download = download.replace("carrier/bin/pip", f"{sys.executable} -m pip").replace(
+        " -r requirements-torch.lock", ""
+    )
     subprocess.run(["bash", "-euc", download], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert len(list((tmp_path / "wheels").iterdir())) == 2
 
     # Its torch is this environment's, which is kept.
     (export,) = re.findall(r"^export .*", page[1], re.M)
-    install = f"{export}; export PIP_TARGET=$PWD/there PIP_CONFIG_FILE=/dev/null; bash deploy/install.sh {PALIMPSEST.parent}"
+    install = (
+        f"{export}; export PIP_TARGET=$PWD/there PIP_CONFIG_FILE=/dev/null; bash deploy/install.sh {PALIMPSEST.parent}"
+    )
     command = ["bash", "-euc", install]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert (tmp_path / "there" / "idna").is_dir()
