@@ -11,14 +11,14 @@ PAGE = (ROOT / "THREATS.md").read_text()
 NAMED = re.findall(r"`(test_\w+\.py)::(\w+)`", PAGE)
 
 
-def tests_of(file: str) -> set[str]:
+def functions_of(file: str) -> set[str]:
     tree = ast.parse((ROOT / "tests" / file).read_text())
     return {each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def test_every_test_that_is_named_exists() -> None:
     assert len(NAMED) > 50
-    assert [f"{file}::{name}" for file, name in NAMED if name not in tests_of(file)] == []
+    assert [f"{file}::{name}" for file, name in NAMED if name not in functions_of(file)] == []
 
 
 def test_every_row_names_a_test() -> None:
