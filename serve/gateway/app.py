@@ -21,7 +21,8 @@ from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
 from serve.gateway import container, docs, door, health, inference, models, page, predictions, sagemaker
-from serve.gateway.access import keys, login, openapi, scopes
+from serve.gateway.access import fairuse, keys, login, openapi, scopes
+from serve.gateway.access.fairuse import FairUse
 from serve.gateway.access.guard import Guard
 from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
@@ -54,15 +55,15 @@ TAGS = ("editing", "OpenAI", "predictions", "models", "server", "SageMaker runti
 
 
 class Gateway(FastAPI):
-    """hosts: the names that it answers to. guard: asks for keys where there are any."""
+    """hosts: the names that it answers to. guard: asks for keys where there are any. fair_use: what each may have."""
 
-    def __init__(self, hosts: Hosts, guard: Guard, **fastapi: Any) -> None:
-        self._hosts, self._guard = hosts, guard
+    def __init__(self, hosts: Hosts, guard: Guard, fair_use: FairUse, **fastapi: Any) -> None:
+        self._hosts, self._guard, self._fair_use = hosts, guard, fair_use
         super().__init__(**fastapi)
 
     def build_middleware_stack(self) -> ASGIApp:
         """The door is outermost: it sees the answer to an unexpected error, too."""
-        return Door(super().build_middleware_stack(), self._hosts, self._guard)
+        return Door(super().build_middleware_stack(), self._hosts, self._guard, self._fair_use)
 
     def methods(self, path: str) -> list[str]:
         """Lists the methods that exist for a path, HEAD and OPTIONS included; none where nothing does."""
@@ -101,6 +102,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     app = Gateway(
         Hosts(settings.hosts.split(",")),
         services.guard,
+        services.fair_use,
         title="Palimpsest",
         description=DESCRIPTION,
         version=__version__,
@@ -155,6 +157,7 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
         jobs=Jobs(),
         bodies=bodies,
         guard=Guard(keys.of_settings(settings), bodies, metrics_need),
+        fair_use=FairUse(_shares(settings)),
         unread=Unread(transit, wait),
         given_names=GivenNames(),
     )  # fmt: skip
@@ -199,6 +202,12 @@ async def _running(background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 def _paths_in_use(scheduler: Scheduler) -> set[Path]:
     return {m.archive.path for m in scheduler.active()}
+
+
+def _shares(settings: Settings) -> fairuse.Limits:
+    return fairuse.Limits(
+        settings.key_requests, settings.key_megapixels * 1e6, settings.key_rate / 60, burst=max(1, settings.key_rate)
+    )
 
 
 def _limits(settings: Settings) -> SchedulerLimits:
