@@ -11,6 +11,7 @@ PalimpsestError            500
 │   └── BodyTimeout        408  the request's body did not arrive in time
 ├── Busy                   429  try again later: Retry-After says when
 │   ├── QueueFull               too many requests wait
+│   ├── OverShare               too much of one key at a time, or within a minute
 │   └── ModelNotReady           no place or turn in time
 ├── ModelLoadFailed        500  the archive's handler failed while loading
 ├── OutOfMemory            507  the device has no room for this model or request
@@ -98,6 +99,10 @@ class Busy(PalimpsestError):
 
 class QueueFull(Busy):
     code = "queue_full"
+
+
+class OverShare(Busy):
+    code = "over_share"
 
 
 class ModelNotReady(Busy):

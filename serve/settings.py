@@ -46,6 +46,15 @@ class Settings(BaseSettings):
         None, description="File of the keys that `palimpsest keys` makes; STATE/keys.json where it is not set."
     )
     key: SecretStr = Field(SecretStr(""), description="Key that `palimpsest models` sends to the server.")
+    key_requests: int = Field(
+        128, ge=1, description="Requests of one key that may be under way; above it 429. Without keys: of one address."
+    )
+    key_megapixels: float = Field(
+        4000, gt=0, description="Megapixels that those may hold together, as their pictures declare; above it 429."
+    )
+    key_rate: float = Field(
+        6000, gt=0, description="Requests of one key a minute, as many of them at once as it likes; above it 429."
+    )
     metrics: Literal["open", "operate"] = Field(
         "open", description="Who may read /metrics where there are keys: anybody, or those with the scope operate."
     )
@@ -84,7 +93,7 @@ class Settings(BaseSettings):
         description="Whether parked models may leave the GPU altogether; experimental, see docs/suspension.md.",
     )
     cache_mib: int = Field(65536, ge=1, description="Disk for unpacked .tar.gz and .mar archives, in STORE/.cache.")
-    queue_per_model: int = Field(64, ge=1, description="Requests that may wait for one model; above it 429.")
+    queue_per_model: int = Field(128, ge=1, description="Requests that may wait for one model; above it 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait for any model; above it 429.")
     queue_timeout: float = Field(
         55, gt=0, description="Seconds that a request waits for its model; then 429. Clients often give up at 60."

@@ -15,7 +15,7 @@ from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
 from serve.engine.torchserve import THROUGH_JAVA
 from serve.gateway import body, connections, door, health, line, protocol, transfer
-from serve.gateway.access import keys, sessions, sigv4
+from serve.gateway.access import fairuse, keys, sessions, sigv4
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
 from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
@@ -99,9 +99,14 @@ def render() -> str:
     parts += [
         "\n## Queues and listings\n",
         "| limit | value | |\n|---|---|---|",
-        "| requests from one address that wait for a model | half of `PALIMPSEST_QUEUE_PER_MODEL` | 429; what runs does"
-        " not count. Behind a proxy that does not say who asks, all are one address |",
-        "| requests from one address that wait at all | half of `PALIMPSEST_QUEUE_TOTAL` | 429 |",
+        "| requests of one key, or address, that are under way | `PALIMPSEST_KEY_REQUESTS` | 429; see"
+        " [fair use](keys.md#fair-use) |",
+        "| megapixels that these hold | `PALIMPSEST_KEY_MEGAPIXELS` | 429; one picture alone may have more |",
+        "| requests of one key, or address, in a minute | `PALIMPSEST_KEY_RATE` | 429 |",
+        f"| keys and addresses remembered that have nothing under way | {fairuse.MOST_RESTING:,} | the oldest may ask"
+        " as if it never had |",
+        "| requests that wait for a model, and for any | `PALIMPSEST_QUEUE_PER_MODEL`, `PALIMPSEST_QUEUE_TOTAL` | 429:"
+        " the newest of whoever has most there |",
         "| requests of one pointer (`hover`) that wait | 1 | 409: the older one ends |",
         f"| `PALIMPSEST_PREDICT_TIMEOUT` | {MAX_PREDICT_TIMEOUT - 60:,} s at most | 504, and the worker is ended. An"
         " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",

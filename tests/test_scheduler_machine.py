@@ -91,9 +91,15 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # Requests
 
-    @rule(target=requests, name=names, wait=st.sampled_from([0, 1, None, PATIENT]), settle=st.booleans())
-    def request(self, name: str, wait: float | None, settle: bool) -> Request:
-        made = Request(self.world, archive(name, self.versions[name]), wait, None)
+    @rule(
+        target=requests,
+        name=names,
+        client=st.sampled_from(["", "x", "y"]),
+        wait=st.sampled_from([0, 1, None, PATIENT]),
+        settle=st.booleans(),
+    )
+    def request(self, name: str, client: str, wait: float | None, settle: bool) -> Request:
+        made = Request(self.world, archive(name, self.versions[name]), wait, None, client)
         self.world.requests.append(made)
         self._settle(settle)
         return made

@@ -3,7 +3,7 @@
 import pytest
 from scheduling import MakeWorld, World, archive
 
-from serve.errors import EngineUnavailable, ModelNotFound, OutOfMemory, QueueFull, WorkerDied
+from serve.errors import EngineUnavailable, ModelNotFound, OutOfMemory, WorkerDied
 from serve.residency import versions
 from serve.residency.places import _REFUSAL_STANDS
 from serve.residency.scheduler import Model, State
@@ -244,41 +244,6 @@ def test_what_is_no_fault_of_the_model_does_not_keep_it_from_the_next_try(
     assert request.error is error
     world.request("a")
     assert world.running() == ["load a"]
-
-
-# Shares
-
-
-def test_one_address_may_fill_half_of_a_models_queue(make_world: MakeWorld) -> None:
-    world = make_world(2, queue_per_model=4)
-    mine = [world.request("a", client="10.0.0.1") for _ in range(3)]
-    assert [r.waiting for r in mine] == [True, True, False]
-    error = mine[2].error
-    assert isinstance(error, QueueFull)
-    assert "half" in error.message
-    assert error.retry_after
-    assert world.request("b", client="10.0.0.1").waiting
-    assert world.request("a", client="10.0.0.2").waiting
-    assert world.request("a").waiting
-    assert isinstance(world.request("a").error, QueueFull)  # the queue itself is full
-
-
-def test_one_address_may_fill_half_of_all_queues(make_world: MakeWorld) -> None:
-    world = make_world(2, queue_total=4)
-    mine = [world.request(name, client="10.0.0.1") for name in "abc"]
-    assert [r.waiting for r in mine] == [True, True, False]
-    assert world.request("c", client="10.0.0.2").waiting
-    mine[0].cancel()
-    world.pass_time(0)
-    assert world.request("c", client="10.0.0.1").waiting
-
-
-def test_what_runs_counts_in_nobodys_share(make_world: MakeWorld) -> None:
-    world = make_world(2, queue_per_model=2)
-    world.loaded("a")
-    assert world.request("a", client="x").holding
-    assert world.request("a", client="x").waiting
-    assert isinstance(world.request("a", client="x").error, QueueFull)
 
 
 # Many archives

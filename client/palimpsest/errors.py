@@ -5,7 +5,7 @@ PalimpsestError          any other: the server's fault (500, code internal, mode
 │   ├── NotAllowed       401, 403, code unauthorized, forbidden: the server asks for a key, or for another
 │   ├── NotFound         404, code model_not_found, image_not_found, job_not_found
 │   └── TooLarge         413, code too_large
-├── Busy                 429, code queue_full, model_not_ready, busy: too many requests wait
+├── Busy                 429, code queue_full, model_not_ready, over_share, busy: too many requests
 ├── Cancelled            499, code cancelled: the job was stopped, or the client was closed
 ├── Unavailable          503, code unavailable, worker_died: the engine is starting or restarting
 ├── DeadlineExceeded     504, code deadline_exceeded: the model did not answer in time

@@ -21,7 +21,8 @@ from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
 from serve.gateway import container, docs, door, health, inference, models, page, predictions, sagemaker, traces
-from serve.gateway.access import keys, login, openapi, scopes
+from serve.gateway.access import fairuse, keys, login, openapi, scopes
+from serve.gateway.access.fairuse import FairUse
 from serve.gateway.access.guard import Guard
 from serve.gateway.body import Bodies
 from serve.gateway.door import Door, Hosts
@@ -57,16 +58,16 @@ TAGS = ("editing", "OpenAI", "predictions", "models", "server", "SageMaker runti
 
 
 class Gateway(FastAPI):
-    """hosts: the names that it answers to. guard: asks for keys where there are any."""
+    """hosts: the names that it answers to. guard: asks for keys where there are any. fair_use: what each may have."""
 
-    def __init__(self, hosts: Hosts, guard: Guard, watcher: Watcher, **fastapi: Any) -> None:
-        self._hosts, self._guard = hosts, guard
+    def __init__(self, hosts: Hosts, guard: Guard, fair_use: FairUse, watcher: Watcher, **fastapi: Any) -> None:
+        self._hosts, self._guard, self._fair_use = hosts, guard, fair_use
         super().__init__(**fastapi)
         self.state.watcher = watcher
 
     def build_middleware_stack(self) -> ASGIApp:
         """The door is around all that answers, an unexpected error's answer included; and around it who watches."""
-        door = Door(super().build_middleware_stack(), self._hosts, self._guard)
+        door = Door(super().build_middleware_stack(), self._hosts, self._guard, self._fair_use)
         return Watched(door, self.state.watcher)
 
     def methods(self, path: str) -> list[str]:
@@ -106,6 +107,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     app = Gateway(
         Hosts(settings.hosts.split(",")),
         services.guard,
+        services.fair_use,
         Watcher(services.metrics, collected),
         title="Palimpsest",
         description=DESCRIPTION,
@@ -161,6 +163,7 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
         jobs=Jobs(),
         bodies=bodies,
         guard=Guard(keys.of_settings(settings), bodies, metrics_need),
+        fair_use=FairUse(_shares(settings)),
         unread=Unread(transit, wait),
         given_names=GivenNames(),
     )  # fmt: skip
@@ -207,6 +210,12 @@ async def _running(background: Coroutine[Any, Any, None]) -> AsyncIterator[None]
 
 def _paths_in_use(scheduler: Scheduler) -> set[Path]:
     return {m.archive.path for m in scheduler.active()}
+
+
+def _shares(settings: Settings) -> fairuse.Limits:
+    return fairuse.Limits(
+        settings.key_requests, settings.key_megapixels * 1e6, settings.key_rate / 60, burst=max(1, settings.key_rate)
+    )
 
 
 def _limits(settings: Settings) -> SchedulerLimits:

@@ -39,7 +39,7 @@ class Doorkeeper:
 
     def admit(self, guest: Guest, address: str) -> bool:
         """False where it has to be refused; gone() must follow in any case."""
-        home = _home(address)
+        home = household(address)
         crowded = self._counts[home] >= self.share
         if (crowded or len(self._homes) >= self.most) and not self._make_room(home if crowded else None):
             return False
@@ -103,9 +103,15 @@ def most_connections(descriptors: int) -> int:
     return max(8, min(MOST, (descriptors - OWN_DESCRIPTORS) // DESCRIPTORS_EACH))
 
 
-def _home(address: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 that one household has of IPv6."""
+def household(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 that one household has of IPv6.
+
+    What is no address, as a proxy may tell one, counts as it is.
+    """
     if ":" not in address:
         return address
-    parsed = ipaddress.IPv6Address(address)
-    return str(parsed.ipv4_mapped or int(parsed) >> 64)
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or f"{ipaddress.IPv6Address(int(parsed) >> 64 << 64)}/64")

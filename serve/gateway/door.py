@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import BadRequest, BodyTimeout, EngineUnavailable, PalimpsestError, RequestTooLarge
 from serve.gateway import sagemaker
+from serve.gateway.access import fairuse
+from serve.gateway.access.fairuse import FairUse
 from serve.gateway.access.guard import KEY, Guard
 from serve.gateway.body import RECEIVED
 from serve.gateway.openai import errors as openai_errors
@@ -86,10 +88,13 @@ class _Told(NamedTuple):
 
 
 class Door:
-    """An ASGI application around another. hosts: those that it answers to. guard: asks for keys where there are any."""
+    """An ASGI application around another.
 
-    def __init__(self, app: ASGIApp, hosts: Hosts, guard: Guard) -> None:
-        self._app, self._hosts, self._guard = app, hosts, guard
+    hosts: those that it answers to. guard: asks for keys where there are any. fair_use: what each key may have.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Hosts, guard: Guard, fair_use: FairUse) -> None:
+        self._app, self._hosts, self._guard, self._fair_use = app, hosts, guard, fair_use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,7 +123,11 @@ class Door:
                 receive = await _small_body(receive, told.body or 0)
             if unproven is not None:
                 receive = await self._guard.prove(unproven, inner, receive)
-            await self._app(inner, receive, send_on)
+            if not fairuse.counts(path):
+                await self._app(inner, receive, send_on)
+                return
+            with self._fair_use.request(fairuse.client_of(inner)) as inner[fairuse.SHARE]:
+                await self._app(inner, receive, send_on)
         except ClientDisconnect:
             return
         except PalimpsestError as error:

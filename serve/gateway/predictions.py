@@ -15,10 +15,12 @@ from serve.descriptions import descriptions
 from serve.engine.answer import Answer
 from serve.engine.question import Question, Sent
 from serve.errors import BadRequest, ModelNotFound, NotReached
+from serve.gateway.access.fairuse import share_of
 from serve.gateway.invocation import Invocation
 from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
 from serve.logs import record
+from serve.memory_file import whole
 from serve.store.catalog import Archive, Catalog
 
 router = APIRouter(tags=["predictions"])
@@ -141,11 +143,6 @@ async def predict(model: str, request: Request, services: Injected) -> Response:
     return Transfer.of(await invoke_as_sent(services, archive, headers_of(request), request))
 
 
-def address(request: Request) -> str:
-    """Who asks, for a fair share of the queues; empty where the server cannot tell."""
-    return request.client.host if request.client else ""
-
-
 def headers_of(request: Request) -> dict[str, str]:
     """Returns headers by name in lower case, the first of each. dict(request.headers) would take quadratic time."""
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers.raw)}
@@ -180,8 +177,10 @@ class Job(Protocol):
 
 async def invoke_as_sent(services: Services, archive: Archive, headers: Mapping[str, str], request: Request) -> Answer:
     """Asks the model what the client asks; as `invoke`. headers: those that the model may see."""
+    share = share_of(request)
     with await services.bodies.receive(request) as body:
-        return await invoke(services, archive, Sent(headers, body), address(request))
+        share.take(whole(body))
+        return await invoke(services, archive, Sent(headers, body), share.client)
 
 
 async def invoke(
@@ -189,7 +188,7 @@ async def invoke(
 ) -> Answer:
     """Asks the model, which is loaded first where need be; once more where the request never reached its worker.
 
-    client: the address that asks. The answer is the caller's to close.
+    client: whose request it is. The answer is the caller's to close.
     """
     with services.metrics.invocation(archive, services.scheduler.is_ready(archive)) as invocation:
         try:

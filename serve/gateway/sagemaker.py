@@ -28,6 +28,7 @@ from serve.errors import (
     ModelLoadFailed,
     ModelNotReady,
     OutOfMemory,
+    OverShare,
     PalimpsestError,
     Unauthenticated,
 )
@@ -49,6 +50,7 @@ _STATUS = {
     "UnknownOperationException": 404,
     "ModelError": 424,
     "ModelNotReadyException": 429,
+    "ThrottlingException": 429,
     "InternalFailure": 500,
     "ServiceUnavailable": 503,
 }
@@ -275,6 +277,8 @@ def reply(error: PalimpsestError) -> Response:
             return _error("AccessDeniedException", error.message)
         case BadRequest():
             return _error("ValidationError", error.message)
+        case OverShare():
+            return _error("ThrottlingException", error.message, error.headers())
         case ModelNotReady():
             return _error("ModelNotReadyException", error.message, error.headers())
         case Busy() | EngineUnavailable():

@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 from fastapi import Depends, Request
 
 from serve.budget import Unread
+from serve.gateway.access.fairuse import FairUse
 from serve.gateway.access.guard import Guard
 from serve.gateway.body import Bodies
 from serve.gateway.edit.images import Images
@@ -61,6 +62,7 @@ class Services:
     jobs: Jobs
     bodies: Bodies
     guard: Guard
+    fair_use: FairUse
     unread: Unread
     given_names: GivenNames
 

@@ -10,7 +10,7 @@ class SchedulerLimits:
     if nobody needs its place (None: never; 0: after each answer). failure_pause: seconds in which a model that failed
     to load is not tried again."""
 
-    queue_per_model: int = 64
+    queue_per_model: int = 128
     queue_total: int = 256
     wait: float = 60.0
     concurrent_loads: int = 1

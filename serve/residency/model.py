@@ -20,7 +20,7 @@ lost, and all workers with it.
 """
 
 import asyncio
-from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -100,13 +100,20 @@ class Arrived(NamedTuple):
 class Waiter:
     """One request that waits for its model. outcome: None when it is granted a lease, else why it gets none.
 
-    client: the address that it came from; empty where there is none.
+    client: whose it is: a key's name, or an address; empty: nobody's. turn: the least of its model's is granted next; a
+    number that grows with every request and every grant. in_line_since: when it came, or when its client was last given
+    what several models want, if that was later.
     """
 
     outcome: asyncio.Future[PalimpsestError | None]
     since: float
+    turn: int
     client: str = ""
     granted: bool = False
+    in_line_since: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.in_line_since = self.since
 
     def settle(self, error: PalimpsestError | None) -> None:
         self.granted = error is None
@@ -117,6 +124,7 @@ class Waiter:
 class Model:
     """One version of one archive. Times are the event loop's seconds.
 
+    waiters: in the order in which they came.
     reserved: bytes held for it on the device, from the start of its load until its unload is done. resting: those of
     them that it keeps between two requests, as last measured; the rest is what the request that runs is expected to
     take beside. host: bytes held for it in host memory, from the start of its parking. away: what it takes, or will
@@ -131,7 +139,7 @@ class Model:
     archive: Archive
     state: State = State.ABSENT
     leases: int = 0
-    waiters: deque[Waiter] = field(default_factory=deque)
+    waiters: list[Waiter] = field(default_factory=list)
     reserved: int = 0
     resting: int = 0
     host: int = 0
@@ -181,20 +189,36 @@ class Model:
         return bool(self.waiters) and self.state in _OUT and self.effect is None
 
     @property
-    def in_line_since(self) -> float:
-        """The time that decides its turn among those that wait. One that was evicted goes to the end, or requests
-        that it could not serve would bring it back before the model that it made room for."""
-        return max(self.waiters[0].since, self.evicted_at)
+    def in_line_since(self) -> tuple[float, float]:
+        """What decides its turn among those that wait: clients in turn, and each one's models as they were asked for.
+
+        One that was evicted goes to the end, or requests that it could not serve would bring it back before the model
+        that it made room for.
+        """
+        in_turn = min(waiter.in_line_since for waiter in self.waiters)
+        return max(in_turn, self.evicted_at), max(self.waiters[0].since, self.evicted_at)
+
+    def take_next(self) -> Waiter:
+        """Whose turn it is, who then waits no longer."""
+        waiter = min(self.waiters, key=lambda each: each.turn)
+        self.waiters.remove(waiter)
+        return waiter
 
     def hold(self, size: int) -> None:
         """Reserves so many bytes for it, whether it works or not."""
         self.reserved = self.resting = size
 
     def fail_waiters(self, error: PalimpsestError) -> None:
-        while self.waiters:
-            waiter = self.waiters.popleft()
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
             if not waiter.outcome.done():
                 waiter.settle(error)
+
+    def let_others_before(self, client: str, turn: int) -> None:
+        """The client was served here: whoever waits for the model now comes before its further requests."""
+        for waiter in self.waiters:
+            if waiter.client == client:
+                waiter.turn = turn
 
     def leave_memory(self, state: State = State.ABSENT) -> None:
         """Notes that its worker is gone and its bytes are back."""
@@ -206,3 +230,11 @@ class Model:
             if not future.done():
                 future.set_result(None)
         self.leaving.clear()
+
+
+def let_others_before(clients: Collection[str], models: Iterable[Model], now: float) -> None:
+    """These clients had what several models want, a load or room to work in: others' models come before theirs."""
+    for model in models:
+        for waiter in model.waiters:
+            if waiter.client in clients:
+                waiter.in_line_since = now

@@ -20,7 +20,17 @@ from serve.residency.accounting import Accounting, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
-from serve.residency.model import AWAY, IN_MEMORY, STARTING, Arrived, Model, Reason, State, Taken
+from serve.residency.model import (
+    AWAY,
+    IN_MEMORY,
+    STARTING,
+    Arrived,
+    Model,
+    Reason,
+    State,
+    Taken,
+    let_others_before,
+)
 from serve.residency.policy import Resident, choose_victims
 from serve.residency.standby import Standby
 
@@ -268,7 +278,12 @@ class Places:
 
     # Ends of effects
 
+    def _let_others_before(self, model: Model) -> None:
+        """Whoever waits for the model had this load."""
+        let_others_before({waiter.client for waiter in model.waiters}, self._models.values(), _now())
+
     def on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None:
+        self._let_others_before(model)
         if isinstance(outcome, OutOfMemory):
             self._on_out_of_memory(model)
         elif isinstance(outcome, PalimpsestError):
@@ -306,6 +321,7 @@ class Places:
             self._on_event(Event(What.SUSPENDED, model, seconds))
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
+        self._let_others_before(model)
         was_suspended = model.away is not None and model.away.suspended
         if isinstance(outcome, OutOfMemory) and not was_suspended:
             self._on_out_of_memory(model)

@@ -10,6 +10,8 @@ scheduler (requests, leases) ─┬─► versions (what is remembered)
 
 import asyncio
 import contextlib
+import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -18,7 +20,7 @@ from serve.residency.accounting import Memory
 from serve.residency.effects import Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
-from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter
+from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter, let_others_before
 from serve.residency.places import Places
 from serve.residency.standby import Standby
 from serve.residency.versions import Versions
@@ -45,6 +47,7 @@ class Scheduler:
         self._versions = Versions()
         self._models, self._active = self._versions.all, self._versions.active
         self._places = Places(engine, memory, limits, self._active, standby, on_event, self._advance)
+        self._turns = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -56,9 +59,9 @@ class Scheduler:
     async def lease(self, archive: Archive, wait: float | None = None, client: str = "") -> AsyncIterator[Model]:
         """Inside this context the model is loaded and one request may use it: a worker serves one at a time.
 
-        client: the address that asks, which may have half of a queue; empty: nobody's. Raises QueueFull at once,
-        OutOfMemory at once where it can never fit, ModelNotReady after `wait` seconds (the load goes on), or what the
-        load raised.
+        client: whose request it is: clients are served in turn, however many requests each has; empty: nobody's. Raises
+        QueueFull, mostly at once; OutOfMemory at once where it can never fit, ModelNotReady after `wait` seconds (the
+        load goes on), or what the load raised.
         """
         model = self._register(archive)
         model.requests += 1
@@ -69,7 +72,7 @@ class Scheduler:
             self._on_event(Event(What.QUEUE_WAIT, model, _now() - began))
             yield model
         finally:
-            self._release(model)
+            self._release(model, client)
 
     async def load(self, archive: Archive, wait: float | None = None) -> None:
         """Returns once the model is ready; raises as lease."""
@@ -183,7 +186,7 @@ class Scheduler:
         if model.state is State.READY and not model.in_use and self._places.works_within(model):
             self._begin(model)  # nobody else can have a claim, so nothing need be looked at
             return
-        waiter = Waiter(asyncio.get_running_loop().create_future(), _now(), client)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), _now(), next(self._turns), client)
         model.waiters.append(waiter)
         try:
             self._advance()
@@ -212,30 +215,34 @@ class Scheduler:
             raise _afresh(model.error)
         if too_large := self._places.refusal(model):
             raise too_large
-        everywhere = [waiter.client for m in self._active.values() for waiter in m.waiters]
-        if len(model.waiters) >= self._limits.queue_per_model or len(everywhere) >= self._limits.queue_total:
-            raise QueueFull(f"too many requests wait for {model.archive.name!r}: try again later", retry_after=2)
-        here = [waiter.client for waiter in model.waiters]
-        if client and (
-            here.count(client) >= _share(self._limits.queue_per_model)
-            or everywhere.count(client) >= _share(self._limits.queue_total)
-        ):
-            raise QueueFull(
-                f"{everywhere.count(client)} requests from this address wait already, {here.count(client)} of them for"
-                f" {model.archive.name!r}, and one address may have half of a queue: wait for their answers",
-                retry_after=2,
-            )
+        everywhere = [m for m in self._active.values() if m.waiters]
+        if len(model.waiters) >= self._limits.queue_per_model:
+            self._make_room([model], client)
+        if sum(len(m.waiters) for m in everywhere) >= self._limits.queue_total:
+            self._make_room(everywhere, client)
+
+    def _make_room(self, models: list[Model], client: str) -> None:
+        """Refuses the newest request of whoever has most in these full queues; if the client has as many, its own."""
+        counts = Counter(waiter.client for m in models for waiter in m.waiters)
+        crowd, most = counts.most_common(1)[0]
+        if counts[client] >= most:
+            raise _queue_full()
+        theirs = [(waiter.since, m, waiter) for m in models for waiter in m.waiters if waiter.client == crowd]
+        _, model, waiter = max(reversed(theirs), key=lambda each: each[0])
+        model.waiters.remove(waiter)
+        if not waiter.outcome.done():
+            waiter.settle(_queue_full())
 
     def _grant_turns(self, active: list[Model]) -> None:
-        """Grants leases in the order of arrival; a request that needs more memory does not overtake another such."""
+        """Grants leases, to clients in turn; a request that needs more memory does not overtake another such."""
         behind = False
-        for model in sorted((m for m in active if m.waits_for_turn), key=lambda m: m.waiters[0].since):
+        for model in sorted((m for m in active if m.waits_for_turn), key=lambda m: m.in_line_since):
             if self._places.works_within(model) or not (behind or (behind := not self._places.may_work(model))):
                 self._grant(model)
 
     def _grant(self, model: Model) -> None:
         while model.waits_for_turn:
-            waiter = model.waiters.popleft()
+            waiter = model.take_next()
             if not waiter.outcome.done():
                 self._begin(model)
                 waiter.settle(None)
@@ -247,14 +254,17 @@ class Scheduler:
 
     def _withdraw(self, model: Model, waiter: Waiter) -> None:
         if waiter.granted:
-            self._release(model)  # granted in the very moment in which it gave up
+            self._release(model, waiter.client)  # granted in the very moment in which it gave up
             return
         with contextlib.suppress(ValueError):
             model.waiters.remove(waiter)
         self._advance()
 
-    def _release(self, model: Model) -> None:
+    def _release(self, model: Model, client: str) -> None:
         model.leases -= 1
+        model.let_others_before(client, next(self._turns))
+        if model.reserved > model.resting:
+            let_others_before({client}, self._active.values(), _now())
         self._places.end_work(model)
         model.last_used = _now()
         self._released.set()
@@ -280,9 +290,11 @@ class Scheduler:
         self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._advance)
 
 
-def _share(limit: int) -> int:
-    """Returns how many places of a queue one address may fill."""
-    return -(-limit // 2)
+def _queue_full() -> QueueFull:
+    return QueueFull(
+        "too many requests wait, and of nobody more than of you: send fewer at a time, or this one again later",
+        retry_after=2,
+    )
 
 
 def _now() -> float:

@@ -11,6 +11,7 @@ from contract.pictures import PREFIX
 from serve.engine.answer import Answer
 from serve.engine.question import Form
 from serve.errors import BadRequest, ModelNotFound, body_refused
+from serve.gateway.access.fairuse import Share
 from serve.gateway.edit.fields import EraseFields, Painted, ReplaceFields, Selection
 from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Job
@@ -39,15 +40,16 @@ class Wish(NamedTuple):
 
 async def paint(
     services: Services,
-    client: str,
+    share: Share,
     files: ExitStack,
     body: MemoryFile,
     fields: EraseFields | ReplaceFields,
     wish: Wish,
 ) -> Job:
-    """Starts the job that paints over what the fields mark; it takes the files. client: the address that asks."""
-    picture = await picture_of(services, files, body, fields.image, "image")
-    mask = None if fields.mask is None else await picture_of(services, files, body, fields.mask, "mask")
+    """Starts the job that paints over what the fields mark; it takes the files. share: the request's."""
+    client = share.client
+    picture = await picture_of(services, share, files, body, fields.image, "image")
+    mask = None if fields.mask is None else await picture_of(services, share, files, body, fields.mask, "mask")
     _check_mask(fields)
 
     async def work(job: Job) -> Answer:
@@ -136,9 +138,15 @@ async def _own(services: Services, model: str) -> Archive | None:
 
 
 async def picture_of(
-    services: Services, files: ExitStack, body: MemoryFile, value: Slice | str, field: str
+    services: Services, share: Share, files: ExitStack, body: MemoryFile, value: Slice | str, field: str
 ) -> Part | str:
-    """What the client sent; of an id, what it stands for. files: takes what is made for it."""
+    """What the client sent; of an id, what it stands for. files: takes what is made for it. Counted in the share."""
+    picture = await _found(services, files, body, value, field)
+    share.take(picture)
+    return picture
+
+
+async def _found(services: Services, files: ExitStack, body: MemoryFile, value: Slice | str, field: str) -> Part | str:
     if isinstance(value, str) and value.startswith(PREFIX):
         return whole(files.enter_context(services.images.get(value, field)))._replace(content=value)
     if isinstance(value, Slice) and value.escaped:

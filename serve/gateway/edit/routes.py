@@ -14,13 +14,13 @@ from handlers.requests.fields import PATCH
 from serve.engine.answer import Answer
 from serve.engine.question import Form
 from serve.errors import BadRequest, body_refused
+from serve.gateway.access.fairuse import share_of
 from serve.gateway.edit import openapi
 from serve.gateway.edit.asking import PNG, Wish, answered, ask, check_ours, converter, paint, picture_of
 from serve.gateway.edit.fields import EraseFields, Fields, Format, ReplaceFields, SegmentFields
 from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.jobs import Job
 from serve.gateway.edit.replies import EVENTS, accepted, reply
-from serve.gateway.predictions import address
 from serve.gateway.services import Injected, Services
 from serve.memory_file import MemoryFile, Part, whole
 
@@ -68,12 +68,14 @@ async def picture(
     format: Annotated[Format, Query(description="input: that of the file which was uploaded or edited.")] = "input",
 ) -> Response:
     with ExitStack() as files:
+        share = share_of(request)
         kept = whole(files.enter_context(services.images.get(image, "image")))._replace(content=image)
+        share.take(kept)
         accept = OWN if format == "input" else f"image/{format}"
 
         async def work(job: Job) -> Answer:
             form = Form({"image": kept}, accept, command=commands.CONVERT)
-            return await answered(services, address(request), job, await converter(services), form)
+            return await answered(services, share.client, job, await converter(services), form)
 
         job = services.jobs.start(work, files.pop_all())
     return await reply(request, services.scheduler, job, OWN, "picture")
@@ -93,8 +95,8 @@ async def segment(request: Request, services: Injected) -> Response:
             raise BadRequest(
                 "say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points"
             )
-        kind, client = accepted(request.headers.get("accept", ""), JSON), address(request)
-        picture = await picture_of(services, files, body, fields.image, "image")
+        kind, client = accepted(request.headers.get("accept", ""), JSON), share_of(request).client
+        picture = await picture_of(services, share_of(request), files, body, fields.image, "image")
 
         async def work(job: Job) -> Answer:
             if fields.keep:
@@ -172,5 +174,5 @@ async def _paint(
     own = ("keep = true", "keep") if fields.keep else ("result = patch", "result") if patch else None
     previews = kind == EVENTS and isinstance(fields, ReplaceFields) and fields.previews
     wish = Wish(arguments, accept, own, previews=previews)
-    job = await paint(services, address(request), files, body, fields, wish)
+    job = await paint(services, share_of(request), files, body, fields, wish)
     return await reply(request, services.scheduler, job, kind, "picture")

@@ -9,13 +9,13 @@ from contract.accept import JSON
 from handlers.sd.description import MASK_BY, PROMPT
 from serve.descriptions import descriptions
 from serve.errors import BadRequest
+from serve.gateway.access.fairuse import share_of
 from serve.gateway.edit import openapi
 from serve.gateway.edit.asking import Wish, paint
 from serve.gateway.edit.form import read_fields
 from serve.gateway.edit.replies import EVENTS
 from serve.gateway.openai import errors, replies
 from serve.gateway.openai.fields import ImageEditFields
-from serve.gateway.predictions import address
 from serve.gateway.services import Injected
 from serve.store.catalog import Catalog
 
@@ -57,7 +57,7 @@ async def edit(request: Request, services: Injected) -> Response:
             needed=(MASK_BY.name,),
             previews=fields.stream and fields.partial_images > 0,
         )
-        job = await paint(services, address(request), files, body, replacing, wish)
+        job = await paint(services, share_of(request), files, body, replacing, wish)
     if fields.stream:
         return await replies.streamed(request, services.scheduler, job, asked)
     return await replies.whole(request, job, asked)

@@ -12,6 +12,7 @@ const SAID = {
   too_large: "The picture is too large for this server. Make it smaller and open it again.",
   queue_full: "Many requests are waiting already. Try again in a moment.",
   model_not_ready: "The server was busy for too long. Try again in a moment.",
+  over_share: "Your key has as much under way as it may. Try again in a moment.",
   busy: "The server is busy. Try again in a moment.",
   not_finite: "The model could not make a picture of this. Try again, with another mask or prompt.",
   worker_died: "The model stopped amid the work. Nothing of yours is lost: try again.",
