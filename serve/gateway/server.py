@@ -3,15 +3,15 @@
 import asyncio
 import functools
 import logging
-import os
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from serve.gateway import proxies, tls
 from serve.gateway.connections import Doorkeeper, most_connections, raise_descriptor_limit
 from serve.gateway.protocol import Connection
 from serve.settings import Settings
@@ -30,16 +30,18 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, application: FastAPI, settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
-        doorkeeper = Doorkeeper(most_connections(raise_descriptor_limit()))
+        """Raises tls.TlsError."""
+        doorkeeper = Doorkeeper(most_connections(raise_descriptor_limit()), proxies.networks(settings.proxies))
         super().__init__(
             uvicorn.Config(
                 application,
                 host=settings.host,
                 port=settings.port,
-                http=functools.partial(Connection, doorkeeper),  # type: ignore[arg-type]
+                http=_protocol(doorkeeper, settings),
                 ws="none",
                 # Else any process of this machine could name another's address as its own.
-                proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+                proxy_headers=bool(settings.proxies),
+                forwarded_allow_ips=settings.proxies,
                 server_header=False,
                 log_level="warning",
                 access_log=False,
@@ -78,6 +80,13 @@ class Server(uvicorn.Server):
         for connection in list(connections):
             connection.drop()
         await self.lifespan.shutdown()
+
+
+def _protocol(doorkeeper: Doorkeeper, settings: Settings) -> Any:
+    """What makes a protocol for each connection."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return functools.partial(Connection, doorkeeper)
+    return functools.partial(tls.Handshake, doorkeeper, tls.Certificate(settings.tls_cert, settings.tls_key))
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:

@@ -115,8 +115,8 @@ class Share:
         others = self._account.pixels - self._pixels
         if others and self._account.pixels + amount > self._most:
             raise OverShare(
-                f"{self.client} has pictures of {others / 1e6:.0f} megapixels under way; with {amount / 1e6:.1f} more it"
-                f" would have over {self._most / 1e6:g} (PALIMPSEST_KEY_MEGAPIXELS): wait for their answers",
+                f"{self.client} has pictures of {others / 1e6:.0f} megapixels under way; with {amount / 1e6:.1f} more"
+                f" it would have over {self._most / 1e6:g} (PALIMPSEST_KEY_MEGAPIXELS): wait for their answers",
                 _RETRY_AFTER,
             )
         self._pixels += amount
