@@ -360,9 +360,7 @@ def test_the_cookie_is_for_tls_alone(pair: Pair, authority: Authority, store: Pa
     file = store / ".state" / "keys.json"
     key, _ = keys.add(file, "page", [Scope.EDIT], keep=False)
     with (
-        door.serving(
-            FakeTorchServe(), store, tls_cert=running_pair(running)[0], tls_key=running_pair(running)[1]
-        ) as own,
+        door.serving(FakeTorchServe(), store, tls_cert=pair.certificate, tls_key=pair.key) as own,
         secure(own, authority) as line,
     ):
         line.sendall(post("/login", b'{"key": "%s"}' % key.encode(), "Content-Type: application/json"))
