@@ -10,13 +10,15 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN  := $(VENV)/bin
+PIP  := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 NPM  := $(shell command -v npm)
+PARALLEL := -n logical --maxprocesses 8
 export PALIMPSEST_HOST := $(HOST)
 export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock vendor clean
+.PHONY: help serve stop image up image-check test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock sbom vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,13 +31,23 @@ stop: ## stop the server that `make serve` started on PORT
 	@test ! -x $(BIN)/palimpsest || $(BIN)/palimpsest stop
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full and not torchserve" $(PARALLEL)
+	$(BIN)/python -m pytest -m "torchserve and not full"
+
+image: ## the container's image, from this tree
+	docker compose build palimpsest
+
+up: ## the container in the background: the GPU where there is one, else the demo models
+	docker compose up --detach --wait $(if $(shell nvidia-smi --list-gpus 2>/dev/null),palimpsest,cpu)
+
+image-check: ## build the image and prove it, with Docker or else podman (ten minutes, 20 GB)
+	deploy/image-check.sh
 
 screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew (needs a Chromium)
 	SCREENSHOTS=yes $(BIN)/python -m pytest tests/test_page_browser.py -k screenshots
 
 test-fast: $(VENV)/.dev ## what needs no TorchServe and no patience: two minutes on two cores
-	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" -n logical --maxprocesses 8
+	$(BIN)/python -m pytest -m "not full and not torchserve and not slow" $(PARALLEL)
 
 test-sdk: $(VENV)/.dev .venv-sagemaker/.ready ## the SageMaker SDK against a real server, in an environment of its own (300 MB)
 	$(BIN)/python -m pytest tests/test_sdks.py
@@ -75,6 +87,9 @@ archives: $(VENV)/.serve ## build the archives that MODELS names into STORE
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the lock files
 	deploy/lock.sh $(BIN)
 
+sbom: $(VENV)/.dev ## what it is made of: THIRD-PARTY.md, and sbom.cdx.json in CycloneDX's format
+	$(BIN)/python deploy/sbom.py
+
 vendor: deploy/web/node_modules/.ready ## copy the editing page's libraries anew, as deploy/web/package-lock.json names them
 	npm --prefix deploy/web run --silent vendor
 
@@ -87,27 +102,28 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 serve"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: requirements.lock pyproject.toml client/pyproject.toml | $(VENV)/bin/python
-	@echo "Installing what requirements.lock names into $(VENV) (about 5 GB; two minutes on a fast line)"
-	$(BIN)/pip install --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable client # last: an earlier version's end takes the command along
+$(VENV)/.serve: requirements.lock requirements-torch.lock pyproject.toml client/pyproject.toml | $(VENV)/bin/python
+	@echo "Installing what requirements.lock names into $(VENV) (1 GB, with CUDA 6 GB; two minutes on a fast line)"
+	deploy/install.sh $(BIN)
+	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-build-isolation --editable client # last: an earlier version's end takes the command along
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(PIP) --require-hashes -r requirements-dev.lock
 	@touch $@
 
 deploy/web/node_modules/.ready: deploy/web/package-lock.json
 	$(if $(NPM),npm ci --prefix deploy/web --silent --no-audit --no-fund,mkdir -p $(@D))
 	@touch $@
 
-.venv-training/.ready: requirements.lock training/requirements.txt
+.venv-training/.ready: requirements.lock requirements-torch.lock training/requirements.txt
 	$(PYTHON) -m venv .venv-training
-	.venv-training/bin/pip install --quiet --disable-pip-version-check -r requirements.lock -r training/requirements.txt
+	deploy/install.sh .venv-training/bin
+	.venv-training/bin/pip install --quiet --disable-pip-version-check -r training/requirements.txt
 	@touch $@
 
 .venv-sagemaker/.ready: requirements-sagemaker.lock
 	$(PYTHON) -m venv .venv-sagemaker
-	.venv-sagemaker/bin/pip install --quiet --disable-pip-version-check -r requirements-sagemaker.lock
+	.venv-sagemaker/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-sagemaker.lock
 	@touch $@

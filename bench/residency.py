@@ -221,7 +221,7 @@ def torchserve_url(server: Server, model: str) -> tuple[str, dict[str, str]]:
     key = json.loads((home / "key_file.json").read_text())["inference"]["key"]
     log = (server.folder / "state" / "logs" / "ts_log.log").read_text()
     address = re.findall(r"Inference API bind to: (http://[\d.:]+)", log)[-1]
-    name = re.findall(rf"/predictions/(p\.{model}[\w.-]*)", log)[-1]
+    name = re.findall(rf"Model (p\.{model}[\w.-]*) loaded", log)[-1]
     return f"{address}/predictions/{name}", {"authorization": f"Bearer {key}"}
 
 

@@ -15,6 +15,8 @@ PREFIX = "x-palimpsest-"
 COMMAND = PREFIX + "command"
 KEY = PREFIX + "key"
 KEY_VARIABLE = "PALIMPSEST_COMMAND_KEY"
+REQUEST = PREFIX + "request"
+"""The id of the client's request, for what the worker logs meanwhile (contract/marking.py)."""
 
 ANSWER = "answer"
 """Answers a client's request, which a ticket names (contract/ticket.py)."""

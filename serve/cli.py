@@ -27,6 +27,7 @@ from serve.gateway.access.commands import keys_app
 from serve.gateway.access.keys import of_settings as keys_of
 from serve.gateway.app import create_app
 from serve.gateway.server import Server
+from serve.logs.writer import Writer, logging_begun
 from serve.residency.memory import Device, Memory, find_device, parse_budget
 from serve.settings import Settings
 from serve.store.catalog import DEMO, Catalog
@@ -143,7 +144,13 @@ def doctor(
 
 
 def _serve(settings: Settings, catalog: Catalog, memory: Memory) -> None:
+    with logging_begun(settings) as log:
+        _serve_logged(settings, catalog, memory, log)
+
+
+def _serve_logged(settings: Settings, catalog: Catalog, memory: Memory, log: Writer) -> None:
     supervisor = Supervisor(settings, memory.device.gpu)
+    supervisor.on_output = log.engine_said
     application = create_app(settings, catalog, supervisor, memory)
     # uvicorn raises a signal once more after its shutdown; ours must not end the process before the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import tempfile
@@ -14,10 +15,11 @@ import psutil
 import pydantic
 from pydantic_core import ErrorDetails
 
-from serve import ping
 from serve.gateway import proxies, tls
 from serve.gateway.access import keys
 from serve.settings import OFF, Settings
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Unusable(Exception):
@@ -73,19 +75,29 @@ def listener(settings: Settings) -> str:
 
 def url(settings: Settings) -> str:
     """Returns the address at which this machine reaches the server."""
-    host = ping.reachable(settings.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     scheme = "http" if settings.tls_cert is None else "https"
     return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
 
 def trust(settings: Settings) -> ssl.SSLContext | bool:
-    """What httpx is to trust at that address: the server's own certificate. Raises Unusable."""
+    """What httpx is to trust at that address: the server's own certificate and no other, by whatever name it is called.
+
+    Raises Unusable.
+    """
     if settings.tls_cert is None:
         return False  # it is not https
     try:
-        return ping.trusting(settings.tls_cert)
-    except (OSError, ValueError) as error:
-        raise Unusable(f"PALIMPSEST_TLS_CERT={settings.tls_cert} cannot be used: {error}") from None
+        first = _CERTIFICATE.search(settings.tls_cert.read_text("latin-1"))
+    except OSError as error:
+        raise Unusable(f"PALIMPSEST_TLS_CERT={settings.tls_cert} cannot be read ({error.strerror})") from None
+    if first is None:
+        raise Unusable(f"PALIMPSEST_TLS_CERT={settings.tls_cert} has no certificate in PEM form")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=first[0])
+    return context
 
 
 def require_readable(setting: str, file: Path) -> None:

@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MAX_PREDICT_TIMEOUT = 86_400  # seconds: TorchServe's own limit, in every archive of ours, which must not come first
 OFF = "off"
 """PALIMPSEST_KEYS where there are to be none."""
-SECRETS = ("PALIMPSEST_KEYS", "PALIMPSEST_KEY")
+SECRETS = (
+    "PALIMPSEST_KEYS", "PALIMPSEST_KEY", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+)  # fmt: skip
 """What no other process is to find in its environment."""
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+NONE_IF_EMPTY = BeforeValidator(lambda text: text or None)
 ModelSet = Literal["auto", "full", "demo"]
+LogFormat = Literal["console", "json"]
 
 
 class Settings(BaseSettings):
@@ -38,7 +42,7 @@ class Settings(BaseSettings):
         description="off: whoever reaches the server may use it. Else keys beside those of the file, as"
         " name:edit+operate:KEY,... (docs/keys.md).",
     )
-    keys_file: AbsolutePath | None = Field(
+    keys_file: Annotated[AbsolutePath | None, NONE_IF_EMPTY] = Field(
         None, description="File of the keys that `palimpsest keys` makes; STATE/keys.json where it is not set."
     )
     key: SecretStr = Field(SecretStr(""), description="Key that `palimpsest models` sends to the server.")
@@ -63,6 +67,9 @@ class Settings(BaseSettings):
     )
     metrics: Literal["open", "operate"] = Field(
         "open", description="Who may read /metrics where there are keys: anybody, or those with the scope operate."
+    )
+    log_format: LogFormat = Field(
+        "console", description="Lines in the log and on stderr: console, for people, or json (docs/operations.md)."
     )
     models: ModelSet = Field(
         "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."

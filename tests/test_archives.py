@@ -422,6 +422,7 @@ def tiny(handlers: Path, tmp_path: Path) -> Path:
     return archive
 
 
+@pytest.mark.slow
 def test_a_tar_gz_is_laid_out_as_torchserve_unpacks_it(tiny: Path, tmp_path: Path) -> None:
     export(tiny, Format.TAR_GZ, tmp_path / "tiny.tar.gz", silent)
     with tarfile.open(tmp_path / "tiny.tar.gz") as tar:
@@ -430,6 +431,7 @@ def test_a_tar_gz_is_laid_out_as_torchserve_unpacks_it(tiny: Path, tmp_path: Pat
         assert as_built({name: file.read() for name, file in packed.items() if file}) == without_caches(tiny)
 
 
+@pytest.mark.slow
 def test_a_mar_stores_weights_as_they_are(tiny: Path, tmp_path: Path) -> None:
     export(tiny, Format.MAR, tmp_path / "tiny.mar", silent)
     with zipfile.ZipFile(tmp_path / "tiny.mar") as mar:
@@ -463,6 +465,7 @@ def test_the_same_archive_gives_the_same_bytes(tiny: Path, tmp_path: Path, file_
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_the_old_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out" / "tiny.mar"
     out.parent.mkdir()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import coldstart, memory, residency
+from bench import coldstart, memory, residency, soak
 
 pytestmark = pytest.mark.torchserve
 
@@ -49,3 +49,15 @@ def test_a_fleet_is_asked_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = coldstart.run(tmp_path, rounds=2, models=["sam"], full_size=None, cuda=False, fleet=5)
     assert sum(place["count"] for place in report.values()) == 10
     assert report.keys() <= {"gpu", "memory", "parked", "suspended", "disk"}
+
+
+def test_two_keys_share_a_machine_on_which_models_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PALIMPSEST_MEMORY_BUDGET", "PALIMPSEST_KEYS"):
+        monkeypatch.setenv(name, "")  # the bench sets them
+    report = soak.run(tmp_path, seconds=4, load=0.8)
+    for key in ("batch", "person", "person alone"):
+        assert (list(report[key]["answers"]), report[key]["lost"]) == (["200"], [])
+    assert report["loads"] > soak.ROOM
+    assert (report["loads failed"], report["leases and waiting at the end"]) == (0, 0)
+    assert (report["exit code"], report["left behind"]) == (0, [])
+    assert all(first >= 0 and last >= 0 for first, last in report["held, first and last quarter"].values())

@@ -206,6 +206,7 @@ def test_run_lengths_end_as_they_should_or_are_damaged() -> None:
             decoded(cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "words"),
     [

@@ -65,6 +65,7 @@ def unsliced(body: bytes, value: Any) -> Any:
     return {name: unsliced(body, item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.dictionaries(NAMES, VALUES, max_size=5),
@@ -94,10 +95,15 @@ def styled(random: random.Random, name: str, file: bool) -> str:
     return f"{header}: form-data;" + random.choice([" ", "\r\n\t", ""]) + random.choice([";", " ; "]).join(pieces)
 
 
+# `_charset_` is no field: it says what the texts after it are written in, which a test of its own tries.
+FIELDS = NAMES.map(str.strip).filter(lambda name: name not in ("", "_charset_"))
+
+
+@pytest.mark.slow
 @settings(deadline=None)
 @example({"0": b"\r"}, "\n", random.Random(0))
 @given(
-    st.dictionaries(NAMES.filter(str.strip).map(str.strip), st.binary(max_size=90) | TEXTS, max_size=5),
+    st.dictionaries(FIELDS, st.binary(max_size=90) | TEXTS, max_size=5),
     st.sampled_from(["\r\n", "\n"]),
     st.randoms(),
 )
@@ -304,6 +310,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_costs_what_its_bound_costs(name: str) -> None:
     kind, make = BOMBS[name]

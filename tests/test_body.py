@@ -180,6 +180,7 @@ async def test_a_client_that_sends_slowly_keeps_no_model_busy(gateway: httpx.Asy
     assert (await slow).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_request_that_reached_nobody_is_sent_again_with_all_of_its_body(
     gateway: httpx.AsyncClient, fake: FakeTorchServe
 ) -> None:

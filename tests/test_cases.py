@@ -71,6 +71,7 @@ def segment(open_handler: Open, image: bytes, **gen_args: Any) -> HandlerReply:
 
 
 class TestDecodingPictures:
+    @pytest.mark.slow
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_a1111_177_orientation(self, open_handler: Open, orientation: int) -> None:
         data = encoded(photo(), "JPEG", exif=oriented(orientation))
@@ -141,6 +142,7 @@ class TestDecodingPictures:
         upright = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
         assert np.abs(reply.picture.astype(int) - upright)[corner() == 0].mean() < 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["lama", "sd"])
     @pytest.mark.parametrize("format", ["PNG", "JPEG"])
     def test_ballonstranslator_1178_grey_in_grey_out(self, open_handler: Open, name: str, format: str) -> None:
@@ -269,6 +271,7 @@ class TestMasks:
         assert np.array_equal(result[mask == 0], image[mask == 0])
         assert (result[mask > 0] != image[mask > 0]).any(axis=1).mean() > 0.9
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["lama", "sd"])
     def test_original_handlers_mask_of_another_size(self, open_handler: Open, name: str) -> None:
         mask = encoded(np.full((384, 512), 255, np.uint8))

@@ -549,6 +549,7 @@ def test_leaving_an_async_client_ends_what_its_other_tasks_wait_for(server: Fake
     anyio.run(main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_that_is_closed_waits_for_no_turn_and_asks_nothing(server: FakeServer, kind: str) -> None:
     asked = threading.Event()

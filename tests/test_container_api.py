@@ -157,6 +157,7 @@ def test_a_wrong_load_request_names_its_field(client: TestClient, body: dict[str
     assert (answer.status_code, answer.json()["error"]["field"]) == (400, field)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [500, 507])
 def test_a_failed_load_is_reported_and_not_listed(client: TestClient, fake: FakeTorchServe, status: int) -> None:
     fake.replies["POST /models"] = httpx.Response(status, json=OWN_ERROR)

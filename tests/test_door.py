@@ -96,6 +96,7 @@ def chunked(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offer", [H2C, WEBSOCKET, OTHER])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("cut", [1, 7, 100, 10**6])
@@ -211,6 +212,7 @@ HEADS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_what_is_no_request_gets_an_error_of_ours_and_the_connection_ends(running: Server, name: str) -> None:
     sent, status = HEADS[name]
@@ -327,6 +329,7 @@ def test_silence_and_dawdling_end(running: Server) -> None:
         assert closed(slow)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("drop", [b"a: b\r\n", b"\r\n"])
 def test_a_head_that_trickles_in_gets_no_more_time(running: Server, drop: bytes) -> None:
@@ -341,6 +344,7 @@ def test_a_head_that_trickles_in_gets_no_more_time(running: Server, drop: bytes)
     pytest.fail("it had five seconds")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_small_body_that_does_not_come_is_no_longer_waited_for(running: Server) -> None:
     for path in ("/models", "/v1/models/sam/pin", "/nowhere", "/ping"):
@@ -348,6 +352,7 @@ def test_a_small_body_that_does_not_come_is_no_longer_waited_for(running: Server
         assert (reply.status, reply.code, reply.headers["connection"]) == (408, "body_timeout", "close")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_reply_that_nobody_reads_does_not_keep_its_connection(
     running: Server, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch
@@ -363,6 +368,7 @@ def test_a_reply_that_nobody_reads_does_not_keep_its_connection(
         del fake.replies["POST /predictions/p.sam"]
 
 
+@pytest.mark.slow
 def test_a_slow_reader_gets_all_of_the_last_reply(
     running: Server, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +437,7 @@ def test_silent_connections_keep_nobody_out(store: Path, monkeypatch: pytest.Mon
         assert len(running.running.server_state.connections) <= 8
 
 
+@pytest.mark.slow
 def test_where_all_are_busy_a_new_one_is_told_so(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one address has only its share."""
     unfinished = post("/predictions/sam", b"x" * 100)[:-1]

@@ -491,6 +491,7 @@ def test_an_upload_larger_than_all_uploads_may_be_is_refused(fake: FakeTorchServ
 # What is refused, by name, value and what is allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize(
     ("change", "field", "words"),
@@ -564,6 +565,7 @@ def test_what_would_have_no_effect_is_refused(client: TestClient) -> None:
     assert problem(client.post("/v1/segment", json={"image": "aGVsbG8="}))[:2] == (400, "points")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -94,6 +94,7 @@ def test_names_never_become_foreign_paths(store: Path, name: str, status: int) -
     assert fake.calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "reply", "status", "code"),
     [

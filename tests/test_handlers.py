@@ -140,6 +140,7 @@ def test_sam_keeps_requests_apart(open_handler: Open, dog: bytes) -> None:
     assert sam.json(image=dog, gen_args=CLICK).body == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gen_args", "field", "words"),
     [
@@ -235,6 +236,7 @@ def test_the_demos_unet_computes_with_one_thread_and_all_else_with_the_usual(
     assert used == [usual, 1, usual]
 
 
+@pytest.mark.slow
 def test_sd_replaces_within_the_mask_only(open_handler: Open, dog: bytes, mask: bytes) -> None:
     reply = open_handler("sd").json(image=dog, mask_image=mask, prompt="a red ball", gen_args=QUICK)
     assert reply.status == 200
@@ -370,6 +372,7 @@ def test_sd_variants_are_single_requests_with_the_next_seeds(open_handler: Open,
     assert len(set(singles)) == 3
 
 
+@pytest.mark.slow
 def test_an_archive_has_a_guidance_of_its_own(open_handler: Open, dog: bytes, mask: bytes) -> None:
     request = {"image": dog, "mask_image": mask, "prompt": "a red ball"}
     gen_args = {"num_inference_steps": 1, "seed": 7}
@@ -379,6 +382,7 @@ def test_an_archive_has_a_guidance_of_its_own(open_handler: Open, dog: bytes, ma
     assert same["generated_image"] == own["generated_image"]
 
 
+@pytest.mark.slow
 def test_sd_says_what_it_used(open_handler: Open, dog: bytes, mask: bytes) -> None:
     parts = {"image": dog, "mask_image": mask, "prompt": "a \u2665".encode(), "negative_prompt": b"blue"}
     gen_args = QUICK | {"guidance_scale": 3, "embed_parameters": True}
@@ -445,6 +449,7 @@ def test_lama_tells_its_crops_and_stops_within_one(
             assert struct.unpack("<III", shared.read()) == (steps, 2, cancelled)
 
 
+@pytest.mark.slow
 def test_lama_says_where_the_best_quality_has_no_effect(open_handler: Open, dog: bytes, mask: bytes) -> None:
     lama = open_handler("lama")
     best = lama.json(image=dog, mask_image=mask, gen_args={"quality": "best"})

@@ -145,6 +145,7 @@ def test_other_decoders_turn_alike() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_never_turns_them(kind: str, orientation: int) -> None:

@@ -344,6 +344,7 @@ class TestGeometry:
         (piece,) = geometry.pieces(mask, 2048, 128)
         assert piece.box == Box(700 - 128, 400 - 128, 1000 + 128, 500 + 128)
 
+    @pytest.mark.slow
     @given(masks(), st.sampled_from([64, 128]))
     @settings(deadline=None)
     def test_runs_see_no_more_than_one_of_the_whole_would(self, mask: np.ndarray, native: int) -> None:

@@ -154,6 +154,7 @@ def files() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", files())
 def test_ten_edits_leave_every_sample_outside_their_masks_as_it_was(editor: Editor, kind: str) -> None:
     """Each with what the one before kept; whatever they show meanwhile."""

@@ -358,6 +358,7 @@ ODD: list[Callable[[str], dict[str, str | bytes]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ODD)
 def test_what_is_odd_is_no_key(studio: Studio, odd: Callable[[str], dict[str, Any]]) -> None:
     text, _ = studio.add("k")

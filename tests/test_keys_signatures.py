@@ -198,6 +198,7 @@ _BYTES = st.binary(max_size=60) | st.text("AWS4-HMAC256Credential=/,;Signature0f
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, database=None)
 @given(
     values=st.lists(

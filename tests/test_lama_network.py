@@ -68,6 +68,7 @@ def test_predicts_what_the_reference_predicts(network: nn.Module, case: int) -> 
     assert np.abs(inpainted[0].numpy() - np.load(DATA / f"case{case}_inpainted.npy")).max() <= 1e-4
 
 
+@pytest.mark.slow
 def test_full_size_network_is_what_the_published_keys_and_shapes_fold_to() -> None:
     published = {key: np.broadcast_to(np.float32(1), shape) for key, shape in PUBLISHED.items()}
     with torch.device("meta"):

@@ -226,6 +226,7 @@ def rename(path: Path, new_name: Callable[[str], str], **more: Tensor) -> None:
     save_file({new_name(name): tensor for name, tensor in load_file(path).items()} | more, path)
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_the_one_that_diffusers_loads(pipeline_folder: Path) -> None:
     theirs: Any = StableDiffusionInpaintPipeline.from_pretrained(pipeline_folder).to(torch.float32)  # as served
     # As the published files are: names of the first releases, position ids among the weights.

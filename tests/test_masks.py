@@ -366,6 +366,7 @@ def holed(rgb: np.ndarray, kind: str, below: int | None) -> bytes:
     return stored(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 @pytest.mark.parametrize("kind", ["PNG", "PNG 16", "TIFF", "TIFF premultiplied", "WEBP", "AVIF"])
 def test_the_picture_with_a_hole_marks_the_hole(name: str, kind: str) -> None:

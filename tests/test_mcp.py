@@ -144,6 +144,7 @@ def session(url: str, folder: Path) -> Callable[..., Any]:
 # What the tools do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connect", [inside, SLOW_STDIO, SLOW_HTTP])
 async def test_a_picture_is_selected_erased_and_replaced(connect: Any, url: str, folder: Path) -> None:
     async with connect(url, folder) as session:
@@ -189,6 +190,7 @@ async def test_base64_comes_back_as_a_picture_and_no_file_is_written(session: An
     assert names(folder) == before
 
 
+@pytest.mark.slow
 async def test_nothing_is_ever_overwritten(session: Any, folder: Path) -> None:
     async with session() as s:
         for name in ("bench-erased.png", "bench-erased-2.png", "bench-erased-3.png"):
@@ -229,6 +231,7 @@ async def test_a_preview_shows_what_is_selected_and_what_was_made(session: Any, 
         assert erased.structured_content["warnings"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image",
     [
@@ -255,6 +258,7 @@ def test_what_is_shown_is_bounded(image: Image.Image, most: int) -> None:
 # What they refuse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

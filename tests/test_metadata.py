@@ -200,6 +200,7 @@ def exif_of(data: bytes) -> dict[int, tuple[int, bytes]]:
 # EXIF
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "PNG profile", "WEBP"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -571,6 +572,7 @@ def test_xmp_is_kept_in_every_format(format: str, kind: str) -> None:
     assert warnings == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "packet",
     [

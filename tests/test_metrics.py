@@ -13,7 +13,7 @@ from fakes import OWN_ERROR, FakeDevice, FakeTorchServe, gateway, make_store, re
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.gateway import health, metrics
+from serve.gateway import health, invocation, metrics
 from serve.gateway.busiest import Busiest
 from serve.gateway.histogram import Histogram
 
@@ -73,7 +73,8 @@ class Clock:
 def test_time_is_split_between_the_engine_and_everything_else(
     client: TestClient, fake: FakeTorchServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "time", Clock(fake))
+    for module in (metrics, invocation):
+        monkeypatch.setattr(module, "time", Clock(fake))
     for _ in range(2):
         client.post("/predictions/sam")
     seen = scrape(client)
@@ -132,6 +133,7 @@ def test_errors_count_by_their_side(client: TestClient, fake: FakeTorchServe) ->
     assert seen["model_latency_seconds_count", ("sam",)] == 5
 
 
+@pytest.mark.slow
 def test_a_request_that_is_tried_twice_is_one_invocation(client: TestClient, fake: FakeTorchServe) -> None:
     client.post("/predictions/sam")
     fake.replies["POST /predictions/p.sam"] = refused()
@@ -219,7 +221,11 @@ def test_spellings_of_a_name_and_versions_of_an_archive_share_their_series(clien
         (store / "sam" / "handler.py").write_text(f"version {number}")
         for name in ("sam", "sam.tar.gz", "/sam.mar"):
             client.post(f"/predictions/{name}")
-    new = {key for key in scrape(client).keys() - before if not key[0].startswith("model_unloading_seconds")}
+    new = {
+        key
+        for key in scrape(client).keys() - before
+        if not key[0].startswith(("model_unloading_seconds", "stage_seconds"))
+    }
     assert new == {("model_cache_hits_total", ("sam",)), ("evictions_total", ("sam", "stale"))}
 
 

@@ -136,6 +136,7 @@ def test_a_failed_load_says_why_in_the_answer_and_later(client: TestClient, fake
     assert seen["last_error"] == answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_fit_is_507(client: TestClient) -> None:
     do(client, "sam", "pin")
     do(client, "sam", "load")
@@ -252,6 +253,7 @@ def table(client: TestClient, **options: bool) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_model_and_every_error(client: TestClient, fake: FakeTorchServe) -> None:
     do(client, "team/own", "pin")
     client.post("/predictions/team/own")
@@ -330,6 +332,7 @@ def test_warm_reads_the_archive_within_the_host_budget(fake: FakeTorchServe, sto
             models_table.warm("http://testserver", "none", console, transport_to(client))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 1000])
 def test_pages_show_everything_once(client: TestClient, store: Path, limit: int) -> None:
     """What is in memory but left the store included."""

@@ -104,6 +104,7 @@ OWN: list[dict[str, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
 def test_a_page_of_another_site_changes_nothing(
     client: TestClient, fake: FakeTorchServe, headers: dict[str, str]

@@ -116,6 +116,7 @@ def test_masks_are_added_taken_away_and_inverted(page: Page) -> None:
     assert (on_masks(page, "mask.inverted(a)", a) == 1 - a).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "end", "radius"), [((10, 12), (60, 40), 6), ((5, 5), (5, 5), 4.5), ((-9, 30), (95, 20), 12)]
 )

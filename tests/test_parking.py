@@ -140,6 +140,7 @@ def test_a_demo_model_answers_the_same_after_it_was_parked(
         assert private_pages(path) == 0
 
 
+@pytest.mark.slow
 def test_parking_takes_the_files_pages_out_of_the_worker_and_waking_puts_them_back(folder: Path) -> None:
     handler = big(folder)
     numbers = handler.numbers()
@@ -197,6 +198,7 @@ def test_commands_may_be_repeated(folder: Path) -> None:
     assert torch.equal(handler.numbers(), numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["removed", "replaced", "overwritten"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_worker_whose_file_changed_stays_parked_and_says_so(folder: Path, dtype: str, change: str) -> None:

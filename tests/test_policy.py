@@ -1,5 +1,6 @@
 """Which models must go: the rules one by one, then for all small cases that Hypothesis can think of."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,7 @@ def test_the_victims_are_enough_and_none_of_them_can_be_spared(need: int, reside
         assert all(freed - r.size < need for r in chosen)
 
 
+@pytest.mark.slow
 @given(needs, residents)
 def test_none_only_where_it_is_impossible(need: int, residents: list[Resident]) -> None:
     possible = need <= sum(r.size for r in residents if may_go(r))

@@ -102,6 +102,7 @@ def test_the_target_model_names_the_archive(
     assert fake.paths()[-1] == f"POST /predictions/p.{archive}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "headers", "said"),
     [
@@ -187,6 +188,7 @@ def test_an_unexpected_error_is_an_internal_failure_and_keeps_its_text(
     assert "secret" not in answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "reply", "status", "kind"),
     [

@@ -52,6 +52,7 @@ def test_a_known_picture_is_not_embedded_again(sam: HandlerClient, runs: list[in
     assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_several_people_on_several_pictures_keep_theirs(sam: HandlerClient, runs: list[int]) -> None:
     alone = [sam.json(image=picture(seed), gen_args=CLICK).body for seed in range(5)]
     assert [sam.json(image=picture(seed), gen_args=CLICK).body for seed in range(5)] == alone

@@ -26,6 +26,7 @@ WEIGHTS = SAM / "demo" / "weights.safetensors"
 DATA = Path(__file__).parent / "data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["vit_h", "vit_l", "vit_b"])
 def test_published_sizes_have_the_published_parameters(size: str) -> None:
     with torch.device("meta"):

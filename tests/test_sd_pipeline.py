@@ -54,6 +54,7 @@ def calls_of(module: nn.Module) -> Iterator[list[Any]]:
         hook.remove()
 
 
+@pytest.mark.slow
 def test_a_text_is_encoded_once(sd: HandlerClient) -> None:
     with calls_of(sd.handler.pipeline.text_encoder) as calls:
         first = ask(sd)
@@ -94,6 +95,7 @@ def test_what_is_kept_has_a_bound_and_the_oldest_goes_first() -> None:
     assert [float(found[0]) for key in (b"1", b"3", b"4") if (found := kept.get(key)) is not None] == [0, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "batch", "texts"), [(1.0, 1, 1), (0.0, 1, 1), (1.1, 2, 2)])
 def test_the_negative_side_is_computed_only_where_it_has_an_effect(
     sd: HandlerClient, guidance: float, batch: int, texts: int

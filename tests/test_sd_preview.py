@@ -86,6 +86,7 @@ def test_nothing_outside_the_mask_is_shown(open_handler: Open) -> None:
     assert (draft[share == 0] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(200, 340), (256, 256), (700, 500), (90, 60)])
 def test_a_draft_says_where_it_belongs(open_handler: Open, height: int, width: int) -> None:
     """Drawn there, its opaque part is where the hole is: cropped, scaled or at the picture's edge."""
@@ -117,6 +118,7 @@ class OnGpu:
         return self.came
 
 
+@pytest.mark.slow
 def test_what_has_not_come_from_the_device_is_not_waited_for(
     open_handler: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ async def never(*_: object, **__: object) -> AsyncIterator[None]:
     yield
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_is_answered_in_its_apis_shape(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.ExitStack() as stack:
         running = stack.enter_context(door.serving(FakeTorchServe(), store, stop_timeout=0.5))

@@ -90,6 +90,7 @@ async def test_it_finds_what_a_fresh_interpreter_would(tmp_path: Path) -> None:
     assert stood_by == fresh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "code"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)])
 @in_event_loop
 async def test_its_exit_code_is_the_workers(tmp_path: Path, script: str, code: int) -> None:
@@ -101,6 +102,7 @@ async def test_its_exit_code_is_the_workers(tmp_path: Path, script: str, code: i
         await until(lambda: warm.take_end(str(warm.work)) == end)
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_worker_that_stood_by_ends_with_its_launcher_and_outlives_the_zygote(tmp_path: Path) -> None:
     async with bench(tmp_path, preparation=preparation(tmp_path)) as warm:
@@ -116,6 +118,7 @@ async def test_a_worker_that_stood_by_ends_with_its_launcher_and_outlives_the_zy
         await code_of(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 @in_event_loop
 async def test_a_standby_ends_with_the_zygote(tmp_path: Path, how: str) -> None:
@@ -149,6 +152,7 @@ async def test_while_it_prepares_starts_are_forked(tmp_path: Path) -> None:
         assert (await warm.run(WAS_PREPARED))[1] == b"True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["1 / 0", "import os; os.kill(os.getpid(), 9)"])
 @in_event_loop
 async def test_one_that_cannot_prepare_is_not_tried_again_by_itself(tmp_path: Path, script: str) -> None:
@@ -163,6 +167,7 @@ async def test_one_that_cannot_prepare_is_not_tried_again_by_itself(tmp_path: Pa
         assert (warm.standby_starts, warm.slow_starts) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "dismissed"])
 @in_event_loop
 async def test_where_it_has_gone_starts_are_forked(tmp_path: Path, how: str) -> None:
@@ -197,6 +202,7 @@ async def test_an_archive_with_a_copy_of_a_library_leaves_it_alone(tmp_path: Pat
         assert warm.standby_is_ready
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_there_is_one_at_most_and_none_where_there_is_nothing_to_prepare(tmp_path: Path) -> None:
     async with bench(tmp_path, preparation=preparation(tmp_path)) as warm:

@@ -131,6 +131,7 @@ def test_whatever_fails_is_said_and_nothing_more_is_asked_of_the_gpu(
     assert command(handler, "wake").status == 409
 
 
+@pytest.mark.slow
 def test_a_driver_without_the_calls_is_named(handler: BigHandler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspension, "_driver", object)
     state_after(handler, "park")
@@ -225,6 +226,7 @@ async def hang() -> None:
     await asyncio.sleep(3600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "error"), [(fail, EngineUnavailable), (hang, DeadlineExceeded)])
 def test_what_could_not_be_suspended_once_is_not_tried_again(
     engine: Engine,

@@ -37,6 +37,7 @@ GREY = list(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_grey(bits: int) -> None:
     for depth, photometric, compression, order, big, rows, predicted in GREY:

@@ -1,7 +1,7 @@
 """TLS, spoken by the server itself: the handshake is one more thing that is bounded, and certificates are renewed."""
 
 import contextlib
-import os
+import io
 import socket
 import ssl
 import threading
@@ -17,8 +17,9 @@ from cryptography import x509
 from door import PING, Server, closed, post, read
 from fakes import FakeTorchServe, make_store
 from palimpsest import Client, Unreachable
+from rich.console import Console
 
-from serve import ping, preflight
+from serve import healthcheck, models_table, preflight
 from serve.gateway import server as servers
 from serve.gateway import tls
 from serve.gateway.access import keys
@@ -319,29 +320,27 @@ def test_the_server_is_known_by_its_own_certificate_and_no_other(
 ) -> None:
     settings = Settings(tls_cert=pair.certificate, tls_key=pair.key, port=running.port)
     assert preflight.url(settings) == f"https://127.0.0.1:{running.port}"
-    assert httpx.get(f"{preflight.url(settings)}/ping", verify=preflight.trust(settings)).status_code == 200
-    assert ping.answers("127.0.0.1", running.port, pair.certificate)
-    other = authority.issue("sibling")  # of the same authority
-    for wrong in (other.certificate, Authority(tmp_path).issue("stranger").certificate):
-        with pytest.raises(ssl.SSLCertVerificationError):
-            ping.answers("127.0.0.1", running.port, wrong)
+    url = f"{preflight.url(settings)}/ping"
+    assert httpx.get(url, verify=preflight.trust(settings)).status_code == 200
+    other, stranger = authority.issue("sibling"), Authority(tmp_path).issue("stranger")
+    for wrong in (other, stranger):
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(url, verify=preflight.trust(Settings(tls_cert=wrong.certificate, tls_key=wrong.key)))
+    for unusable in (pair.key, tmp_path / "none"):
+        with pytest.raises(preflight.Unusable, match="PALIMPSEST_TLS_CERT"):
+            preflight.trust(Settings(tls_cert=unusable, tls_key=pair.key))
+
+
+def test_this_machine_knows_it_by_any_name(store: Path, authority: Authority) -> None:
     elsewhere = authority.issue("elsewhere", "studio.example.org")
-    assert ping.trusting(elsewhere.certificate).check_hostname is False
-
-
-def test_the_health_check_ends_with_what_it_found(
-    running: Server, pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in (("HOST", "0.0.0.0"), ("PORT", str(running.port)), ("TLS_CERT", str(pair.certificate))):
-        monkeypatch.setenv(f"PALIMPSEST_{name}", value)
-    assert ping.main() == 0
-    monkeypatch.delenv("PALIMPSEST_TLS_CERT")
-    assert ping.main() == 1
-    assert f"no answer from 0.0.0.0:{running.port}" in capsys.readouterr().err
-    monkeypatch.setenv("PALIMPSEST_TLS_CERT", str(pair.key))
-    assert ping.main() == 1
-    monkeypatch.setenv("PALIMPSEST_TLS_CERT", os.devnull + "x")
-    assert ping.main() == 1
+    console = Console(file=io.StringIO(), width=200)
+    with door.serving(FakeTorchServe(), store, tls_cert=elsewhere.certificate, tls_key=elsewhere.key) as running:
+        settings = Settings(tls_cert=elsewhere.certificate, tls_key=elsewhere.key, port=running.port)
+        models_table.show(preflight.url(settings), True, False, console, trust=preflight.trust(settings))
+        assert healthcheck.healthy({"PALIMPSEST_PORT": str(running.port), "PALIMPSEST_TLS_CERT": "x"})
+        assert not healthcheck.healthy({"PALIMPSEST_PORT": str(running.port)})
+    assert isinstance(console.file, io.StringIO)
+    assert "sam" in console.file.getvalue()
 
 
 def test_the_client_works_with_an_authority_of_ones_own(

@@ -151,6 +151,7 @@ def test_a_whole_part_needs_no_more_bytes(server: FileServer, folders: SearchFol
     assert fetch(pth(f"{server.url}/model.pth", bytes=size), folders).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [len(CONTENT), None])
 def test_a_part_longer_than_the_file_starts_afresh(
     server: FileServer, folders: SearchFolders, size: int | None

@@ -169,6 +169,7 @@ print("a complaint", file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_forked_worker_finds_what_a_fresh_one_would(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
@@ -217,6 +218,7 @@ async def test_the_exit_code_passes_through(tmp_path: Path, script: str, code: i
         assert warm.slow_starts == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM])
 @in_event_loop
 async def test_a_worker_ends_with_its_launcher(tmp_path: Path, signal_: signal.Signals) -> None:
@@ -312,6 +314,7 @@ async def test_a_zygote_that_a_thread_spoils_once_it_is_ready_refuses(
         assert "a second thread" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "reason"),
     [(STARTS_THREAD, "a second thread"), (LOADS_CUDA.format(code=0), "touched CUDA")],
@@ -347,6 +350,7 @@ default_generator = types.SimpleNamespace(seed=lambda: None)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("visible", "said"), [("", False), ("0", True)])
 @in_event_loop
 async def test_a_library_that_asks_for_a_gpu_is_told_without_the_driver(
@@ -392,6 +396,7 @@ async def test_what_is_no_worker_never_reaches_the_zygote(tmp_path: Path) -> Non
         assert warm.slow_starts == 0
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_killed_zygote_costs_slow_starts_until_it_is_back(tmp_path: Path) -> None:
     async with bench(tmp_path) as warm:
@@ -431,6 +436,7 @@ async def test_a_worker_outlives_its_zygote_but_not_its_launcher(tmp_path: Path,
         await until(lambda: processes.reap_adopted() or not psutil.pid_exists(worker))
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_zygote_that_hangs_is_replaced(tmp_path: Path) -> None:
     async with bench(tmp_path, patience=0.2) as warm:
@@ -456,6 +462,7 @@ async def test_a_zygote_that_never_becomes_ready_is_replaced_and_then_given_up(
         assert (await warm.run("raise SystemExit(8)"))[0] == 8
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_zygote_that_could_start_on_the_second_try_is_used(tmp_path: Path) -> None:
     tried = str(tmp_path / "tried")
@@ -549,6 +556,7 @@ print(json.dumps([steps, int(huge[1]) * 1024, bool((numbers == before).all())]))
 """
 
 
+@pytest.mark.slow
 def test_compaction_gathers_memory_in_huge_pages_and_changes_nothing_in_it() -> None:
     steps, huge, unchanged = json.loads(check_output([sys.executable, "-c", COMPACTED], timeout=IN_TIME))
     assert unchanged
@@ -556,6 +564,7 @@ def test_compaction_gathers_memory_in_huge_pages_and_changes_nothing_in_it() -> 
     assert huge >= 2**21 or not KERNEL_COLLAPSES
 
 
+@pytest.mark.slow
 def test_a_fork_after_compaction_still_copies_single_pages(tmp_path: Path) -> None:
     script = (
         COMPACTED

@@ -24,7 +24,7 @@ from handlers.requests.payload import Reply, Request
 from handlers.requests.reply import Encoded
 from handlers.weights.mapped_file import FileChanged
 from handlers.weights.tensors import DtypeOf, Weights, open_weights
-from handlers.worker import suspension, tickets
+from handlers.worker import marking, suspension, tickets
 from handlers.worker.heap import Heap
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Handler:
     def initialize(self, context: Any) -> None:
         """Called once by TorchServe; the model counts as ready when this returns."""
         called = time.monotonic()
+        marking.install()
         self._weights: list[Weights] = []
         self._parked = self._suspended = False
         properties = context.system_properties
@@ -104,21 +105,24 @@ class Handler:
 
     def handle(self, data: list[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Called by TorchServe for each request (batchSize is 1); errors leave as status and JSON, never as text."""
-        command = _header(context, commands.COMMAND)
-        try:
-            with torch.inference_mode():
-                if command:
-                    body, content_type = self._obey(command, data[0], context), "application/json"
-                else:
-                    body, content_type = self._answer(data[0], context)
-        except Exception as error:
-            status, body = self._error(error)
-            context.set_response_status(code=status, idx=0)
-            content_type = "application/json"
+        with marking.of_request(_header(context, commands.REQUEST)):
+            body, content_type = self._handled(data[0], context)
         # Here: an error's frames hold what the request was computed with.
         self._heap.trim_if_grown()
         context.set_response_content_type(0, content_type)
         return [body]
+
+    def _handled(self, fields: Mapping[str, Any], context: Any) -> tuple[bytes, str]:
+        command = _header(context, commands.COMMAND)
+        try:
+            with torch.inference_mode():
+                if command:
+                    return self._obey(command, fields, context), "application/json"
+                return self._answer(fields, context)
+        except Exception as error:
+            status, body = self._error(error)
+            context.set_response_status(code=status, idx=0)
+            return body, "application/json"
 
     def _answer(self, fields: Mapping[str, Any], context: Any) -> tuple[bytes, str]:
         request = Request.parse(fields)

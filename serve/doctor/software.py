@@ -36,7 +36,7 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> Findings:
 def libraries() -> Findings:
     missing = [name for name, module in _LIBRARIES.items() if find_spec(module) is None]
     if missing:
-        yield problem("libraries", f"{', '.join(missing)} missing", "Run pip install -r requirements.lock.")
+        yield problem("libraries", f"{', '.join(missing)} missing", "Run deploy/install.sh .venv/bin.")
     else:
         yield ok("libraries", ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES))
 
@@ -91,12 +91,13 @@ def _torch_on(major: int, minor: int) -> Finding:
     """major, minor: of the newest CUDA that the driver knows. Of the same major version, any build runs on it."""
     build = _torch_cuda()
     if build is None:
-        return problem("torch", "built for the CPU, and there is a GPU", "Run pip install -r requirements.lock.")
+        advice = "Run pip install --force-reinstall --no-deps -r requirements-torch.lock."
+        return problem("torch", "built for the CPU, and there is a GPU", advice)
     if int(build.partition(".")[0]) > major:
         return problem(
             "torch",
             f"built for CUDA {build}, and the driver knows {major}.{minor}",
-            f"Install a driver for CUDA {build}, or a torch for CUDA {major}: requirements.lock leaves it open.",
+            f"Install a driver for CUDA {build}, or a torch for CUDA {major}: deploy/install.sh keeps it.",
         )
     return ok("torch", f"built for CUDA {build}")
 

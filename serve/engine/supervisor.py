@@ -36,7 +36,8 @@ _LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
 class Supervisor:
     """One TorchServe process and the folder it lives in; started anew whenever it ends or stops answering.
 
-    gpu: the index of the one GPU that its workers use; None: they use the CPU.
+    gpu: the index of the one GPU that its workers use; None: they use the CPU. on_output: told of all that TorchServe
+    prints, in blocks.
     """
 
     def __init__(self, settings: Settings, gpu: int | None) -> None:
@@ -46,6 +47,7 @@ class Supervisor:
         self._home: homes.Home | None = None
         self._command_key = ""
         self._output = b""
+        self.on_output: Callable[[bytes], None] = lambda block: None
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -259,11 +261,12 @@ class Supervisor:
     async def _read_output(self, java: asyncio.subprocess.Process) -> None:
         """Keeps the last words for error messages; all of them are in the log files as well.
 
-        By the block: TorchServe writes seven lines for a request; line by line they cost more than the scheduler.
+        By the block: line by line they cost more than the scheduler.
         """
         assert java.stdout is not None
         while block := await java.stdout.read(2**16):
             self._output = (self._output + block)[-LAST_WORDS:]
+            self.on_output(block)
 
     def _last_words(self) -> str:
         lines = self._output.decode(errors="replace").splitlines()

@@ -28,13 +28,14 @@ from serve.errors import (
     OutOfMemory,
     PalimpsestError,
 )
+from serve.logs import record
 from serve.memory_file import PIECE, MemoryFile
 from serve.settings import MAX_PREDICT_TIMEOUT
 
 # Hop-by-hop headers belong to one connection; the tokens, and what tells workers what to do, to us.
 _DROPPED = {
     "connection", "content-length", "host", "keep-alive", "proxy-authorization", "te", "trailer", "transfer-encoding",
-    "upgrade", "authorization", "accept-encoding", "expect",
+    "upgrade", "authorization", "accept-encoding", "expect", "cookie", "x-api-key", "traceparent", "tracestate",
 }  # fmt: skip
 
 
@@ -155,6 +156,8 @@ class TorchServe:
             commands.COMMAND: question.command,
             commands.KEY: self._endpoint.command_key,
         }
+        if request := record.current():
+            headers[commands.REQUEST] = request.id
         said = await self._ask(name, headers, _all_of(question.ticket(reply.file, job).to_json()))
         if said.status == 200:
             return written(reply, said.body)
@@ -256,7 +259,15 @@ class TorchServe:
 
 def _passed(headers: dict[str, str]) -> dict[str, str]:
     lower = {key.lower(): value for key, value in headers.items()}
-    return {key: text for key, text in lower.items() if key not in _DROPPED and not key.startswith(commands.PREFIX)}
+    passed = {key: text for key, text in lower.items() if key not in _DROPPED and not key.startswith(commands.PREFIX)}
+    request = record.current()
+    return passed if request is None else passed | _named(request)
+
+
+def _named(request: record.Record) -> dict[str, str]:
+    """What handlers of any make are told of the request and its trace: not what the client has sent, but what holds."""
+    own = {record.HEADER: request.id}
+    return own | {"traceparent": request.traceparent} if request.traceparent else own
 
 
 async def _all_of(body: bytes) -> AsyncIterator[bytes]:

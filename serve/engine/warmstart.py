@@ -22,6 +22,7 @@ PATIENCE = 25.0
 READY_WITHIN = 45.0
 STANDBY_ENDS = 1.0  # seconds that the zygote gets to end one before it is ended itself
 MAX_BACKOFF = 60.0
+LOG_BYTES = 2**20  # of the zygote's log; it writes a few lines at each start
 MAX_ENDS = 1000  # archives whose worker has ended and nobody has asked
 # So many in a row that never became ready, and workers start slowly without waiting, for so many seconds.
 GIVE_UP_AFTER = 3
@@ -223,8 +224,10 @@ def all_libraries() -> list[str]:
 
 
 def _opened(log: Path) -> BinaryIO:
-    """Opens the log for adding to it; where the disk has no room for one more file, nothing is kept."""
+    """Opens the log for adding to it, anew where it is large; where the disk has no room for one more file, nothing is
+    kept.
+    """
     try:
-        return log.open("ab")
+        return log.open("wb" if log.exists() and log.stat().st_size > LOG_BYTES else "ab")
     except OSError:
         return open(os.devnull, "ab")

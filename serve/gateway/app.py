@@ -20,7 +20,7 @@ from serve import __version__
 from serve.budget import Unread
 from serve.descriptions import descriptions
 from serve.errors import UNEXPECTED, BadRequest, PalimpsestError
-from serve.gateway import container, docs, door, health, inference, models, page, predictions, sagemaker
+from serve.gateway import container, docs, door, health, inference, models, page, predictions, sagemaker, traces
 from serve.gateway.access import fairuse, keys, login, openapi, scopes
 from serve.gateway.access.fairuse import FairUse
 from serve.gateway.access.guard import Guard
@@ -33,6 +33,9 @@ from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
 from serve.gateway.openai import routes as openai
 from serve.gateway.services import EngineHost, Services
+from serve.gateway.traces import Traces
+from serve.gateway.watched import Watched, Watcher
+from serve.logs import record
 from serve.residency.events import Event, What
 from serve.residency.memory import Memory
 from serve.residency.scheduler import Scheduler, SchedulerLimits
@@ -57,13 +60,15 @@ TAGS = ("editing", "OpenAI", "predictions", "models", "server", "SageMaker runti
 class Gateway(FastAPI):
     """hosts: the names that it answers to. guard: asks for keys where there are any. fair_use: what each may have."""
 
-    def __init__(self, hosts: Hosts, guard: Guard, fair_use: FairUse, **fastapi: Any) -> None:
+    def __init__(self, hosts: Hosts, guard: Guard, fair_use: FairUse, watcher: Watcher, **fastapi: Any) -> None:
         self._hosts, self._guard, self._fair_use = hosts, guard, fair_use
         super().__init__(**fastapi)
+        self.state.watcher = watcher
 
     def build_middleware_stack(self) -> ASGIApp:
-        """The door is outermost: it sees the answer to an unexpected error, too."""
-        return Door(super().build_middleware_stack(), self._hosts, self._guard, self._fair_use)
+        """The door is around all that answers, an unexpected error's answer included; and around it who watches."""
+        door = Door(super().build_middleware_stack(), self._hosts, self._guard, self._fair_use)
+        return Watched(door, self.state.watcher)
 
     def methods(self, path: str) -> list[str]:
         """Lists the methods that exist for a path, HEAD and OPTIONS included; none where nothing does."""
@@ -98,11 +103,12 @@ _WRONG_PARAMETER = {
 
 def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> FastAPI:
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
-    services = _services(settings, catalog, host, memory)
+    services, collected = _services(settings, catalog, host, memory), traces.of_environment()
     app = Gateway(
         Hosts(settings.hosts.split(",")),
         services.guard,
         services.fair_use,
+        Watcher(services.metrics, collected),
         title="Palimpsest",
         description=DESCRIPTION,
         version=__version__,
@@ -110,7 +116,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # the door takes a slash at the end for none: a redirect would have the body sent twice
-        lifespan=lambda app: _lifespan(app, services),
+        lifespan=lambda app: _lifespan(app, services, collected),
         exception_handlers={
             PalimpsestError: _on_palimpsest_error,
             ClientDisconnect: _on_client_disconnect,
@@ -164,7 +170,7 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, services: Services, collected: Traces | None) -> AsyncIterator[None]:
     workers, scheduler = services.workers, services.scheduler
 
     def on_engine_lost() -> None:
@@ -188,6 +194,8 @@ async def _lifespan(app: FastAPI, services: Services) -> AsyncIterator[None]:
         await scheduler.close(LAST_STEP_SECONDS)
         workers.forget()  # from here on the death of a worker is no news
         await services.host.stop()
+        if collected is not None:
+            await asyncio.to_thread(collected.close)
 
 
 @asynccontextmanager
@@ -240,6 +248,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         if request.method == "OPTIONS" and allowed:
             return Response(status_code=204, headers={"Allow": allowed})
         headers["Allow"] = allowed
+    record.fails(code)
     if request.url.path.startswith("/endpoints/"):
         return sagemaker.unknown_operation(message, error.status_code, headers)
     return JSONResponse(error_object(code, message), error.status_code, headers)

@@ -22,9 +22,10 @@ from serve.errors import BadRequest, BodyTimeout, EngineUnavailable, PalimpsestE
 from serve.gateway import sagemaker
 from serve.gateway.access import fairuse
 from serve.gateway.access.fairuse import FairUse
-from serve.gateway.access.guard import Guard
+from serve.gateway.access.guard import KEY, Guard
 from serve.gateway.body import RECEIVED
 from serve.gateway.openai import errors as openai_errors
+from serve.logs import record
 
 SMALL_BODY = 64 * 1024  # bytes, wherever no picture is taken
 SMALL_BODY_SECONDS = 30.0
@@ -141,6 +142,8 @@ class Door:
             else:
                 raise
         finally:
+            if request := record.current():
+                request.route, request.key = _template(inner), inner.get(KEY)
             if RECEIVED in inner:
                 inner[RECEIVED].close()
 
@@ -215,6 +218,11 @@ async def _small_body(receive: Receive, size: int) -> Receive:
     return again
 
 
+def _template(routed: Scope) -> str:
+    """Of the route that answered; empty where none did."""
+    return str(getattr(routed.get("route"), "path", ""))
+
+
 def _completed(headers: Iterable[tuple[bytes, bytes]], status: int) -> list[tuple[bytes, bytes]]:
     completed = list(headers)
     names = {name.lower() for name, _ in completed}
@@ -226,6 +234,7 @@ def _completed(headers: Iterable[tuple[bytes, bytes]], status: int) -> list[tupl
 
 def reply(path: str, error: PalimpsestError) -> Response:
     """Puts the error into the shape of the API that the path belongs to."""
+    record.fails(error.code)
     if path == openai_errors.PATH:
         return openai_errors.reply(error)
     if path.startswith("/endpoints/"):

@@ -33,11 +33,12 @@ async def ping(services: Injected) -> dict[str, str]:
 )
 async def metrics(services: Injected) -> Response:
     torchserve = await _torchserves_own(services)
-    state = list(_state(services))
+    cached = await asyncio.to_thread(services.catalog.cached_bytes)
+    state = list(_state(services, cached))
     # Some thousand lines with many models: other requests need not wait for them.
     body = await asyncio.to_thread(services.metrics.render, state, torchserve)
     while len(body) > MAX_BYTES and services.metrics.shrink():
-        body = await asyncio.to_thread(services.metrics.render, list(_state(services)), torchserve)
+        body = await asyncio.to_thread(services.metrics.render, list(_state(services, cached)), torchserve)
     return Response(body, media_type=CONTENT_TYPE)
 
 
@@ -48,7 +49,9 @@ async def _torchserves_own(services: Services) -> str:
         return ""  # it is being started again: ours matter all the more
 
 
-def _state(services: Services) -> Iterator[Metric]:
+def _state(services: Services, cached: int) -> Iterator[Metric]:
+    """cached: bytes of unpacked archives."""
+    cache_budget = services.settings.cache_mib << 20
     models, memory, warm = services.scheduler.active(), services.memory, services.host.warm
     label = services.metrics.label
     loaded = [m for m in models if m.state in _LOADED]
@@ -62,6 +65,11 @@ def _state(services: Services) -> Iterator[Metric]:
     yield _gauge(
         "host_reserved_bytes", "Main memory held for parked and suspended models.", sum(m.host for m in models)
     )
+    yield _gauge("cache_budget_bytes", "Disk that unpacked archives may take together.", cache_budget)
+    yield _gauge("cache_bytes", "Disk that unpacked archives take.", cached)
+    yield _gauge("images_bytes", "Main memory of uploads and results that are kept.", services.images.size)
+    yield _gauge("bodies_bytes", "Main memory of requests' bodies.", services.bodies.used)
+    yield _gauge("unread_bytes", "Main memory of replies that clients have not read.", services.unread.used)
     yield _gauge("parked_models", "Models that are parked.", sum(m.state is State.PARKED for m in models))
     yield _gauge("suspended_models", "Models that are suspended.", sum(m.state is State.SUSPENDED for m in models))
     yield CounterMetricFamily(

@@ -7,18 +7,19 @@ trace here. Where there are too many, the busiest have theirs and the rest is co
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import assert_never
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from serve.errors import PalimpsestError
-from serve.gateway.busiest import Busiest
+from serve.gateway.busiest import OTHER, Busiest
 from serve.gateway.histogram import Histogram
+from serve.gateway.invocation import Invocation
 from serve.gateway.torchserve_metrics import relabel
+from serve.logs.record import Record, current
 from serve.residency.events import Event, What
 from serve.residency.model import Model, Reason
 from serve.store.catalog import Archive
@@ -29,6 +30,14 @@ _RESIDENCY = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 
 # Of handlers/worker/base.py; from others nothing becomes a label.
 _PHASES = {"fork", "import", "build", "read", "copy", "warm_up"}
+
+# Of contract.timings; what SAM says more of is the model's part.
+_STAGES = {
+    "queue": "queue", "load": "load", "decode": "decode", "encode": "encode",
+    "model": "model", "embed": "model", "recall": "model", "mask": "model",
+}  # fmt: skip
+_STAGE = (0.005, 0.025, 0.1, 0.25, 1, 2.5, 10, 30, 120)
+MOST_LABELS = 100  # values of a label that others than the code decide: keys' names, codes of errors
 
 _MOST_VERSIONS = 2000  # whose counters TorchServe's are told apart by
 
@@ -50,10 +59,14 @@ class Metrics:
             self._histograms.append(Histogram(f"palimpsest_{name}_seconds", text, labels, bounds))
             return self._histograms[-1]
 
+        def counter(name: str, text: str, *labels: str) -> PrometheusCounter:
+            return PrometheusCounter(f"palimpsest_{name}", text, labels, registry=self._registry)
+
         def count(name: str, text: str, *labels: str) -> PrometheusCounter:
-            counter = PrometheusCounter(f"palimpsest_{name}", text, labels, registry=self._registry)
-            self._counters += [counter] if labels else []
-            return counter
+            """By model, where there are labels."""
+            made = counter(name, text, *labels)
+            self._counters += [made] if labels else []
+            return made
 
         self._invocations = count("invocations", "Requests to a model.", "model")
         self._errors = {
@@ -62,6 +75,9 @@ class Metrics:
         }
         self._lookups = count("model_cache_lookups", "Requests, by whether their model was loaded: all.", "model")
         self._hits = count("model_cache_hits", "Requests that found their model loaded.", "model")
+        self._stages = seconds(
+            "stage", "Time of a request by stage: queue or load, decode, model, encode.", _STAGE, "model", "stage"
+        )
         self._latency = seconds("model_latency", "Time that a request spent in TorchServe.", _REQUEST, "model")
         self._overhead = seconds(
             "overhead_latency", "Time of a request outside of TorchServe: waiting, loading, gateway.", _REQUEST, "model"
@@ -85,6 +101,13 @@ class Metrics:
         self._evictions = count("evictions", "Models that had to leave memory.", "model", "reason")
         self._worker_deaths = count("worker_deaths", "Workers that ended by themselves.", "model")
         self._restarts = count("torchserve_restarts", "Times that TorchServe had to be started again.")
+        self._few = {"code": _Few(), "key": _Few()}
+        self._requests = counter("requests", "Requests by route and status.", "route", "status")
+        self._codes = counter("errors", "Requests that ended in an error, by its code.", "code")
+        self._keys = counter("key_requests", "Requests by the key that they showed.", "key", "status")
+        self.running = Gauge(
+            "palimpsest_requests_running", "Requests that are being answered.", registry=self._registry
+        )
 
     def on_event(self, event: Event) -> None:
         """The scheduler's news."""
@@ -119,6 +142,15 @@ class Metrics:
             case _:
                 assert_never(event.what)
 
+    def on_request(self, request: Record) -> None:
+        """A request that is over, whatever it was."""
+        status = str(request.status or 499)
+        self._requests.labels(request.route or "(none)", status).inc()
+        if request.code or request.status >= 400:
+            self._codes.labels(self._few["code"].label(request.code or "other")).inc()
+        if request.key is not None:
+            self._keys.labels(self._few["key"].label(request.key), f"{status[0]}xx").inc()
+
     def on_unpacked(self, archive: Archive, seconds: float) -> None:
         self._downloading.observe(seconds, self._busiest.label(archive.name))
 
@@ -133,7 +165,7 @@ class Metrics:
         self._names.clear()
 
     @contextmanager
-    def invocation(self, archive: Archive, hit: bool) -> Iterator["Invocation"]:
+    def invocation(self, archive: Archive, hit: bool) -> Iterator[Invocation]:
         """One request to a model, retries included. hit: whether it finds the model loaded.
 
         One that is given up before its answer is an invocation without a status.
@@ -143,7 +175,7 @@ class Metrics:
         self._lookups.labels(name).inc()
         if hit:
             self._hits.labels(name).inc()
-        invocation = Invocation("queue" if hit else "load", began)
+        invocation = Invocation(archive.name, "queue" if hit else "load", began)
         try:
             yield invocation
         except Exception as error:
@@ -151,6 +183,10 @@ class Metrics:
             raise
         finally:
             name = self._busiest.label(archive.name)  # which may have changed meanwhile
+            self._observe_stages(name, invocation.timings)
+            if request := current():
+                request.has_asked(invocation.asked)
+                request.took(invocation.timings)
             if invocation.status:
                 self._count_answer(name, invocation.status)
                 self._overhead.observe(time.perf_counter() - began - invocation.engine_seconds, name)
@@ -173,6 +209,14 @@ class Metrics:
         """Leaves fewer models a series of their own; False where that is no more possible."""
         return self._busiest.shrink()
 
+    def _observe_stages(self, name: str, timings: Mapping[str, float]) -> None:
+        stages: dict[str, float] = {}
+        for own, stage in _STAGES.items():
+            if own in timings:
+                stages[stage] = stages.get(stage, 0.0) + timings[own]
+        for stage, taken in stages.items():
+            self._stages.observe(taken, name, stage)
+
     def _remove(self, name: str) -> None:
         """What a model has in TorchServe's own counters is left out from now on: nothing takes it for an increase."""
         for histogram in self._histograms:
@@ -186,33 +230,19 @@ class Metrics:
             self._errors[status // 100].labels(name).inc()
 
 
-@dataclass
-class Invocation:
-    """One request to a model. status: of its answer; 0 while there is none.
+class _Few:
+    """The first MOST_LABELS values of a label; the others are one."""
 
-    waits_for: "load" where its model is not in memory, else "queue". began: when it was asked.
-    entered: when it went to the engine for the first time. engine_seconds: time in the engine, all tries together.
-    """
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
 
-    waits_for: str
-    began: float
-    status: int = 0
-    entered: float = 0.0
-    engine_seconds: float = 0.0
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Returns the timings so far, as contract.timings has them."""
-        return {self.waits_for: self.entered - self.began, "engine": self.engine_seconds}
-
-    @contextmanager
-    def in_engine(self) -> Iterator[None]:
-        began = time.perf_counter()
-        self.entered = self.entered or began
-        try:
-            yield
-        finally:
-            self.engine_seconds += time.perf_counter() - began
+    def label(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        if len(self._seen) >= MOST_LABELS:
+            return OTHER
+        self._seen.add(value)
+        return value
 
 
 class _Families(Collector):

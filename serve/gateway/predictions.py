@@ -9,15 +9,17 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Request, Response
 
 from contract.description import Argument, Field
+from contract.errors import read_error
 from contract.ticket import File
 from serve.descriptions import descriptions
 from serve.engine.answer import Answer
 from serve.engine.question import Question, Sent
 from serve.errors import BadRequest, ModelNotFound, NotReached
 from serve.gateway.access.fairuse import share_of
-from serve.gateway.metrics import Invocation
+from serve.gateway.invocation import Invocation
 from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer
+from serve.logs import record
 from serve.memory_file import whole
 from serve.store.catalog import Archive, Catalog
 
@@ -26,6 +28,7 @@ router = APIRouter(tags=["predictions"])
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
 _BINARY = {"type": "string", "format": "binary"}
+_ERROR_BYTES = 2**16  # of a handler's error, the most that is read
 
 
 def _request(*, multipart: bool) -> dict[str, Any]:
@@ -192,8 +195,18 @@ async def invoke(
             answer = await _invoke_once(services, archive, question, client, job, invocation)
         except NotReached:
             answer = await _invoke_once(services, archive, question, client, job, invocation)
-        invocation.status = answer.status
-        return replace(answer, timings=invocation.timings | answer.timings)
+        invocation.status, invocation.worker = answer.status, answer.timings
+        if answer.status >= 400:
+            record.fails(_code_of(answer))
+        return replace(answer, timings=invocation.timings)
+
+
+def _code_of(answer: Answer) -> str:
+    """Of an error that a handler answered, as it calls it itself."""
+    try:
+        return read_error(answer.beginning(_ERROR_BYTES))[0]
+    except ValueError:
+        return "handler"
 
 
 async def _invoke_once(
@@ -202,11 +215,12 @@ async def _invoke_once(
     archive = await services.catalog.prepare(archive)
     while True:
         await services.unread.room()
-        async with services.scheduler.lease(archive, client=client):
+        async with services.scheduler.lease(archive, client=client) as model:
             if services.unread.full:
                 continue  # the last one answered has filled it: the model is another's until there is room
             if job:
                 job.begin()
+            invocation.gets(model)
             with invocation.in_engine():
                 answer = await services.workers.ask(archive, question, job.file if job else None)
         services.unread.count(answer.file)

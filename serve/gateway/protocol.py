@@ -14,6 +14,7 @@ all of it, but is one more process to install, start and stop on a workstation.
 import asyncio
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -23,6 +24,7 @@ from serve.errors import UNEXPECTED, EngineUnavailable, PalimpsestError
 from serve.gateway.connections import Doorkeeper
 from serve.gateway.line import Line
 from serve.gateway.refusal import Refused
+from serve.logs.record import Record, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,13 @@ _UPGRADE = {b"upgrade", b"http2-settings"}
 class Connection(HttpToolsProtocol):
     """One client's connection. Its task waits for one request at a time; those pipelined behind it queue up."""
 
-    def __init__(self, doorkeeper: Doorkeeper, **uvicorn: Any) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, on_refused: Callable[[Record], None], **uvicorn: Any) -> None:
+        """on_refused: told of every request that is refused here, and never comes to the application."""
         self._body: list[bytes] = []
         # Called for every chunk, 43,000 times for 256 KB of one-byte chunks: a method of ours would take 13 ms more.
         self.on_body = self._body.append  # type: ignore[assignment]
         super().__init__(**uvicorn)
-        self._doorkeeper = doorkeeper
+        self._doorkeeper, self._on_refused = doorkeeper, on_refused
         self._timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._refusal: Refused | None = None  # to be told once all requests before it are answered
@@ -311,7 +314,12 @@ class Connection(HttpToolsProtocol):
 
     def _tell(self, refusal: Refused) -> None:
         self._deaf = True
-        self._line.write(refusal.reply(self.server_state.default_headers))
+        # Of a head that was refused nothing is believed.
+        request = Record(request_id(()), "")
+        request.status = refusal.status
+        request.fails(refusal.code)
+        self._line.write(refusal.reply(self.server_state.default_headers, request.id))
+        self._on_refused(request)
         self._line.close()
 
 

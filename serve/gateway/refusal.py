@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 
 from serve.errors import PalimpsestError
+from serve.logs.record import HEADER
 
 
 class Refused(PalimpsestError):
@@ -14,7 +15,7 @@ class Refused(PalimpsestError):
         super().__init__(message)
         self.status, self.code, self.retry_after = status, code, retry_after
 
-    def reply(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def reply(self, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> bytes:
         """Makes the reply. headers: those that every reply has."""
         body = json.dumps(self.body()).encode()
         own = {
@@ -22,6 +23,7 @@ class Refused(PalimpsestError):
             "content-length": str(len(body)),
             "connection": "close",
             "x-content-type-options": "nosniff",
+            HEADER: request_id,
             **self.headers(),
         }
         lines = [

@@ -36,6 +36,7 @@ from serve.gateway import eventstream
 from serve.gateway.predictions import invoke_as_sent
 from serve.gateway.services import Injected, Services
 from serve.gateway.transfer import Transfer, paced
+from serve.logs import record
 
 logger = logging.getLogger(__name__)
 
@@ -168,12 +169,14 @@ class RuntimeRoute(APIRoute):
             except RequestValidationError as error:
                 first = error.errors()[0]
                 # Of a check over several headers the last place is "header", which says nothing.
+                record.fails(BadRequest.code)
                 where = f"{first['loc'][-1]}: " if first["type"] != "value_error" else ""
                 response = _error("ValidationError", where + first["msg"].removeprefix("Value error, "))
             except Exception:
-                logger.exception("%s %s", request.method, request.url.path)
+                logger.exception("an unexpected error")
+                record.fails(PalimpsestError.code)
                 response = _error("InternalFailure", UNEXPECTED)
-            response.headers["x-amzn-RequestId"] = str(uuid4())
+            response.headers["x-amzn-RequestId"] = _request_id()
             return response
 
         return answer
@@ -266,6 +269,7 @@ def _model_headers(request: Request) -> dict[str, str]:
 
 def reply(error: PalimpsestError) -> Response:
     """SageMaker's error for one of ours."""
+    record.fails(error.code)
     match error:
         case Unauthenticated():
             return _error("UnrecognizedClientException", error.message, error.headers())
@@ -304,5 +308,11 @@ def unknown_operation(message: str, status: int, headers: Mapping[str, str]) -> 
 
 
 def _error(kind: str, message: str, headers: Mapping[str, str] | None = None, **fields: str | int) -> Response:
-    own = {"x-amzn-ErrorType": kind, "x-amzn-RequestId": str(uuid4())}
+    own = {"x-amzn-ErrorType": kind, "x-amzn-RequestId": _request_id()}
     return JSONResponse({"Message": message[:_MAX_MESSAGE], **fields}, _STATUS[kind], own | dict(headers or {}))
+
+
+def _request_id() -> str:
+    """The id that every answer has, in SageMaker's own header as well."""
+    request = record.current()
+    return request.id if request else str(uuid4())

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from serve.gateway import proxies, tls
 from serve.gateway.connections import Doorkeeper, most_connections, raise_descriptor_limit
 from serve.gateway.protocol import Connection
+from serve.logs.record import Record
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ FAREWELL_SECONDS = 0.5  # for clients to close their connections
 
 
 class Server(uvicorn.Server):
-    """on_ready: called once it serves.
+    """application: create_app's. on_ready: called once it serves.
 
     SIGINT or SIGTERM ends it: running requests get `stop_timeout` seconds, or until the second signal; then 503. The
     application's lifespan ends in any case.
@@ -37,12 +38,13 @@ class Server(uvicorn.Server):
                 application,
                 host=settings.host,
                 port=settings.port,
-                http=_protocol(doorkeeper, settings),
+                http=_protocol(settings, doorkeeper, application.state.watcher.refused),
                 ws="none",
                 # Else any process of this machine could name another's address as its own.
                 proxy_headers=bool(settings.proxies),
                 forwarded_allow_ips=settings.proxies,
                 server_header=False,
+                log_config=None,  # its loggers are as any other
                 log_level="warning",
                 access_log=False,
             )
@@ -82,11 +84,12 @@ class Server(uvicorn.Server):
         await self.lifespan.shutdown()
 
 
-def _protocol(doorkeeper: Doorkeeper, settings: Settings) -> Any:
+def _protocol(settings: Settings, doorkeeper: Doorkeeper, on_refused: Callable[[Record], None]) -> Any:
     """What makes a protocol for each connection."""
     if settings.tls_cert is None or settings.tls_key is None:
-        return functools.partial(Connection, doorkeeper)
-    return functools.partial(tls.Handshake, doorkeeper, tls.Certificate(settings.tls_cert, settings.tls_key))
+        return functools.partial(Connection, doorkeeper, on_refused)
+    certificate = tls.Certificate(settings.tls_cert, settings.tls_key)
+    return functools.partial(tls.Handshake, certificate, doorkeeper, on_refused)
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:

@@ -6,12 +6,14 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from serve.errors import PalimpsestError
 from serve.gateway.connections import Doorkeeper
 from serve.gateway.protocol import Connection
+from serve.logs.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +116,12 @@ class Handshake(asyncio.Protocol):
     is taken off the transport it came with, before that has read anything.
     """
 
-    def __init__(self, doorkeeper: Doorkeeper, certificate: Certificate, **uvicorn: Any) -> None:
-        self._doorkeeper, self._certificate, self._uvicorn = doorkeeper, certificate, uvicorn
+    def __init__(
+        self, certificate: Certificate, doorkeeper: Doorkeeper, on_refused: Callable[[Record], None], **uvicorn: Any
+    ) -> None:
+        """on_refused, uvicorn: as Connection takes them."""
+        self._certificate, self._doorkeeper, self._on_refused = certificate, doorkeeper, on_refused
+        self._uvicorn = uvicorn
         self._connections: set[Any] = uvicorn["server_state"].connections
         self._socket: socket.socket | None = None  # until the handshake has begun
         self._task: asyncio.Task[None] | None = None
@@ -135,7 +141,7 @@ class Handshake(asyncio.Protocol):
         assert taken is not None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Secure(self, self._doorkeeper, **self._uvicorn),
+                self._connection,
                 taken,
                 ssl=self._certificate.context(),
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
@@ -145,6 +151,9 @@ class Handshake(asyncio.Protocol):
             pass
         finally:
             self.end()
+
+    def _connection(self) -> Connection:
+        return _Secure(self, self._doorkeeper, self._on_refused, **self._uvicorn)
 
     def end(self) -> None:
         """The handshake is over, however it ended."""
@@ -171,8 +180,8 @@ class Handshake(asyncio.Protocol):
 class _Secure(Connection):
     """What the handshake becomes."""
 
-    def __init__(self, handshake: Handshake, doorkeeper: Doorkeeper, **uvicorn: Any) -> None:
-        super().__init__(doorkeeper, **uvicorn)
+    def __init__(self, handshake: Handshake, *arguments: Any, **uvicorn: Any) -> None:
+        super().__init__(*arguments, **uvicorn)
         self._handshake = handshake
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -1,6 +1,7 @@
 """Loads, parkings, suspensions, wakings and unloads while they run: tasks, at most one per model, and how each ends."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -86,7 +87,8 @@ class Effects:
         return list(self._tasks)
 
     def _start(self, model: Model, effect: Coroutine[Any, Any, None]) -> None:
-        model.effect = asyncio.create_task(effect)
+        # It is no single request's, although one may have brought it about: what it logs names none.
+        model.effect = asyncio.create_task(effect, context=contextvars.Context())
         self._tasks.append(model.effect)
         model.effect.add_done_callback(partial(self._end, model))
 

@@ -23,6 +23,7 @@ import asyncio
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from serve.errors import PalimpsestError
 from serve.store.catalog import Archive
@@ -88,6 +89,13 @@ class Taken:
     suspended: bool = False
 
 
+class Arrived(NamedTuple):
+    """A load or a waking that has ended. when: the event loop's time of its end. seconds: that it took."""
+
+    when: float
+    seconds: float
+
+
 @dataclass(eq=False)
 class Waiter:
     """One request that waits for its model. outcome: None when it is granted a lease, else why it gets none.
@@ -124,7 +132,8 @@ class Model:
     unwanted: why it is to leave as soon as it can. squeezed: the device had less room for it than was accounted for.
     effect: what runs to load, park, suspend, wake or unload it. leaving: resolved when its memory is back. evicted_at:
     when it last had to go. rests_until: no load is tried before, for the engine could not be reached. refused_at: when
-    it was first found larger than the budget. error: of the last load. hits: requests that found it ready.
+    it was first found larger than the budget. error: of the last load. arrived: its last load or
+    waking. hits: requests that found it ready.
     """
 
     archive: Archive
@@ -148,6 +157,7 @@ class Model:
     rests_until: float = 0.0
     refused_at: float | None = None
     error: PalimpsestError | None = None
+    arrived: Arrived | None = None
     loads: int = 0
     wakes: int = 0
     failures: int = 0

@@ -20,7 +20,17 @@ from serve.residency.accounting import Accounting, Memory
 from serve.residency.effects import Effects, Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
-from serve.residency.model import AWAY, IN_MEMORY, STARTING, Model, Reason, State, Taken, let_others_before
+from serve.residency.model import (
+    AWAY,
+    IN_MEMORY,
+    STARTING,
+    Arrived,
+    Model,
+    Reason,
+    State,
+    Taken,
+    let_others_before,
+)
 from serve.residency.policy import Resident, choose_victims
 from serve.residency.standby import Standby
 
@@ -327,6 +337,7 @@ class Places:
         model.hold(taken.device)
         model.away, model.host = None, taken.host
         model.ready_since = model.last_used = _now()
+        model.arrived = Arrived(model.ready_since, seconds)
         self._on_event(Event(what, model, seconds))
 
     def _on_load_failed(self, model: Model, error: PalimpsestError) -> None:

@@ -53,9 +53,16 @@ class Cache:
     def __init__(self, folder: Path, bound: int, limits: UnpackLimits) -> None:
         self.folder, self._bound, self._limits = folder, bound, limits
         self._stopped = threading.Event()
+        self._used: int | None = None  # bytes of all entries, once they were looked at
 
     def entry(self, digest: str) -> Path:
         return self.folder / digest[:32]
+
+    def used(self) -> int:
+        """Bytes of all entries, as far as this process knows; the first look reads the folder."""
+        if self._used is None:
+            self._used = sum(entry.size for entry in self._entries()) if self.folder.is_dir() else 0
+        return self._used
 
     def touch(self, entry: Path) -> bool:
         """Marks an entry as used now; False where there is no such entry."""
@@ -92,12 +99,15 @@ class Cache:
 
         Only renames, so that it can be called where in_use can't change meanwhile. Raises CacheFull or OSError.
         """
+        self._used = sum(entry.size for entry in staged.entries)
         if staged.unpacked:
             for entry in self._removals(staged.unpacked.size, staged.entries, in_use):
+                self._used -= entry.size
                 with suppress(FileNotFoundError):  # another server's doing
                     os.rename(entry.path, staged.folder / entry.path.name)
             try:
                 os.rename(staged.unpacked.root, self.entry(staged.digest))
+                self._used += staged.unpacked.size
             except OSError:
                 if not self.entry(staged.digest).exists():
                     raise

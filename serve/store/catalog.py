@@ -142,6 +142,10 @@ class Catalog:
         """Every archive in the store, by its path in it, sorted; read only. Asks all folders: not in the event loop."""
         return self._listing.names()
 
+    def cached_bytes(self) -> int:
+        """Disk that unpacked archives take. Reads their folder when it is asked first: not in the event loop."""
+        return self._cache.used()
+
     async def prepare(self, archive: Archive) -> Archive:
         """The archive with a folder to register; at once where it has one. Concurrent calls share one unpacking.
 

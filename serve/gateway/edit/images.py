@@ -38,6 +38,11 @@ class Images:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._size = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return self._size
+
     def check(self, size: int, field: str) -> None:
         """Raises RequestTooLarge, which names the field, where so many bytes alone exceed the bound."""
         if size > self.max_bytes:

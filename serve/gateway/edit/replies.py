@@ -20,6 +20,7 @@ from serve.errors import UNEXPECTED, PalimpsestError
 from serve.gateway.edit.fields import renamed
 from serve.gateway.edit.jobs import Cancelled, Job, JobProgress
 from serve.gateway.transfer import Transfer, paced
+from serve.logs import record
 from serve.memory_file import MemoryFile, Part
 from serve.residency.scheduler import Scheduler
 
@@ -190,10 +191,13 @@ def _told(error: PalimpsestError) -> dict[str, Any]:
 def failure(job: Job) -> PalimpsestError | None:
     """The error of a job that has ended, as it may be told; what was not to be expected is in the log."""
     error = job.error
-    if error is None or isinstance(error, PalimpsestError):
-        return error
-    logger.error("job failed", exc_info=error)
-    return PalimpsestError(UNEXPECTED)
+    if error is None:
+        return None
+    if not isinstance(error, PalimpsestError):
+        logger.error("job failed", exc_info=error)
+        error = PalimpsestError(UNEXPECTED)
+    record.fails(error.code)
+    return error
 
 
 def event(name: str, data: dict[str, Any]) -> bytes:

@@ -1,0 +1,171 @@
+"""What the image and compose.yaml say, where no engine is at hand; deploy/image-check.sh builds and runs them."""
+
+import http.server
+import ipaddress
+import os
+import re
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from serving import ROOT, free_port
+
+from serve import healthcheck
+from serve.settings import Settings
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = ("palimpsest", "cpu")
+VARIABLES = re.compile(r"\$\{(\w+)")
+
+
+@pytest.fixture(params=SERVICES)
+def service(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return SERVICES[request.param]
+
+
+def environment(name: str) -> dict[str, str]:
+    return dict(SERVICES[name]["environment"])
+
+
+def test_each_service_is_hardened(service: dict[str, Any]) -> None:
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]  # and nothing of seccomp, so that the default holds
+    assert 0 < service["pids_limit"] <= 4096
+    assert "mem_limit" in service
+    assert all("size=" in each for each in service["tmpfs"])
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert "privileged" not in service
+    assert "network_mode" not in service
+
+
+def test_only_caddy_keeps_a_capability() -> None:
+    assert {name: each["cap_add"] for name, each in SERVICES.items() if "cap_add" in each} == {
+        "caddy": ["NET_BIND_SERVICE"]
+    }
+
+
+def test_each_image_has_a_version(service: dict[str, Any]) -> None:
+    assert service["image"] == "palimpsest" or re.search(r":v?\d+\.\d+\.\d+", service["image"])
+
+
+def test_what_is_mounted_is_there_and_nothing_of_it_is_written(service: dict[str, Any]) -> None:
+    for volume in service["volumes"]:
+        source, _, *mode = volume.split(":")
+        if source.startswith("."):
+            assert mode == ["ro"]
+            assert source.startswith("./deploy/monitoring") or (ROOT / source).exists()
+        else:
+            assert source in COMPOSE["volumes"]
+            assert not mode
+
+
+def test_ports_are_this_machines_alone_but_for_caddy(service: dict[str, Any]) -> None:
+    for port in service["ports"]:
+        inside = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", port)
+        assert inside.startswith("127.0.0.1:") or service["image"].startswith("caddy:")
+
+
+def test_caddys_address_is_the_only_one_that_is_trusted_and_no_other_can_have_it() -> None:
+    address = SERVICES["caddy"]["networks"]["inner"]["ipv4_address"]
+    assert [environment(name)["PALIMPSEST_PROXIES"] for name in OURS] == [address] * 2
+    (pool,) = COMPOSE["networks"]["inner"]["ipam"]["config"]
+    network, others = ipaddress.ip_network(pool["subnet"]), ipaddress.ip_network(pool["ip_range"])
+    assert others.subnet_of(network)
+    assert ipaddress.ip_address(address) in network
+    assert ipaddress.ip_address(address) not in others
+    assert {name for name, each in SERVICES.items() if "inner" in each["networks"]} == {*OURS, "caddy"}
+
+
+def test_all_variables_are_described() -> None:
+    head = (ROOT / "compose.yaml").read_text().split("\n\n")[0]
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "container.md").read_text(), re.M)
+    used = set(VARIABLES.findall((ROOT / "compose.yaml").read_text())) | {*COMPOSE["x-build"]["args"]}
+    assert used == set(re.findall(r"\b[A-Z_]{4,}\b", head.replace("GPU", ""))) == set(table)
+
+
+def test_keys_come_as_a_file_and_an_empty_name_of_it_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OURS:
+        assert environment(name)["PALIMPSEST_KEYS_FILE"] == "${KEYS_FILE:+/run/secrets/keys}"
+        assert SERVICES[name]["secrets"] == ["keys"]
+    monkeypatch.setenv("PALIMPSEST_KEYS_FILE", "")
+    assert Settings().keys_file is None
+
+
+def test_settings_of_compose_exist() -> None:
+    known = {f"PALIMPSEST_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        assert {each for each in environment(name) if each.startswith("PALIMPSEST_")} <= known
+
+
+def test_the_image_is_built_in_a_stage_that_stays_behind() -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.M)[1:]
+    assert [stage.split("\n")[0] for stage in stages] == ["$BASE_IMAGE AS base", "base AS build", "base"]
+    build, final = stages[1:]
+    assert "deploy/install.sh" in build
+    assert re.search(r"^ARG TORCH_INDEX=$", build, re.M)
+    assert "pip" not in re.sub("^#.*", "", final, flags=re.M)
+    assert re.findall(r"^USER (\d+)", final, re.M) == ["10001"]
+    assert all(line.startswith("COPY --from=build ") for line in final.splitlines() if line.startswith("COPY"))
+
+
+def test_what_the_build_copies_is_let_through() -> None:
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert all((ROOT / path).exists() for path in let_through)
+    build = (ROOT / "Dockerfile").read_text()
+    named = {*re.findall(r"requirements\S*\.lock", build), "deploy/install.sh"}
+    assert named <= let_through
+
+
+class Ping(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/ping" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Unwell(Ping):
+    status = 503
+
+
+@pytest.fixture(params=[Ping, Unwell])
+def pinged(request: pytest.FixtureRequest) -> Iterator[http.server.HTTPServer]:
+    with http.server.HTTPServer(("127.0.0.1", 0), request.param) as server:
+        yield server
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_health_check_asks_in_plain_or_by_tls(
+    pinged: http.server.HTTPServer, encrypted: bool, tmp_path: Path
+) -> None:
+    environ = {"PALIMPSEST_PORT": str(pinged.server_port)}
+    if encrypted:
+        # For another name, and signed by nobody.
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=edit.example.org"
+        files = ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"]
+        subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=60)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+        pinged.socket = context.wrap_socket(pinged.socket, server_side=True)
+        environ["PALIMPSEST_TLS_CERT"] = str(tmp_path / "cert.pem")
+    threading.Thread(target=pinged.serve_forever, daemon=True).start()
+    assert healthcheck.healthy(environ) is (pinged.RequestHandlerClass is Ping)
+    pinged.shutdown()
+
+
+def test_a_server_that_is_not_there_is_not_well() -> None:
+    environ = os.environ | {"PALIMPSEST_PORT": str(free_port())}
+    assert (
+        subprocess.run([sys.executable, "-m", "serve.healthcheck"], env=environ, cwd=ROOT, timeout=60).returncode == 1
+    )
