@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -115,14 +116,16 @@ def models(
     if context.invoked_subcommand is None:
         with contextlib.suppress(KeyboardInterrupt):
             settings = _settings()
-            models_table.show(preflight.url(settings), once, as_json, console, key=settings.key.get_secret_value())
+            key, trust = settings.key.get_secret_value(), _trust(settings)
+            models_table.show(preflight.url(settings), once, as_json, console, key=key, trust=trust)
 
 
 @models_app.command()
 def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
     """Read a model's archive into main memory, so that its next load does not wait for the disk."""
     settings = _settings()
-    models_table.warm(preflight.url(settings), name, console, key=settings.key.get_secret_value())
+    key, trust = settings.key.get_secret_value(), _trust(settings)
+    models_table.warm(preflight.url(settings), name, console, key=key, trust=trust)
 
 
 @app.command(cls=_Command)
@@ -203,6 +206,7 @@ def _budget(setting: str, text: str, total: int) -> int:
 
 def _announce(settings: Settings, seconds: float) -> None:
     url = preflight.url(settings)
+    _say_what_has_no_effect(settings)
     _say(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
     _say(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
@@ -216,6 +220,11 @@ def _announce(settings: Settings, seconds: float) -> None:
     _say("Ctrl-C stops everything.")
 
 
+def _say_what_has_no_effect(settings: Settings) -> None:
+    if "FORWARDED_ALLOW_IPS" in os.environ and not settings.proxies:
+        _say("FORWARDED_ALLOW_IPS has no effect: PALIMPSEST_PROXIES names the reverse proxies in front of this server")
+
+
 def _asks_for_keys(settings: Settings) -> bool:
     keys = keys_of(settings)
     if keys is None:
@@ -226,6 +235,13 @@ def _asks_for_keys(settings: Settings) -> bool:
 def _settings() -> Settings:
     try:
         return preflight.read_settings()
+    except preflight.Unusable as error:
+        raise _fail(str(error)) from None
+
+
+def _trust(settings: Settings) -> ssl.SSLContext | bool:
+    try:
+        return preflight.trust(settings)
     except preflight.Unusable as error:
         raise _fail(str(error)) from None
 

@@ -6,28 +6,30 @@ import http.client
 import os
 import ssl
 from collections.abc import Mapping
+from contextlib import closing
 
 TIMEOUT = 8  # seconds
 
 
 def healthy(environ: Mapping[str, str]) -> bool:
     """environ: with the server's settings."""
-    port = int(environ.get("PALIMPSEST_PORT", "8080"))
+    host, port = environ.get("PALIMPSEST_HOST", "127.0.0.1"), int(environ.get("PALIMPSEST_PORT", "8080"))
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        server = _connection(port, encrypted=bool(environ.get("PALIMPSEST_TLS_CERT")))
-        server.request("GET", "/ping")
-        return server.getresponse().status == 200
+        with closing(_connection(host, port, encrypted=bool(environ.get("PALIMPSEST_TLS_CERT")))) as server:
+            server.request("GET", "/ping")
+            return server.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
 
 
-def _connection(port: int, encrypted: bool) -> http.client.HTTPConnection:
+def _connection(host: str, port: int, encrypted: bool) -> http.client.HTTPConnection:
     if not encrypted:
-        return http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
-    # Its certificate is for the name by which others call it, and nobody else can listen on loopback here.
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    # Its certificate is for the name by which others call it; nothing secret is sent.
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    return http.client.HTTPSConnection("127.0.0.1", port, timeout=TIMEOUT, context=unverified)
+    return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=unverified)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`palimpsest models`: the running server's models as a table, and reading one ahead."""
 
 import json
+import ssl
 import time
 from contextlib import suppress
 from typing import TypeVar
@@ -30,13 +31,14 @@ def show(
     console: Console,
     transport: httpx.BaseTransport | None = None,
     key: str = "",
+    trust: ssl.SSLContext | bool = False,
 ) -> None:
     """Prints the table until Ctrl-C; once, also where the output is no terminal, or as JSON.
 
     Raises EngineUnavailable where no server answers. transport: stands in for the network in tests. key: where the
-    server asks for one.
+    server asks for one. trust: its certificate, where it speaks TLS.
     """
-    with _client(base_url, key, _TIMEOUT, transport) as client:
+    with _client(base_url, key, _TIMEOUT, transport, trust) as client:
         if as_json:
             print(json.dumps(_fetch(client).model_dump(mode="json"), indent=2))
         elif once or not console.is_terminal:
@@ -53,19 +55,28 @@ def _watch(client: httpx.Client, console: Console) -> None:
 
 
 def warm(
-    base_url: str, name: str, console: Console, transport: httpx.BaseTransport | None = None, key: str = ""
+    base_url: str,
+    name: str,
+    console: Console,
+    transport: httpx.BaseTransport | None = None,
+    key: str = "",
+    trust: ssl.SSLContext | bool = False,
 ) -> None:
     """Has the server read an archive into main memory. Raises as show, and PalimpsestError where it refuses."""
-    with _client(base_url, key, _WARM_TIMEOUT, transport) as client:
+    with _client(base_url, key, _WARM_TIMEOUT, transport, trust) as client:
         with console.status(f"Reading {name}"):
             answer = _ask(client, "POST", f"/v1/models/{name}/warm")
         warmed = _parsed(client, Warmed, answer)
     console.print(f"{warmed.name}: {_mib(warmed.bytes)} MiB read in {warmed.seconds:.1f} s")
 
 
-def _client(base_url: str, key: str, timeout: float, transport: httpx.BaseTransport | None) -> httpx.Client:
+def _client(
+    base_url: str, key: str, timeout: float, transport: httpx.BaseTransport | None, trust: ssl.SSLContext | bool
+) -> httpx.Client:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, transport=transport, trust_env=False)
+    return httpx.Client(
+        base_url=base_url, headers=headers, timeout=timeout, transport=transport, verify=trust, trust_env=False
+    )
 
 
 def _fetch(client: httpx.Client) -> ModelList:

@@ -3,7 +3,9 @@
 import errno
 import ipaddress
 import os
+import re
 import socket
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,11 @@ import psutil
 import pydantic
 from pydantic_core import ErrorDetails
 
+from serve.gateway import proxies, tls
 from serve.gateway.access import keys
 from serve.settings import OFF, Settings
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Unusable(Exception):
@@ -45,12 +50,14 @@ def check(settings: Settings) -> None:
     _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
     require_free_port(settings)
     require_keys(settings)
+    require_tls(settings)
+    require_proxies(settings)
 
 
 def listener(settings: Settings) -> str:
     """What listens on the server's port, in a sentence, and what to do; empty if nothing does."""
     try:
-        answer = httpx.get(f"{url(settings)}/ping", timeout=5)
+        answer = httpx.get(f"{url(settings)}/ping", timeout=5, verify=trust(settings), trust_env=False)
     except httpx.ConnectError:
         return ""
     except (httpx.HTTPError, httpx.InvalidURL):
@@ -68,8 +75,29 @@ def listener(settings: Settings) -> str:
 
 def url(settings: Settings) -> str:
     """Returns the address at which this machine reaches the server."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    scheme = "http" if settings.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
+
+
+def trust(settings: Settings) -> ssl.SSLContext | bool:
+    """What httpx is to trust at that address: the server's own certificate and no other, by whatever name it is called.
+
+    Raises Unusable.
+    """
+    if settings.tls_cert is None:
+        return False  # it is not https
+    try:
+        first = _CERTIFICATE.search(settings.tls_cert.read_text("latin-1"))
+    except OSError as error:
+        raise Unusable(f"PALIMPSEST_TLS_CERT={settings.tls_cert} cannot be read ({error.strerror})") from None
+    if first is None:
+        raise Unusable(f"PALIMPSEST_TLS_CERT={settings.tls_cert} has no certificate in PEM form")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=first[0])
+    return context
 
 
 def require_readable(setting: str, file: Path) -> None:
@@ -139,6 +167,23 @@ def require_keys(settings: Settings) -> None:
             f"PALIMPSEST_HOST={settings.host} lets other machines in, and there is no key: make one with"
             " `palimpsest keys add NAME`, or set PALIMPSEST_KEYS=off if whoever reaches the server may use it"
         )
+
+
+def require_tls(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise Unusable("PALIMPSEST_TLS_CERT and PALIMPSEST_TLS_KEY belong together: set both, or neither")
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            tls.load(settings.tls_cert, settings.tls_key)
+        except tls.TlsError as error:
+            raise Unusable(error.message) from None
+
+
+def require_proxies(settings: Settings) -> None:
+    try:
+        proxies.networks(settings.proxies)
+    except ValueError as error:
+        raise Unusable(f"PALIMPSEST_PROXIES={settings.proxies}: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

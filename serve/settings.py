@@ -46,6 +46,16 @@ class Settings(BaseSettings):
         None, description="File of the keys that `palimpsest keys` makes; STATE/keys.json where it is not set."
     )
     key: SecretStr = Field(SecretStr(""), description="Key that `palimpsest models` sends to the server.")
+    tls_cert: AbsolutePath | None = Field(
+        None,
+        description="The server's certificate in PEM form, with those that vouch for it; https then (docs/tls.md).",
+    )
+    tls_key: AbsolutePath | None = Field(None, description="Its key in PEM form, without a password.")
+    proxies: str = Field(
+        "",
+        description="Addresses or networks of reverse proxies, as 10.0.0.5,172.18.0.0/16: whose X-Forwarded-For and"
+        " X-Forwarded-Proto count.",
+    )
     key_requests: int = Field(
         128, ge=1, description="Requests of one key that may be under way; above it 429. Without keys: of one address."
     )

@@ -67,7 +67,8 @@ class FakeSession:
         timeout: Any,
     ) -> AsyncIterator[Any]:
         sent = b"".join([piece async for piece in data]) if data else None
-        reply = self._answer(httpx.Request(method, url, params=params, content=sent, headers=headers))
+        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]  # as aiohttp does
+        reply = self._answer(httpx.Request(method, url, params=params, content=sent, headers=encoded))
 
         async def read() -> bytes:
             return reply.content

@@ -14,7 +14,7 @@ from handlers.sd.description import SCHEDULER
 from handlers.sd.settings import SCHEDULERS
 from serve.descriptions import descriptions
 from serve.engine.torchserve import THROUGH_JAVA
-from serve.gateway import body, connections, door, health, line, protocol, transfer
+from serve.gateway import body, connections, door, health, line, protocol, tls, transfer
 from serve.gateway.access import fairuse, keys, sessions, sigv4
 from serve.gateway.busiest import OTHER
 from serve.gateway.edit import images
@@ -127,6 +127,7 @@ def http_limits() -> list[tuple[str, str, str]]:
         ),
         ("of one address", f"1/{share} of these", "an IPv4 address, or an IPv6 network of 64 bits"),
         ("refused connections that are still told so", f"{connections.FAREWELLS}", "closed without a word"),
+        ("time for a TLS handshake", f"{tls.HANDSHAKE_SECONDS:g} s", "closed"),
         ("time for a request's head", f"{protocol.HEAD_SECONDS:g} s", "408; closed where nothing came"),
         ("silence between two requests", f"{protocol.IDLE_SECONDS:g} s", "closed"),
         ("address", f"{protocol.REQUEST_LINE:,} bytes", "414"),

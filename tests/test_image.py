@@ -77,7 +77,7 @@ def test_ports_are_this_machines_alone_but_for_caddy(service: dict[str, Any]) ->
 
 def test_caddys_address_is_the_only_one_that_is_trusted_and_no_other_can_have_it() -> None:
     address = SERVICES["caddy"]["networks"]["inner"]["ipv4_address"]
-    assert [environment(name)["FORWARDED_ALLOW_IPS"] for name in OURS] == [address] * 2
+    assert [environment(name)["PALIMPSEST_PROXIES"] for name in OURS] == [address] * 2
     (pool,) = COMPOSE["networks"]["inner"]["ipam"]["config"]
     network, others = ipaddress.ip_network(pool["subnet"]), ipaddress.ip_network(pool["ip_range"])
     assert others.subnet_of(network)

@@ -36,8 +36,9 @@ def options(url: str, key: str | None, timeout: float) -> dict[str, Any]:
         "headers": {"authorization": f"Bearer {key}"} if key else {},
         "timeout": httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None),
         "limits": httpx.Limits(max_connections=_CONNECTIONS),
-        # A proxy leads out, not back to this machine.
+        # A proxy leads out, not back to this machine; SSL_CERT_FILE counts for both.
         "trust_env": not _is_local(address.host),
+        "verify": httpx.create_ssl_context() if address.scheme == "https" else True,
     }
 
 

@@ -5,6 +5,8 @@ import resource
 from collections import Counter
 from typing import Protocol
 
+from serve.gateway.proxies import Networks, among
+
 MOST = 1000
 SHARE = 2  # one address gets so many-th part of all
 DESCRIPTORS = 65_536  # as many as are asked of the system
@@ -30,8 +32,9 @@ class Doorkeeper:
     first, so that silent connections, however many, keep nobody out. Where all are busy, the new one is refused.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.share = most, max(1, most // SHARE)
+    def __init__(self, most: int, proxies: Networks = ()) -> None:
+        """proxies: behind each is more than one household, so that all connections may come from there."""
+        self.most, self.share, self._proxies = most, max(1, most // SHARE), proxies
         self._homes: dict[Guest, str] = {}
         self._counts: Counter[str] = Counter()
         self._waiting: dict[Guest, None] = {}
@@ -40,7 +43,7 @@ class Doorkeeper:
     def admit(self, guest: Guest, address: str) -> bool:
         """False where it has to be refused; gone() must follow in any case."""
         home = household(address)
-        crowded = self._counts[home] >= self.share
+        crowded = self._counts[home] >= self.share and not among(address, self._proxies)
         if (crowded or len(self._homes) >= self.most) and not self._make_room(home if crowded else None):
             return False
         self._homes[guest] = home

@@ -21,6 +21,7 @@ class Line:
         self.write, self.abort, self.get_extra_info = wire.write, wire.abort, wire.get_extra_info
         self.pause_reading, self.resume_reading = wire.pause_reading, wire.resume_reading
         self._wire, self._loop, self._on_close = wire, loop, on_close
+        self._secure = wire.get_extra_info("sslcontext") is not None
         self._closing = self._heard = False
         self._unsent = 0  # at the last look
         self._give_up = 0.0
@@ -44,10 +45,11 @@ class Line:
         if self._wire.is_closing():
             return
         left = self.unsent()
-        if not still_sends and not left:
-            self._wire.close()
+        if not still_sends and (not left or self._secure):
+            self._wire.close()  # TLS sends what is left, within SHUTDOWN_SECONDS of serve/gateway/tls.py
             return
-        self._wire.write_eof()
+        if not self._secure:  # it has no end of one direction
+            self._wire.write_eof()
         self._give_up = self._loop.time() + (UNREAD_SECONDS if left else LINGER_SECONDS)
         self._look_later()
 

@@ -3,17 +3,18 @@
 import asyncio
 import functools
 import logging
-import os
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from serve.gateway import proxies, tls
 from serve.gateway.connections import Doorkeeper, most_connections, raise_descriptor_limit
 from serve.gateway.protocol import Connection
+from serve.logs.record import Record
 from serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -30,16 +31,18 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, application: FastAPI, settings: Settings, on_ready: Callable[[], None] = lambda: None) -> None:
-        doorkeeper = Doorkeeper(most_connections(raise_descriptor_limit()))
+        """Raises tls.TlsError."""
+        doorkeeper = Doorkeeper(most_connections(raise_descriptor_limit()), proxies.networks(settings.proxies))
         super().__init__(
             uvicorn.Config(
                 application,
                 host=settings.host,
                 port=settings.port,
-                http=functools.partial(Connection, doorkeeper, application.state.watcher.refused),  # type: ignore[arg-type]
+                http=_protocol(settings, doorkeeper, application.state.watcher.refused),
                 ws="none",
                 # Else any process of this machine could name another's address as its own.
-                proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+                proxy_headers=bool(settings.proxies),
+                forwarded_allow_ips=settings.proxies,
                 server_header=False,
                 log_config=None,  # its loggers are as any other
                 log_level="warning",
@@ -79,6 +82,14 @@ class Server(uvicorn.Server):
         for connection in list(connections):
             connection.drop()
         await self.lifespan.shutdown()
+
+
+def _protocol(settings: Settings, doorkeeper: Doorkeeper, on_refused: Callable[[Record], None]) -> Any:
+    """What makes a protocol for each connection."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return functools.partial(Connection, doorkeeper, on_refused)
+    certificate = tls.Certificate(settings.tls_cert, settings.tls_key)
+    return functools.partial(tls.Handshake, certificate, doorkeeper, on_refused)
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:
