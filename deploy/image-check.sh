@@ -19,7 +19,8 @@ cd "$(dirname "$0")/.."
 
 WORK=$(mktemp -d)
 export PORT=${PORT:-18080}
-TLS_PORT=$((PORT + 1))
+TLS_PORT=$((PORT + 1)) # and the two behind it
+PROMETHEUS_PORT=$((PORT + 3))
 PICTURE=tests/data/dog-on-bench.png # 1499 by 1041 pixels, the click is on the dog
 LEFT_OUT=()
 
@@ -35,6 +36,7 @@ main() {
     check_hardening
     check_keys
     check_caddy
+    check_prometheus
     stop_server
     step "passed${LEFT_OUT:+, without what was not at hand: ${LEFT_OUT[*]}}"
 }
@@ -117,7 +119,9 @@ check_monitoring() {
     step "monitoring"
     command -v promtool >/dev/null || { LEFT_OUT+=(promtool); return 0; }
     promtool check config --lint=none deploy/monitoring/prometheus.yml || fail "prometheus.yml"
-    promtool check rules deploy/monitoring/rules.yml || fail "rules.yml"
+    promtool test rules deploy/monitoring/rules-test.yml || fail "rules.yml"
+    # The dashboard's queries, and that what they ask for is there.
+    [ ! -x .venv/bin/pytest ] || .venv/bin/pytest tests/test_monitoring.py --durations=0 || fail "the dashboard"
 }
 
 make_keys() {
@@ -167,17 +171,41 @@ check_keys() {
 
 check_caddy() {
     step "caddy"
-    local caddy
-    caddy=$(awk '$1 == "image:" && $2 ~ /caddy/ { print $2 }' compose.yaml)
-    engine image inspect "$caddy" >/dev/null 2>&1 || engine pull --quiet "$caddy" >/dev/null 2>&1 \
-        || { LEFT_OUT+=("$caddy"); return 0; }
-    # The ports below 1024 of this machine may be another's.
-    sed -E "s/:80:80\"/:$((PORT + 2)):80\"/; s/:443:443\"/:$TLS_PORT:443\"/" compose.yaml >compose.check.yaml
-    TLS_ADDRESS=127.0.0.1 compose --file compose.check.yaml --profile tls --profile cpu up --detach caddy >"$WORK/up.log" 2>&1 \
-        || fail "$(tail "$WORK/up.log")"
+    at_hand caddy || return 0
+    TLS_ADDRESS=127.0.0.1 start_beside caddy tls
     wait_for 60 caddy_answers || fail "Caddy does not answer"
     expect 401 "https://localhost:$TLS_PORT/v1/models" --insecure
     check_click "https://localhost:$TLS_PORT" --insecure
+}
+
+check_prometheus() {
+    step "prometheus"
+    at_hand prometheus || return 0
+    start_beside prometheus monitoring
+    wait_for 60 prometheus_scrapes || fail "Prometheus does not scrape the server"
+    ! curl --silent --max-time 10 "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/rules" | grep -o '"health":"err"' \
+        || fail "rules that cannot be computed"
+}
+
+# Whether compose.yaml's image of a service is here or can be fetched.
+at_hand() {
+    local image
+    image=$(sed -nE "s/^    image: (\S*$1:.*)/\1/p" compose.yaml)
+    engine image inspect "$image" >/dev/null 2>&1 || engine pull --quiet "$image" >/dev/null 2>&1 \
+        || { LEFT_OUT+=("$image"); return 1; }
+}
+
+# Starts a service of a profile; on other ports, as theirs may be taken on this machine.
+start_beside() {
+    sed -E "s/:80:80\"/:$((TLS_PORT + 1)):80\"/; s/:443:443\"/:$TLS_PORT:443\"/; s/:9090:9090\"/:$PROMETHEUS_PORT:9090\"/" \
+        compose.yaml >compose.check.yaml
+    compose --file compose.check.yaml --profile "$2" --profile cpu up --detach "$1" >"$WORK/up.log" 2>&1 \
+        || fail "$(tail "$WORK/up.log")"
+}
+
+prometheus_scrapes() {
+    curl --silent --max-time 5 "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/query" --data-urlencode 'query=up{job="palimpsest"}' \
+        | grep -qE '"value":\[[0-9.]+,"1"\]'
 }
 
 caddy_answers() {
@@ -251,7 +279,7 @@ fail() {
 }
 
 clean_up() {
-    compose --profile cpu --profile tls down --volumes >/dev/null 2>&1 || true
+    compose --profile cpu --profile tls --profile monitoring down --volumes >/dev/null 2>&1 || true
     rm -f compose.check.yaml
     [ "${ENGINE[0]:-docker}" = docker ] || [ -n "${IMAGES:-}" ] || engine system reset --force >/dev/null 2>&1 || true
     rm -rf --one-file-system "$WORK"
