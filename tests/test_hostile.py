@@ -214,8 +214,10 @@ VALUES = st.sampled_from(WORDS + LONG) | st.text(st.characters(min_codepoint=32,
 PATHS = """/ /ping /login /logout /predictions/sam /predictions/sam/1.0 /predictions/none /v1/images /v1/images/img_0
     /v1/images/edits /v1/segment /v1/erase /v1/replace /v1/jobs/x /v1/models /v1/models?limit=-1&next_page_token=%ff
     /v1/models/sam/load /v1/models/sam/pin /models /models?limit=x /models/sam/invoke /endpoints/x/invocations
-    /endpoints/x/invocations-response-stream /endpoints/%00/x /endpoints/x/async-invocations /metrics /docs /openapi.json
-    /api-description /web/x/app.js /web/../serve /%2e%2e/%2e%2e/etc/passwd /explanations/sam /v2/models/sam/infer // /%ff
+    /endpoints/x/invocations-response-stream /endpoints/%00/x /endpoints/x/async-invocations /metrics /docs
+    /openapi.json
+    /api-description /web/x/app.js /web/../serve /%2e%2e/%2e%2e/etc/passwd /explanations/sam /v2/models/sam/infer //
+    /%ff
     /?%00=%ff"""
 FORM = b"--x\r\nContent-Disposition: form-data; name="
 BODIES = (
