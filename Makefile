@@ -18,11 +18,13 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help serve stop image up image-check test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock sbom vendor clean
+.PHONY: help install serve stop image up image-check test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock sbom vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo "Variables: HOST=$(HOST) PORT=$(PORT) MODELS=$(MODELS) (auto|full|demo) STORE=$(STORE)"
+
+install: $(VENV)/.serve ## set up what `make serve` needs, and no more
 
 serve: $(VENV)/.serve ## set up what is missing, then serve in the foreground (Ctrl-C stops everything)
 	@exec $(BIN)/palimpsest serve

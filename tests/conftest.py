@@ -33,7 +33,7 @@ from serve.memory_file import MemoryFile, whole
 DATA = Path(__file__).parent / "data"
 
 # The same examples in each run: who changed nothing sees no new failure. `--hypothesis-profile=default` looks for some.
-settings.register_profile("steady", derandomize=True)
+settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 
 

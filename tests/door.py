@@ -119,7 +119,7 @@ def serving(fake: FakeTorchServe, store: Path, app: FastAPI | None = None, **set
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(60)
         yield server
     finally:
         assert server.running is not None

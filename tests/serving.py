@@ -48,7 +48,7 @@ class Server:
 
     def leftovers(self, family: list[psutil.Process]) -> list[Any]:
         """What a clean end must not leave: processes of the family, files in the temporary folder."""
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=60)
         return [*alive, *(self.folder / "tmp").iterdir()]
 
 

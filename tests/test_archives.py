@@ -640,7 +640,7 @@ def wait_for_worker(url: str, server: psutil.Popen, log: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
         with suppress(httpx.TransportError, KeyError, IndexError, TypeError):
-            if httpx.get(url, timeout=10).json()[0]["workers"][0]["status"] == "READY":
+            if httpx.get(url, timeout=60).json()[0]["workers"][0]["status"] == "READY":
                 return
         time.sleep(0.2)
     pytest.fail(f"no worker became ready: {log.read_text()[-4000:]}")

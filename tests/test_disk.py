@@ -83,7 +83,7 @@ async def test_workers_start_fast_without_a_log(full: Path, tmp_path: Path, file
     warm = WarmStarts(("json",))
     warm.start(tmp_path / "home", os.environ, full / "zygote.log")
     try:
-        assert await warm.wait(20)
+        assert await warm.wait(60)
         assert warm.zygote_restarts == 0
     finally:
         await warm.stop()

@@ -1,8 +1,11 @@
-"""docs/limits.md says every limit and default as the code has them. `python -m tests.test_docs` writes it anew."""
+"""docs/limits.md says every limit and default as the code has them, the table of docs/settings.md every setting.
+`python -m tests.test_docs` writes them anew."""
 
 import re
 from pathlib import Path
 from typing import Any
+
+from pydantic import SecretStr
 
 from contract import bodies, jsontext, multipart
 from handlers.pictures.limits import LIMITS, PictureLimits
@@ -22,6 +25,8 @@ from serve.settings import MAX_PREDICT_TIMEOUT, Settings
 from serve.store.unpack import UnpackLimits
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
+SETTINGS_PAGE = PAGE.with_name("settings.md")
+SETTINGS_HEAD = "| setting | default | |\n|---|---|---|\n"
 HEAD = """# Limits and defaults
 
 What is past a limit is refused with a 4xx that names the field and the limit, before it is decoded or computed. The
@@ -181,8 +186,37 @@ def allowed(schema: dict[str, Any]) -> str:
             return f"{kind['minimum']:,} to {kind['maximum']:,}"
 
 
+def render_settings() -> str:
+    """The page with its table made anew."""
+    before, _, after = SETTINGS_PAGE.read_text().partition(SETTINGS_HEAD)
+    rows = []
+    for name, field in Settings.model_fields.items():
+        assert field.description
+        value = plain_default(field.default)
+        rows.append(f"| `PALIMPSEST_{name.upper()}` | {f'`{value}`' if value else ''} | {field.description} |\n")
+    return before + SETTINGS_HEAD + "".join(rows) + after[after.index("\n\n") + 1 :]
+
+
+def plain_default(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case Path() if value.is_absolute():
+            return value.name
+        case SecretStr():
+            return value.get_secret_value()
+        case bool():
+            return str(value).lower()
+        case _:
+            return str(value)
+
+
 def test_the_page_is_what_the_code_says() -> None:
     assert PAGE.read_text() == render()
+
+
+def test_the_table_of_settings_is_what_the_code_says() -> None:
+    assert SETTINGS_PAGE.read_text() == render_settings()
 
 
 def test_every_scheduler_that_is_offered_is_known() -> None:
@@ -191,3 +225,4 @@ def test_every_scheduler_that_is_offered_is_known() -> None:
 
 if __name__ == "__main__":
     PAGE.write_text(render())
+    SETTINGS_PAGE.write_text(render_settings())

@@ -4,17 +4,19 @@ import http.server
 import ipaddress
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import httpx
 import pytest
 import yaml
-from serving import ROOT, free_port
+from serving import ROOT, free_port, until
 
 from serve import healthcheck
 from serve.settings import Settings
@@ -126,8 +128,11 @@ def test_what_the_build_copies_is_let_through() -> None:
 
 class Ping(http.server.BaseHTTPRequestHandler):
     status = 200
+    forwarded: ClassVar[list[str | None]] = []
+    """For whom it was asked."""
 
     def do_GET(self) -> None:
+        self.forwarded.append(self.headers["X-Forwarded-For"])
         self.send_response(self.status if self.path == "/ping" else 404)
         self.end_headers()
 
@@ -141,6 +146,7 @@ class Unwell(Ping):
 
 @pytest.fixture(params=[Ping, Unwell])
 def pinged(request: pytest.FixtureRequest) -> Iterator[http.server.HTTPServer]:
+    Ping.forwarded.clear()
     with http.server.HTTPServer(("127.0.0.1", 0), request.param) as server:
         yield server
 
@@ -169,3 +175,43 @@ def test_a_server_that_is_not_there_is_not_well() -> None:
     assert (
         subprocess.run([sys.executable, "-m", "serve.healthcheck"], env=environ, cwd=ROOT, timeout=60).returncode == 1
     )
+
+
+@pytest.fixture(params=["off", ""])
+def caddy(request: pytest.FixtureRequest, tmp_path: Path, pinged: http.server.HTTPServer) -> Iterator[tuple[str, str]]:
+    """Runs Caddy as compose.yaml would. The value of KEYS, and its address."""
+    threading.Thread(target=pinged.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{free_port()}"
+    config = tmp_path / "Caddyfile"
+    text = (ROOT / "deploy" / "caddy" / "Caddyfile").read_text()
+    config.write_text(text.replace("server:8080", f"127.0.0.1:{pinged.server_port}"))
+    environ = os.environ | {"SITE": address, "KEYS": request.param, "HOME": str(tmp_path)}
+    command = ["caddy", "run", "--adapter", "caddyfile", "--config", config]
+    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as process:
+        yield request.param, address
+        process.terminate()
+    pinged.shutdown()
+
+
+@pytest.mark.skipif(shutil.which("caddy") is None, reason="needs Caddy")
+@pytest.mark.parametrize("pinged", [Ping], indirect=True)
+def test_caddy_passes_nothing_on_while_no_key_is_asked_for(
+    caddy: tuple[str, str], pinged: http.server.HTTPServer
+) -> None:
+    keys, address = caddy
+    with httpx.Client(transport=httpx.HTTPTransport(), timeout=10) as client:
+        until(lambda: answers(client, address))
+        answer = client.get(f"{address}/ping", headers={"X-Forwarded-For": "1.2.3.4"})
+    if keys == "off":
+        assert (answer.status_code, "KEYS=off" in answer.text) == (503, True)
+        assert Ping.forwarded == []
+    else:
+        assert answer.status_code == 200
+        assert Ping.forwarded[-1] == "127.0.0.1"
+
+
+def answers(client: httpx.Client, address: str) -> bool:
+    try:
+        return client.get(f"{address}/ping").status_code in (200, 503)
+    except httpx.ConnectError:
+        return False

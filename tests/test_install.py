@@ -1,6 +1,7 @@
 """deploy/install.sh: every file by its hash, and which of torch's builds."""
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,13 +16,21 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from serving import ROOT, free_port
+from serving import PALIMPSEST, ROOT, blocks, free_port
 
+from serve.settings import Settings
+
+UNIT = ROOT / "deploy" / "palimpsest.service"
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 SERVER = [ROOT / "requirements.lock", ROOT / "requirements-torch.lock"]
 TORCH, VISION = re.findall(r"^torch(?:vision)?==(\S+)", (ROOT / "requirements-torch.lock").read_text(), re.M)
 FROM_INDEX = f"--index-url {{index}} torch=={TORCH} torchvision=={VISION}"
 LOCKED = "--require-hashes --requirement requirements-torch.lock"
+
+
+def blocks_of(lock: Path) -> list[str]:
+    """Its requirements, each with its hashes."""
+    return re.split(r"\n(?=\S)", lock.read_text().strip())
 
 
 def wheel(folder: Path, name: str, version: str) -> Path:
@@ -164,9 +173,64 @@ def test_pip_takes_the_build_from_such_an_index(tmp_path: Path, index: str) -> N
     }
 
 
+@pytest.mark.slow
+def test_packages_are_carried_to_a_machine_without_a_connection_and_believed_by_their_hashes(tmp_path: Path) -> None:
+    """The commands of docs/firewalled.md, with two small packages for all."""
+    for lock in LOCKS:
+        (tmp_path / lock.name).write_text(lock.read_text())
+    small = [block for block in blocks_of(SERVER[0]) if re.match("idna|zipp", block)]
+    (tmp_path / "requirements.lock").write_text("\n".join(small))
+    (tmp_path / "requirements-torch.lock").write_text("\n".join(blocks_of(SERVER[1])[-3:]))
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "install.sh").write_text((ROOT / "deploy" / "install.sh").read_text())
+    page = blocks("docs/firewalled.md", "sh")
+    download = re.sub(r"^.*?(?=carrier/bin/pip)|\ntar .*", "", page[0], flags=re.S)
+    download = download.replace("carrier/bin/pip", f"{sys.executable} -m pip").replace(
+        " -r requirements-torch.lock", ""
+    )
+    subprocess.run(["bash", "-euc", download], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert len(list((tmp_path / "wheels").iterdir())) == 2
+
+    # Its torch is this environment's, which is kept.
+    (export,) = re.findall(r"^export .*", page[1], re.M)
+    install = (
+        f"{export}; export PIP_TARGET=$PWD/there PIP_CONFIG_FILE=/dev/null; bash deploy/install.sh {PALIMPSEST.parent}"
+    )
+    command = ["bash", "-euc", install]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "there" / "idna").is_dir()
+
+    shutil.rmtree(tmp_path / "there")
+    (idna,) = (tmp_path / "wheels").glob("idna*")
+    with zipfile.ZipFile(idna, "a") as changed:
+        changed.writestr("idna/more.py", "")
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert refused.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_systemd_unit_is_one_and_leaves_little_open(tmp_path: Path) -> None:
+    unit = tmp_path / "palimpsest.service"
+    # What it starts is not on this machine.
+    unit.write_text(re.sub("^ExecStart=.*", "ExecStart=/bin/true", UNIT.read_text(), flags=re.M))
+    for arguments in (["verify"], ["security", "--offline=true", "--threshold=25"]):
+        done = subprocess.run(["systemd-analyze", *arguments, unit], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "palimpsest.service:" not in done.stderr  # of what it does not understand it only warns
+
+
+def test_the_systemd_unit_sets_what_there_is() -> None:
+    named = set(re.findall(r"^Environment=PALIMPSEST_(\w+)=", UNIT.read_text(), re.M))
+    assert named == {"STATE", "STORE"}
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
+    assert set(re.findall(r"RestartPreventExitStatus=(\d)", UNIT.read_text())) == {"1"}  # docs/settings.md
+
+
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_each_requirement_is_one_version_with_hashes(lock: Path) -> None:
-    for block in re.split(r"\n(?=\S)", lock.read_text().strip()):
+    for block in blocks_of(lock):
         head, *hashes = block.split(" \\\n    ")
         assert re.fullmatch(r"[a-z0-9._-]+==\S+( ; .+)?", head)
         assert hashes, head

@@ -221,7 +221,8 @@ def test_no_line_can_be_forged(client: TestClient, fake: FakeTorchServe, state: 
         client.post("/predictions/sam")
         client.post("/predictions/x%0d%0a2026%1b%5b2K", headers={"x-request-id": b"a\x1b[2K", "x\x0b": b"\x0cy"})
         client.request("FORGED", "/ping")
-        logging.getLogger("serve.x").warning("it said %s", EVIL)
+        # Not the half of a character: what pytest shows of a log could not be written.
+        logging.getLogger("serve.x").warning("it said %s", EVIL.removesuffix("\ud800"))
         log.engine_said(f"2026-11-28T22:19:30,945 [WARN ] main org.X - {EVIL}\n".encode(errors="surrogatepass"))
     written = text(state)
     assert len(written.splitlines()) == 6  # what TorchServe itself writes as two lines is two, and both TorchServe's

@@ -98,7 +98,7 @@ def test_requests_that_run_and_wait(client: TestClient) -> None:
         waiting = client.portal.start_task_soon(ask)
         seen = status(client, "sam")
         assert (seen["leases"], seen["queue"]) == (1, 1)
-    waiting.result(timeout=10)
+    waiting.result(timeout=60)
     seen = status(client, "sam")
     assert (seen["leases"], seen["queue"]) == (0, 0)
 

@@ -16,7 +16,6 @@ from conftest import DATA, encoded, pixels
 from serving import PALIMPSEST, ROOT, Server, environment, serving, until
 
 from serve.engine import computing, homes
-from serve.settings import Settings
 
 pytestmark = pytest.mark.torchserve
 
@@ -193,15 +192,6 @@ def test_the_end_leaves_nothing(
     else:
         assert (code, left) == (0, [])
         assert not list((tmp_path / "state").glob("*.pid"))
-
-
-def test_every_setting_is_documented() -> None:
-    page = (ROOT / "docs/settings.md").read_text()
-    for name, field in Settings.model_fields.items():
-        row = next((line for line in page.splitlines() if line.startswith(f"| `PALIMPSEST_{name.upper()}`")), "")
-        assert field.description
-        assert field.description in row
-        assert str(field.default) in row or name == "config"
 
 
 def test_a_long_temporary_folder_leaves_room_for_torchserves_sockets(

@@ -121,7 +121,7 @@ def serving(
         yield running
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_signal_ends_it_cleanly_and_a_second_one_sooner(tmp_path: Path, store:
     assert running.said.endswith("Stopped.\n")
     assert "Traceback" not in running.said
     assert "ERROR" not in running.said
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
     assert not [*(tmp_path / "state").glob("*.pid"), *(tmp_path / "tmp").iterdir()]
 
 

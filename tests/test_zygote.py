@@ -29,7 +29,7 @@ from serve.engine.warmstart import WarmStarts
 from serve.residency.memory import HostDevice
 from serve.settings import Settings
 
-IN_TIME = 20.0  # seconds that anything here may take
+IN_TIME = 60.0  # seconds that anything here may take
 KERNEL_COLLAPSES = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 1)  # MADV_COLLAPSE
 TINY = ("json",)  # what a zygote imports where the libraries do not matter
 

@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from serve.errors import EngineUnavailable, PalimpsestError
 from serve.gateway.services import Injected, Services
+from serve.logs.writer import lost_lines
 from serve.residency.model import AWAY, State
 
 router = APIRouter(tags=["server"])
@@ -72,6 +73,7 @@ def _state(services: Services, cached: int) -> Iterator[Metric]:
     yield _gauge("unread_bytes", "Main memory of replies that clients have not read.", services.unread.used)
     yield _gauge("parked_models", "Models that are parked.", sum(m.state is State.PARKED for m in models))
     yield _gauge("suspended_models", "Models that are suspended.", sum(m.state is State.SUSPENDED for m in models))
+    yield CounterMetricFamily("palimpsest_log_lines_lost", "Lines that the log had no room for.", lost_lines())
     yield CounterMetricFamily(
         "palimpsest_prefetched_bytes", "Bytes of archives read ahead.", services.prefetch.bytes_read
     )

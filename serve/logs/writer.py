@@ -111,6 +111,11 @@ def _taken(queue: deque[Item]) -> Iterator[Item]:
         yield queue.popleft()
 
 
+def lost_lines() -> int:
+    """By the log that is begun, if any."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, Writer))
+
+
 @contextmanager
 def logging_begun(settings: Settings) -> Iterator[Writer]:
     """Until its end all that is logged goes to STATE/logs/palimpsest.log and to stderr."""
