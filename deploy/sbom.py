@@ -26,7 +26,7 @@ VENDORED = ROOT / "serve" / "gateway" / "web" / "vendor" / "manifest.json"
 UNKNOWN = "not stated"
 SPDX = {
     "Apache-2.0": ("apache",),
-    "BSD-3-Clause": ("bsd",),
+    "BSD-3-Clause": ("bsd", "3-clause bsd"),
     "MIT": ("mit",),
     "ISC": ("isc",),
     "MPL-2.0": ("mozilla public license 2.0",),

@@ -72,6 +72,7 @@ def render() -> str:
         f"| a part in another charset than UTF-8 | {bodies.MAX_RECODED_PART >> 10} KiB | 413 |",
         f"| a urlencoded body | {bodies.MAX_URLENCODED >> 20} MiB | 413 |",
         f"| time without a byte of it | {body.SILENCE:g} s | 408 |",
+        f"| its pace, but for that time | {body.PACE:,} bytes/s | 408 |",
         f"| bodies in memory together | {transit:,} MiB | they wait, then 429; an eighth is for those up to 1 MiB |",
         f"| replies that clients have not read | {transit:,} MiB | requests wait, then 429 |",
         f"| time for a client to read a reply | {transfer.TIME_LIMIT:g} s | cut off |",

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from palimpsest.events import Progress
 from palimpsest.mcp import showing
 from palimpsest.mcp.news import News
 from palimpsest.mcp.places import Places
-from palimpsest.mcp.server import create
+from palimpsest.mcp.server import MOST_AT_ONCE, create
 from PIL import Image
-from serving import free_port
+from serving import free_port, until
 from test_openai import fake, server
 from typer.testing import CliRunner
 
@@ -418,3 +418,9 @@ def test_pages_of_the_web_do_not_reach_it(url: str, folder: Path) -> None:
         for headers, status in (({"origin": "http://evil.example"}, 403), ({"host": "evil.example:80"}, 421)):
             assert plain.post(address, json=asked, headers=accept | headers).status_code == status
         assert plain.post(address, content=json.dumps(asked), headers=accept).status_code == 400
+        port = httpx.URL(address).port
+        with ExitStack() as stack:
+            for _ in range(MOST_AT_ONCE):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            until(lambda: plain.post(address, json={}).status_code == 503)
+        until(lambda: plain.post(address, json={}).status_code < 500)

@@ -12,6 +12,7 @@ from serve.memory_file import MemoryFile
 
 TIME_LIMIT = 300.0  # seconds from the first look at a body to its last byte: 128 MiB at 3.6 Mbit/s
 SILENCE = 30.0  # seconds without a byte
+PACE = 32 * 1024  # bytes a second that it arrives with at least, the first SILENCE seconds aside: its place is taken
 SMALL = 2**20
 """Bytes of a body that are counted apart, so that clicks need not wait behind photographs."""
 RECEIVED = "palimpsest.received"
@@ -63,15 +64,18 @@ class Bodies:
         small = length is None or length <= SMALL
         await place.take(self._small if small else self._large, SMALL if length is None else length)
         size, limit = 0, SMALL if length is None else self._max
-        deadline = asyncio.get_running_loop().time() + TIME_LIMIT
+        now = asyncio.get_running_loop().time
+        began = now()
         stream = request.stream()
         while True:
             try:
-                async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + SILENCE)):
+                in_pace = began + SILENCE + size / PACE
+                async with asyncio.timeout_at(min(began + TIME_LIMIT, now() + SILENCE, in_pace)):
                     piece = await anext(stream, None)
             except TimeoutError:
                 raise BodyTimeout(
-                    f"the request's body did not arrive within {TIME_LIMIT:g} s, or nothing of it for {SILENCE:g} s"
+                    f"the request's body did not arrive within {TIME_LIMIT:g} s, nothing of it came for {SILENCE:g} s,"
+                    f" or less than {PACE >> 10} KiB a second after these"
                 ) from None
             if piece is None:
                 break

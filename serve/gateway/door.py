@@ -38,6 +38,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]\\]+)(:\d{1,5})?", re.ASCII)
 # Names that the public DNS does not serve, so that no page can come from there and move here.
 _PRIVATE = ("localhost", ".localhost", ".local", ".internal")
 _DEFAULT_PORT = {"http": ":80", "https": ":443"}
+_CONTRADICTORY = b""  # what is said twice is nothing that a browser says
 _SHOWN = 80
 
 HEADERS = [
@@ -169,9 +170,9 @@ def _told(scope: Scope) -> _Told:
         if name == b"host":
             host = value
         elif name == b"origin":
-            origin = value
+            origin = value if origin is None else _CONTRADICTORY
         elif name == b"sec-fetch-site":
-            site = value
+            site = value if site is None else _CONTRADICTORY
         elif name == b"content-length":
             body = int(value) if value.isdigit() else None
         elif name == b"transfer-encoding":

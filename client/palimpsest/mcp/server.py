@@ -23,6 +23,8 @@ HOST = "127.0.0.1"
 PATH = "/mcp"
 MOST_REQUEST = 2 * MOST_BYTES * 4 // 3 + 2**20
 """Bytes: a picture and its mask as base64, and all else."""
+MOST_AT_ONCE = 32
+"""Calls and connections over HTTP; above it the answer is 503."""
 _STOPPING = 3  # seconds that answers may still take
 
 _INSTRUCTIONS = """\
@@ -82,6 +84,12 @@ async def _serve(client: AsyncClient, places: Places, listener: socket.socket | 
             return
         # For the loopback's own names alone: pages of the web reach it by no trick.
         app = server.streamable_http_app(streamable_http_path=PATH, host=HOST, max_request_body_size=MOST_REQUEST)
-        config = uvicorn.Config(app, ws="none", log_level="warning", timeout_graceful_shutdown=_STOPPING)
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            log_level="warning",
+            timeout_graceful_shutdown=_STOPPING,
+            limit_concurrency=MOST_AT_ONCE,
+        )
         print(f"http://{HOST}:{listener.getsockname()[1]}{PATH}", file=sys.stderr, flush=True)
         await uvicorn.Server(config).serve(sockets=[listener])
