@@ -42,7 +42,7 @@ image: ## the container's image, from this tree
 up: ## the container in the background: the GPU where there is one, else the demo models
 	docker compose up --detach --wait $(if $(shell nvidia-smi --list-gpus 2>/dev/null),palimpsest,cpu)
 
-image-check: ## build the image and prove it, with Docker or else podman (ten minutes, 20 GB)
+image-check: ## build the image and prove it, with Docker or else podman (ten minutes, 30 GB)
 	deploy/image-check.sh
 
 screenshots: $(VENV)/.dev ## the pictures of the editing page in docs/page, anew (needs a Chromium)
