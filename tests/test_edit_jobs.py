@@ -19,6 +19,7 @@ from contract.ticket import File
 from handlers.requests.jobs import attach
 from serve.engine.answer import Answer
 from serve.engine.question import Question
+from serve.gateway.access.fairuse import SHARE, Share
 from serve.gateway.edit import routes
 from serve.gateway.edit.jobs import Cancelled
 from serve.gateway.edit.replies import HandlerError
@@ -183,20 +184,22 @@ async def test_a_client_that_leaves_stops_its_job_which_keeps_its_lease_until_th
         return answer
 
     world.work = work
-    request = asyncio.create_task(routes.replace(request_of_a_client_that_leaves(began), world.services))
-    await began.wait()
-    model = next(m for m in world.services.scheduler.models() if m.archive.name == "sd")
-    for _ in range(20):
-        await asyncio.sleep(0.01)
-        assert model.leases == 1
-    may_stop.set()
-    with pytest.raises(HandlerError) as caught:
-        await request
+    with world.services.fair_use.request("somebody") as share:
+        leaving = request_of_a_client_that_leaves(began, share)
+        request = asyncio.create_task(routes.replace(leaving, world.services))
+        await began.wait()
+        model = next(m for m in world.services.scheduler.models() if m.archive.name == "sd")
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert model.leases == 1
+        may_stop.set()
+        with pytest.raises(HandlerError) as caught:
+            await request
     assert caught.value.code == Cancelled.code
     assert model.leases == 0
 
 
-def request_of_a_client_that_leaves(when: asyncio.Event) -> Request:
+def request_of_a_client_that_leaves(when: asyncio.Event, share: Share) -> Request:
     messages = [{"type": "http.request", "body": json.dumps(FIELDS).encode(), "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -206,7 +209,7 @@ def request_of_a_client_that_leaves(when: asyncio.Event) -> Request:
         return {"type": "http.disconnect"}
 
     headers = [(b"content-type", b"application/json")]
-    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    return Request({"type": "http", "method": "POST", "headers": headers, SHARE: share}, receive)
 
 
 @pytest.mark.slow
