@@ -160,6 +160,7 @@ def test_another_archive_can_be_asked(client: TestClient, fake: FakeTorchServe) 
     assert problem(client.post("/v1/segment", json=CLICK | {"model": "../x"}))[:2] == (400, "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accept", "wanted", "kind"),
     [

@@ -291,6 +291,7 @@ def test_a_signature_that_does_not_hold_uses_up_nothing_of_the_keys_share(store:
             assert client.post(url, content=b"body", headers=headers).status_code == status
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_key_lets_the_click_of_another_before(store: Path) -> None:
     """64 requests of one key, of which one runs; the click comes second."""
     batch, person = (f"Authorization: Bearer {key_of(store, name)}" for name in ("batch", "person"))

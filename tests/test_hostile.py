@@ -236,6 +236,7 @@ TOKENS += [b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n", 
 OURS = (501, 505)  # what is not served, and says so
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(
     method=METHODS,
@@ -263,6 +264,7 @@ def test_no_header_and_no_body_is_an_error_of_the_servers(
         assert closed(line)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(

@@ -192,6 +192,7 @@ class TestLimits:
         with pytest.raises(decoding.TooLarge, match="32767 pixels a side"):
             decoding.decode_picture(stored(Image.new("L", (40_000, 2)), "PNG"))
 
+    @pytest.mark.slow
     def test_a_large_picture_in_a_tiny_file_is_a_bomb(self) -> None:
         data = stored(Image.new("RGB", (5000, 5000)), "WEBP", lossless=True)
         assert len(data) < 2500

@@ -163,6 +163,7 @@ def test_a_new_version_is_of_the_build_that_was_there(machine: Machine, index: s
     assert machine.install(default=index)[0] == [expected.format(index=index)]
 
 
+@pytest.mark.slow
 def test_pip_takes_the_build_from_such_an_index(tmp_path: Path, index: str) -> None:
     arguments = FROM_INDEX.format(index=index).split()
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary", ":all:", "--target", tmp_path]

@@ -129,6 +129,7 @@ def test_ping_is_open_and_old_clients_are_asked_as_well(server: Server, key: str
     assert ask(server, "/v1/models", method="HEAD").status == 401
 
 
+@pytest.mark.slow
 def test_boto3_is_a_client_like_any_other(server: Server, file: Path, fake: FakeTorchServe) -> None:
     def client(access_key_id: str, secret: str) -> Any:
         return boto3.client(

@@ -316,6 +316,7 @@ def test_nothing_of_what_clients_send_is_written_anywhere(
     assert key not in written
 
 
+@pytest.mark.slow
 def test_each_request_has_one_line_under_load_and_none_is_lost(client: TestClient, state: Path) -> None:
     with logged(state):
         ids = [client.post("/predictions/none").headers["x-request-id"] for _ in range(200)]

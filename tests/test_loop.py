@@ -17,6 +17,7 @@ from test_transport import longest_gap
 from contract.bodies import Slice, read_body
 from serve.cli import TURN
 from serve.errors import BadRequest
+from serve.gateway.access.fairuse import FairUse, Limits
 from serve.gateway.edit.asking import picture_of
 from serve.gateway.edit.fields import SegmentFields
 from serve.gateway.edit.form import read_fields
@@ -118,9 +119,9 @@ async def test_taking_escapes_out_of_a_picture() -> None:
         assert image.escaped
 
         async def take() -> None:
-            with ExitStack() as files:
+            with ExitStack() as files, FairUse(Limits(1, 1, 1, 1)).request("somebody") as share:
                 services: Any = None
-                part = await picture_of(services, files, body, image, "image")
+                part = await picture_of(services, share, files, body, image, "image")
                 assert not isinstance(part, str)
                 assert part.size == 59 * MIB
 
@@ -135,6 +136,7 @@ async def test_keeping_an_upload() -> None:
     images.close()
 
 
+@pytest.mark.slow
 async def test_giving_memory_back() -> None:
     content = bytes(90 * MIB)
     files = [file_of(content) for _ in range(5)]

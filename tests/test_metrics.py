@@ -114,6 +114,7 @@ def test_a_replaced_archive_is_no_hit(client: TestClient, store: Path) -> None:
     assert seen["evictions_total", ("sam", "stale")] == 1
 
 
+@pytest.mark.slow
 def test_errors_count_by_their_side(client: TestClient, fake: FakeTorchServe) -> None:
     replies = [
         BAD_REQUEST,

@@ -109,6 +109,7 @@ def test_a_mask_of_a_smaller_copy_is_enlarged_with_straight_edges(
     assert (made[clear] == (expected[clear] > 0.5)).all()
 
 
+@pytest.mark.slow
 def test_masks_are_added_taken_away_and_inverted(page: Page) -> None:
     a, b = blobs(1), blobs(2)
     assert (on_masks(page, "mask.combine(a, b, 'add')", a, b) == (a | b)).all()

@@ -55,6 +55,7 @@ def test_nobody_is_believed_where_no_proxy_is_named(tmp_path: Path, monkeypatch:
         assert ask(running, PROXY, "X-Forwarded-For: 10.0.0.2").status == 429
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "secure"), [(PROXY, True), (STRANGER, False)])
 def test_only_the_proxy_says_that_it_is_https(tmp_path: Path, source: str, secure: bool) -> None:
     key, _ = keys.add(tmp_path / ".state" / "keys.json", "page", [Scope.EDIT], keep=False)

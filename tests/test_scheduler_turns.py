@@ -87,6 +87,7 @@ requests = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, database=None)
 @given(requests)
 def test_no_client_is_served_twice_while_another_waits(mix: list[tuple[str, str, float, float, float | None]]) -> None:

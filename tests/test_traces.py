@@ -129,6 +129,7 @@ def test_a_client_that_samples_nothing_is_not_sent(collector: Collector, fake: F
     assert collector.bodies == []
 
 
+@pytest.mark.slow
 def test_without_a_collector_nothing_is_imported() -> None:
     code = """
 import os, sys

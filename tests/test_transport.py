@@ -174,6 +174,7 @@ async def test_a_large_reply_never_holds_the_event_loop(tmp_path: Path) -> None:
     assert memory_files() == before
 
 
+@pytest.mark.slow
 async def test_json_and_events_say_what_the_worker_wrote(tmp_path: Path) -> None:
     worker = Worker(300_001)  # no multiple of three, and more than one piece
     picture = base64.b64encode(bytes(300_001)).decode()
