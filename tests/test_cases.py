@@ -404,6 +404,7 @@ class TestSamRequests:
             single = segment(open_handler, dog, **prompt, multimask_output=False)
             assert segment(open_handler, dog, **prompt).body == single.body
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_sam_696_half_precision_gives_the_same_mask(
         self, open_handler: Open, dog: bytes, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

@@ -12,6 +12,8 @@ from conftest import encoded, pixels
 from fakes import FakeTorchServe, gateway, make_store
 from playwright.sync_api import Page, Route
 
+pytestmark = pytest.mark.slow  # a browser is started
+
 SIZE = (60, 83)  # height, width
 
 
@@ -57,7 +59,6 @@ def on_masks(page: Page, script: str, *masks: np.ndarray, **more: Any) -> np.nda
     )
 
 
-@pytest.mark.slow
 def test_the_page_starts_over_plain_http_from_another_machine(page: Page) -> None:
     """Browsers keep part of what scripts may use for https and their own machine."""
     assert not page.evaluate("isSecureContext")
@@ -67,7 +68,6 @@ def test_the_page_starts_over_plain_http_from_another_machine(page: Page) -> Non
 # Masks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("pixels_", [1, 2, 5, 11])
 def test_growing_and_shrinking_by_a_disc(page: Page, seed: int, pixels_: int) -> None:
@@ -80,7 +80,6 @@ def test_growing_and_shrinking_by_a_disc(page: Page, seed: int, pixels_: int) ->
     assert (shrunk == cv2.erode(mask, disc, borderValue=1)).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mask", [*map(blobs, range(3)), np.zeros(SIZE, np.uint8), np.ones(SIZE, np.uint8)])
 def test_runs_hold_a_mask_its_area_and_its_bounds(page: Page, mask: np.ndarray) -> None:
     assert (on_masks(page, "mask.fromRuns(mask.runsOf(a), a.width, a.height)", mask) == mask).all()
@@ -95,7 +94,6 @@ def test_runs_hold_a_mask_its_area_and_its_bounds(page: Page, mask: np.ndarray) 
     assert told == [mask.sum(), not mask.any(), box]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(251, 340), (240, 332), (61, 84), (60, 400), (300, 83)])
 @pytest.mark.parametrize("mask", [*map(blobs, range(2)), np.zeros(SIZE, np.uint8), np.ones(SIZE, np.uint8)])
 def test_a_mask_of_a_smaller_copy_is_enlarged_with_straight_edges(
@@ -109,7 +107,6 @@ def test_a_mask_of_a_smaller_copy_is_enlarged_with_straight_edges(
     assert (made[clear] == (expected[clear] > 0.5)).all()
 
 
-@pytest.mark.slow
 def test_masks_are_added_taken_away_and_inverted(page: Page) -> None:
     a, b = blobs(1), blobs(2)
     assert (on_masks(page, "mask.combine(a, b, 'add')", a, b) == (a | b)).all()
@@ -117,7 +114,6 @@ def test_masks_are_added_taken_away_and_inverted(page: Page) -> None:
     assert (on_masks(page, "mask.inverted(a)", a) == 1 - a).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "end", "radius"), [((10, 12), (60, 40), 6), ((5, 5), (5, 5), 4.5), ((-9, 30), (95, 20), 12)]
 )

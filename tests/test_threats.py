@@ -5,6 +5,7 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+import pytest
 from serving import ROOT
 
 PAGE = (ROOT / "THREATS.md").read_text()
@@ -16,6 +17,7 @@ def functions_of(file: str) -> set[str]:
     return {each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
+@pytest.mark.slow
 def test_every_test_that_is_named_exists() -> None:
     assert len(NAMED) > 50
     assert [f"{file}::{name}" for file, name in NAMED if name not in functions_of(file)] == []
