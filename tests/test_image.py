@@ -48,6 +48,13 @@ def test_each_service_is_hardened(service: dict[str, Any]) -> None:
     assert "network_mode" not in service
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_workers_can_be_started_by_the_program_in_the_temporary_folder(name: str) -> None:
+    """Docker's tmpfs is noexec unless it is told otherwise, and workers then start slowly."""
+    [options] = [each.partition(":")[2].split(",") for each in SERVICES[name]["tmpfs"] if each.startswith("/tmp:")]
+    assert "exec" in options
+
+
 def test_only_caddy_keeps_a_capability() -> None:
     assert {name: each["cap_add"] for name, each in SERVICES.items() if "cap_add" in each} == {
         "caddy": ["NET_BIND_SERVICE"]
