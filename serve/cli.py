@@ -3,13 +3,13 @@
 import contextlib
 import os
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import psutil
 import typer
 from rich.console import Console
@@ -114,18 +114,15 @@ def models(
 ) -> None:
     """Show the running server's models until Ctrl-C: where each is, what it takes, how it is used."""
     if context.invoked_subcommand is None:
-        with contextlib.suppress(KeyboardInterrupt):
-            settings = _settings()
-            key, trust = settings.key.get_secret_value(), _trust(settings)
-            models_table.show(preflight.url(settings), once, as_json, console, key=key, trust=trust)
+        with contextlib.suppress(KeyboardInterrupt), _connection() as client:
+            models_table.show(client, once, as_json, console)
 
 
 @models_app.command()
 def warm(name: Annotated[str, typer.Argument(help="The archive, e.g. sam or team/own.")]) -> None:
     """Read a model's archive into main memory, so that its next load does not wait for the disk."""
-    settings = _settings()
-    key, trust = settings.key.get_secret_value(), _trust(settings)
-    models_table.warm(preflight.url(settings), name, console, key=key, trust=trust)
+    with _connection() as client:
+        models_table.warm(client, name, console)
 
 
 @app.command(cls=_Command)
@@ -239,11 +236,14 @@ def _settings() -> Settings:
         raise _fail(str(error)) from None
 
 
-def _trust(settings: Settings) -> ssl.SSLContext | bool:
+def _connection() -> httpx.Client:
+    """To the server that the settings name."""
+    settings = _settings()
     try:
-        return preflight.trust(settings)
+        trust = preflight.trust(settings)
     except preflight.Unusable as error:
         raise _fail(str(error)) from None
+    return models_table.connection(preflight.url(settings), settings.key.get_secret_value(), trust)
 
 
 def _choose_models(settings: Settings) -> tuple[bool, str]:

@@ -14,13 +14,17 @@ TIMEOUT = 8  # seconds
 def healthy(environ: Mapping[str, str]) -> bool:
     """environ: with the server's settings."""
     host, port = environ.get("PALIMPSEST_HOST", "127.0.0.1"), int(environ.get("PALIMPSEST_PORT", "8080"))
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        with closing(_connection(host, port, encrypted=bool(environ.get("PALIMPSEST_TLS_CERT")))) as server:
+        with closing(_connection(reached_at(host), port, encrypted=bool(environ.get("PALIMPSEST_TLS_CERT")))) as server:
             server.request("GET", "/ping")
             return server.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
+
+
+def reached_at(host: str) -> str:
+    """Returns the address at which this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _connection(host: str, port: int, encrypted: bool) -> http.client.HTTPConnection:

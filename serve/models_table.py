@@ -24,27 +24,29 @@ _WARM_TIMEOUT = 600.0  # a large archive on a slow disk
 _STYLES = {"ready": "green", "failed": "red", "absent": "dim"}
 
 
-def show(
+def connection(
     base_url: str,
-    once: bool,
-    as_json: bool,
-    console: Console,
-    transport: httpx.BaseTransport | None = None,
     key: str = "",
     trust: ssl.SSLContext | bool = False,
-) -> None:
+    transport: httpx.BaseTransport | None = None,
+) -> httpx.Client:
+    """To the server. key: where it asks for one. trust: its certificate, where it speaks TLS. transport: stands in for
+    the network in tests."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=base_url, headers=headers, transport=transport, verify=trust, trust_env=False)
+
+
+def show(client: httpx.Client, once: bool, as_json: bool, console: Console) -> None:
     """Prints the table until Ctrl-C; once, also where the output is no terminal, or as JSON.
 
-    Raises EngineUnavailable where no server answers. transport: stands in for the network in tests. key: where the
-    server asks for one. trust: its certificate, where it speaks TLS.
+    Raises EngineUnavailable where no server answers.
     """
-    with _client(base_url, key, _TIMEOUT, transport, trust) as client:
-        if as_json:
-            print(json.dumps(_fetch(client).model_dump(mode="json"), indent=2))
-        elif once or not console.is_terminal:
-            console.print(_view(_fetch(client)))
-        else:
-            _watch(client, console)
+    if as_json:
+        print(json.dumps(_fetch(client).model_dump(mode="json"), indent=2))
+    elif once or not console.is_terminal:
+        console.print(_view(_fetch(client)))
+    else:
+        _watch(client, console)
 
 
 def _watch(client: httpx.Client, console: Console) -> None:
@@ -54,29 +56,12 @@ def _watch(client: httpx.Client, console: Console) -> None:
             live.update(_view(_fetch(client)), refresh=True)
 
 
-def warm(
-    base_url: str,
-    name: str,
-    console: Console,
-    transport: httpx.BaseTransport | None = None,
-    key: str = "",
-    trust: ssl.SSLContext | bool = False,
-) -> None:
+def warm(client: httpx.Client, name: str, console: Console) -> None:
     """Has the server read an archive into main memory. Raises as show, and PalimpsestError where it refuses."""
-    with _client(base_url, key, _WARM_TIMEOUT, transport, trust) as client:
-        with console.status(f"Reading {name}"):
-            answer = _ask(client, "POST", f"/v1/models/{name}/warm")
-        warmed = _parsed(client, Warmed, answer)
+    with console.status(f"Reading {name}"):
+        answer = _ask(client, "POST", f"/v1/models/{name}/warm", _WARM_TIMEOUT)
+    warmed = _parsed(client, Warmed, answer)
     console.print(f"{warmed.name}: {_mib(warmed.bytes)} MiB read in {warmed.seconds:.1f} s")
-
-
-def _client(
-    base_url: str, key: str, timeout: float, transport: httpx.BaseTransport | None, trust: ssl.SSLContext | bool
-) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(
-        base_url=base_url, headers=headers, timeout=timeout, transport=transport, verify=trust, trust_env=False
-    )
 
 
 def _fetch(client: httpx.Client) -> ModelList:
@@ -89,9 +74,9 @@ def _fetch(client: httpx.Client) -> ModelList:
     return shown
 
 
-def _ask(client: httpx.Client, method: str, path: str, **parameters: str) -> httpx.Response:
+def _ask(client: httpx.Client, method: str, path: str, timeout: float = _TIMEOUT, **parameters: str) -> httpx.Response:
     try:
-        return client.request(method, path, params=parameters)
+        return client.request(method, path, params=parameters, timeout=timeout)
     except httpx.TransportError:
         raise EngineUnavailable(
             f"no server answers at {client.base_url}: `make serve` starts one; PALIMPSEST_HOST and PALIMPSEST_PORT say"

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from serve.gateway import proxies, tls
 from serve.gateway.access import keys
+from serve.healthcheck import reached_at
 from serve.settings import OFF, Settings
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -75,7 +76,7 @@ def listener(settings: Settings) -> str:
 
 def url(settings: Settings) -> str:
     """Returns the address at which this machine reaches the server."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = reached_at(settings.host)
     scheme = "http" if settings.tls_cert is None else "https"
     return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 

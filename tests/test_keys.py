@@ -331,7 +331,9 @@ def test_the_table_of_models_shows_a_key(
             return httpx.Response(given.status_code, content=given.content)
 
         def show(key: str) -> None:
-            models_table.show("http://testserver", True, True, Console(), httpx.MockTransport(answer), key)
+            transport = httpx.MockTransport(answer)
+            with models_table.connection("http://testserver", key, transport=transport) as http:
+                models_table.show(http, True, True, Console())
 
         show(text)
         assert json.loads(capsys.readouterr().out)["models"][0]["name"] == "sam"

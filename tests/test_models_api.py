@@ -245,11 +245,16 @@ def transport_to(client: TestClient) -> httpx.MockTransport:
     return httpx.MockTransport(forward)
 
 
+def connection(transport: httpx.MockTransport) -> httpx.Client:
+    return models_table.connection("http://testserver", transport=transport)
+
+
 def table(client: TestClient, **options: bool) -> str:
     """What `palimpsest models` prints."""
     console = Console(file=io.StringIO(), width=160)
     arguments = {"once": False, "as_json": False} | options
-    models_table.show("http://testserver", **arguments, console=console, transport=transport_to(client))
+    with connection(transport_to(client)) as http:
+        models_table.show(http, **arguments, console=console)
     return console.file.getvalue()
 
 
@@ -289,8 +294,8 @@ def test_the_live_table_follows_until_ctrl_c(client: TestClient, monkeypatch: py
     monkeypatch.setattr(models_table, "time", SimpleNamespace(sleep=sleep))
     console = Console(file=io.StringIO(), width=160, force_terminal=True)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=client.get(request.url.path).content))
-    with pytest.raises(KeyboardInterrupt):
-        models_table.show("http://testserver", once=False, as_json=False, console=console, transport=transport)
+    with connection(transport) as http, pytest.raises(KeyboardInterrupt):
+        models_table.show(http, once=False, as_json=False, console=console)
     before, found, _ = console.file.getvalue().partition("ready")
     assert "absent" in before
     assert found
@@ -310,8 +315,8 @@ def test_without_a_server_the_message_says_how_to_start_one(monkeypatch: pytest.
 )
 def test_another_server_is_told_apart(answer: httpx.Response) -> None:
     transport = httpx.MockTransport(lambda request: answer)
-    with pytest.raises(PalimpsestError, match="no Palimpsest of this version"):
-        models_table.show("http://other", once=True, as_json=False, console=Console(), transport=transport)
+    with connection(transport) as http, pytest.raises(PalimpsestError, match="no Palimpsest of this version"):
+        models_table.show(http, once=True, as_json=False, console=Console())
 
 
 @pytest.mark.slow
@@ -326,10 +331,11 @@ def test_warm_reads_the_archive_within_the_host_budget(fake: FakeTorchServe, sto
         assert client.post(f"{MODELS}/none/warm").status_code == 404
         # What `palimpsest models warm` prints, and what it raises.
         console = Console(file=io.StringIO(), width=160)
-        models_table.warm("http://testserver", "sam", console, transport_to(client))
-        assert "sam: 3 MiB read in" in console.file.getvalue()
-        with pytest.raises(PalimpsestError, match="no model"):
-            models_table.warm("http://testserver", "none", console, transport_to(client))
+        with connection(transport_to(client)) as http:
+            models_table.warm(http, "sam", console)
+            assert "sam: 3 MiB read in" in console.file.getvalue()
+            with pytest.raises(PalimpsestError, match="no model"):
+                models_table.warm(http, "none", console)
 
 
 @pytest.mark.slow

@@ -336,7 +336,8 @@ def test_this_machine_knows_it_by_any_name(store: Path, authority: Authority) ->
     console = Console(file=io.StringIO(), width=200)
     with door.serving(FakeTorchServe(), store, tls_cert=elsewhere.certificate, tls_key=elsewhere.key) as running:
         settings = Settings(tls_cert=elsewhere.certificate, tls_key=elsewhere.key, port=running.port)
-        models_table.show(preflight.url(settings), True, False, console, trust=preflight.trust(settings))
+        with models_table.connection(preflight.url(settings), trust=preflight.trust(settings)) as http:
+            models_table.show(http, True, False, console)
         assert healthcheck.healthy({"PALIMPSEST_PORT": str(running.port), "PALIMPSEST_TLS_CERT": "x"})
         assert not healthcheck.healthy({"PALIMPSEST_PORT": str(running.port)})
     assert isinstance(console.file, io.StringIO)

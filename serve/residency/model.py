@@ -214,7 +214,7 @@ class Model:
             if not waiter.outcome.done():
                 waiter.settle(error)
 
-    def let_others_before(self, client: str, turn: int) -> None:
+    def serve_others_first(self, client: str, turn: int) -> None:
         """The client was served here: whoever waits for the model now comes before its further requests."""
         for waiter in self.waiters:
             if waiter.client == client:
@@ -232,7 +232,7 @@ class Model:
         self.leaving.clear()
 
 
-def let_others_before(clients: Collection[str], models: Iterable[Model], now: float) -> None:
+def send_to_the_end(clients: Collection[str], models: Iterable[Model], now: float) -> None:
     """These clients had what several models want, a load or room to work in: others' models come before theirs."""
     for model in models:
         for waiter in model.waiters:

@@ -29,7 +29,7 @@ from serve.residency.model import (
     Reason,
     State,
     Taken,
-    let_others_before,
+    send_to_the_end,
 )
 from serve.residency.policy import Resident, choose_victims
 from serve.residency.standby import Standby
@@ -278,12 +278,12 @@ class Places:
 
     # Ends of effects
 
-    def _let_others_before(self, model: Model) -> None:
+    def _send_to_the_end(self, model: Model) -> None:
         """Whoever waits for the model had this load."""
-        let_others_before({waiter.client for waiter in model.waiters}, self._models.values(), _now())
+        send_to_the_end({waiter.client for waiter in model.waiters}, self._models.values(), _now())
 
     def on_loaded(self, model: Model, outcome: int | PalimpsestError, seconds: float) -> None:
-        self._let_others_before(model)
+        self._send_to_the_end(model)
         if isinstance(outcome, OutOfMemory):
             self._on_out_of_memory(model)
         elif isinstance(outcome, PalimpsestError):
@@ -321,7 +321,7 @@ class Places:
             self._on_event(Event(What.SUSPENDED, model, seconds))
 
     def on_woken(self, model: Model, outcome: Taken | PalimpsestError, seconds: float) -> None:
-        self._let_others_before(model)
+        self._send_to_the_end(model)
         was_suspended = model.away is not None and model.away.suspended
         if isinstance(outcome, OutOfMemory) and not was_suspended:
             self._on_out_of_memory(model)

@@ -20,7 +20,7 @@ from serve.residency.accounting import Memory
 from serve.residency.effects import Engine
 from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
-from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter, let_others_before
+from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter, send_to_the_end
 from serve.residency.places import Places
 from serve.residency.standby import Standby
 from serve.residency.versions import Versions
@@ -262,9 +262,9 @@ class Scheduler:
 
     def _release(self, model: Model, client: str) -> None:
         model.leases -= 1
-        model.let_others_before(client, next(self._turns))
+        model.serve_others_first(client, next(self._turns))
         if model.reserved > model.resting:
-            let_others_before({client}, self._active.values(), _now())
+            send_to_the_end({client}, self._active.values(), _now())
         self._places.end_work(model)
         model.last_used = _now()
         self._released.set()

@@ -95,17 +95,17 @@ async def segment(request: Request, services: Injected) -> Response:
             raise BadRequest(
                 "say what to select: points = [[x, y], ...], or box = [left, top, right, bottom]", "points"
             )
-        kind, client = accepted(request.headers.get("accept", ""), JSON), share_of(request).client
-        picture = await picture_of(services, share_of(request), files, body, fields.image, "image")
+        kind, share = accepted(request.headers.get("accept", ""), JSON), share_of(request)
+        picture = await picture_of(services, share, files, body, fields.image, "image")
 
         async def work(job: Job) -> Answer:
             if fields.keep:
                 await check_ours(services, fields.model, "keep = true", "keep")
             accept = JSON if kind in _IN_JSON else PNG
             asked, arguments = {"image": picture}, fields.segmentation()
-            return await ask(services, client, job, fields.model, asked, arguments, accept, fields.keep)
+            return await ask(services, share.client, job, fields.model, asked, arguments, accept, fields.keep)
 
-        job = services.jobs.start(work, files.pop_all(), (client, fields.hover) if fields.hover else None)
+        job = services.jobs.start(work, files.pop_all(), (share.client, fields.hover) if fields.hover else None)
     return await reply(request, services.scheduler, job, kind, "mask")
 
 
