@@ -15,22 +15,18 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from serve import models_table, preflight
-from serve.archives import build
-from serve.archives.commands import archives_app, ensure_full, one_message_per_error
-from serve.archives.weights import SearchFolders, default_names, read_weights
+from serve import models_table, preflight, startup
+from serve.archives.commands import archives_app
 from serve.doctor import report
 from serve.doctor.finding import Status
-from serve.engine.supervisor import Supervisor
 from serve.errors import PalimpsestError
 from serve.gateway.access.commands import keys_app
 from serve.gateway.access.keys import of_settings as keys_of
-from serve.gateway.app import create_app
 from serve.gateway.server import Server
 from serve.logs.writer import Writer, logging_begun
-from serve.residency.memory import Device, Memory, find_device, parse_budget
+from serve.residency.memory import Memory
 from serve.settings import Settings
-from serve.store.catalog import DEMO, Catalog
+from serve.store.catalog import Catalog
 
 
 @contextlib.contextmanager
@@ -76,15 +72,11 @@ def serve() -> None:
     settings = _settings()
     try:
         preflight.check(settings)
+        catalog = startup.catalog_of(settings, _say)
+        memory = startup.memory_of(settings, startup.device_here(), _say)
     except preflight.Unusable as error:
         raise _fail(str(error)) from None
-    with one_message_per_error(settings.store):
-        demo, reason = _choose_models(settings)
-        _say(f"Models: {DEMO if demo else 'full'} ({reason})")
-        if demo:
-            build.ensure_demo(settings.store, _say)
-    memory = _memory(settings)
-    _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20), memory)
+    _serve(settings, catalog, memory)
 
 
 @app.command(cls=_Command)
@@ -146,9 +138,7 @@ def _serve(settings: Settings, catalog: Catalog, memory: Memory) -> None:
 
 
 def _serve_logged(settings: Settings, catalog: Catalog, memory: Memory, log: Writer) -> None:
-    supervisor = Supervisor(settings, memory.device.gpu)
-    supervisor.on_output = log.engine_said
-    application = create_app(settings, catalog, supervisor, memory)
+    application, supervisor = startup.assemble(settings, catalog, memory, log.engine_said)
     # uvicorn raises a signal once more after its shutdown; ours must not end the process before the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: None)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; under nohup it is ignored
@@ -175,36 +165,10 @@ def _serve_logged(settings: Settings, catalog: Catalog, memory: Memory, log: Wri
     _say("Stopped.")
 
 
-def _memory(settings: Settings) -> Memory:
-    device = _device()
-    budget = _budget("MEMORY_BUDGET", settings.memory_budget, device.total)
-    host_budget = _budget("HOST_BUDGET", settings.host_budget, psutil.virtual_memory().total)
-    if budget == 0:
-        raise _fail("PALIMPSEST_MEMORY_BUDGET must be more than 0")
-    _say(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
-    if settings.suspend and not device.suspends:
-        _say(f"PALIMPSEST_SUSPEND has no effect: the driver of {device.name} has no process checkpoint")
-    return Memory(device, budget, settings.state / "footprints.json", host_budget, settings.suspend)
-
-
-def _device() -> Device:
-    try:
-        return find_device()
-    except ValueError as error:
-        raise _fail(str(error)) from None
-
-
-def _budget(setting: str, text: str, total: int) -> int:
-    try:
-        return parse_budget(text, total)
-    except ValueError as error:
-        raise _fail(f"PALIMPSEST_{setting} {error}") from None
-
-
 def _announce(settings: Settings, seconds: float) -> None:
     url = preflight.url(settings)
     _say_what_has_no_effect(settings)
-    _say(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs")
+    _say(f"[bold]Palimpsest is ready[/bold] ({seconds:.1f} s): {url}  API: {url}/docs", markup=True)
     _say(f"Logs: {settings.state / 'logs'}   Store: {settings.store}")
     sample = Path(__file__).parent.parent / "tests" / "data" / "dog-on-bench.png"
     picture = os.path.relpath(sample) if sample.exists() else "picture.png"
@@ -246,24 +210,6 @@ def _connection() -> httpx.Client:
     return models_table.connection(preflight.url(settings), settings.key.get_secret_value(), trust)
 
 
-def _choose_models(settings: Settings) -> tuple[bool, str]:
-    """Returns (whether to serve the demo set, the reason in words); builds the full set where it is due."""
-    if settings.models == DEMO:
-        return True, "MODELS=demo"
-    full = default_names(read_weights())
-    if set(full) <= set(Catalog(settings.store, demo=False).names()):
-        return False, f"{', '.join(full)} are built in {settings.store}"
-    if settings.models == "auto" and _device().gpu is None:
-        return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
-    missing = ensure_full(settings.store, SearchFolders(settings.state / "downloads", None))
-    if missing is None:
-        return False, "just built"
-    if settings.models == "full":
-        raise _fail(missing)
-    _say(missing, markup=False)
-    return True, "there is a CUDA GPU, but the checkpoints named above are not to be had here"
-
-
 def _pid_file(settings: Settings) -> Path:
     return settings.state / f"serve-{settings.port}.pid"
 
@@ -297,7 +243,7 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _say(text: str, markup: bool = True) -> None:
+def _say(text: str, markup: bool = False) -> None:
     """What the server says is lost where it goes to a full disk; the server is not."""
     with contextlib.suppress(OSError):
         console.print(text, markup=markup)

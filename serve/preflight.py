@@ -15,7 +15,7 @@ import psutil
 import pydantic
 from pydantic_core import ErrorDetails
 
-from serve.gateway import proxies, tls
+from serve.gateway import origins, proxies, tls
 from serve.gateway.access import keys
 from serve.healthcheck import reached_at
 from serve.settings import OFF, Settings
@@ -44,15 +44,24 @@ def _words(error: ErrorDetails) -> str:
 
 def check(settings: Settings) -> None:
     """Makes the folders that are missing. Raises Unusable."""
+    check_machine(settings)
+    check_door(settings)
+
+
+def check_machine(settings: Settings) -> None:
     require_readable("CONFIG", settings.config)
     _require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
     _require_folder("STATE", settings.state / "logs", "the server's and TorchServe's logs go there")
     require_temporary_folder()
     _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
+
+
+def check_door(settings: Settings) -> None:
     require_free_port(settings)
     require_keys(settings)
     require_tls(settings)
     require_proxies(settings)
+    require_origins(settings)
 
 
 def listener(settings: Settings) -> str:
@@ -185,6 +194,13 @@ def require_proxies(settings: Settings) -> None:
         proxies.networks(settings.proxies)
     except ValueError as error:
         raise Unusable(f"PALIMPSEST_PROXIES={settings.proxies}: {error}") from None
+
+
+def require_origins(settings: Settings) -> None:
+    try:
+        origins.origins(settings.origins)
+    except ValueError as error:
+        raise Unusable(f"PALIMPSEST_ORIGINS={settings.origins}: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -37,6 +37,11 @@ class Settings(BaseSettings):
         "",
         description="Further names by which clients call the server, as a.example.org,.example.net (all below it).",
     )
+    origins: str = Field(
+        "",
+        description="Pages of other sites that may use the server from a browser, as https://studio.example.org,"
+        "http://localhost:3000 (CORS).",
+    )
     keys: SecretStr = Field(
         SecretStr(""),
         description="off: whoever reaches the server may use it. Else keys beside those of the file, as"

@@ -2,7 +2,7 @@
 
 from fakes import FakeDevice, FakeHost, FakeTorchServe
 
-from serve import cli
+from serve import cli, startup
 from serve.settings import Settings
 from serve.store.catalog import Catalog
 
@@ -17,7 +17,7 @@ class Host(FakeHost):
 
 
 if __name__ == "__main__":
-    cli.Supervisor = lambda settings, gpu: Host(FakeTorchServe())  # type: ignore[assignment, misc, return-value]
-    cli._device = FakeDevice  # type: ignore[assignment]
+    startup.Supervisor = lambda settings, gpu: Host(FakeTorchServe())  # type: ignore[assignment, misc, return-value]
     settings = Settings()
-    cli._serve(settings, Catalog(settings.store, demo=False), cli._memory(settings))
+    memory = startup.memory_of(settings, FakeDevice(), cli._say)
+    cli._serve(settings, Catalog(settings.store, demo=False), memory)

@@ -33,7 +33,7 @@ ROUTES = {
         ("POST", "/logout"),
     ],
     "metrics": [("GET", "/metrics")],
-    "any": [("GET", "/v1/models"), ("GET", "/v1/models/{name:path}")],
+    "any": [("GET", "/v1/models"), ("GET", "/v1/models/{name:path}"), ("GET", "/v1/state")],
     "edit": [
         ("POST", "/predictions/{model:path}"), ("PUT", "/predictions/{model:path}"),
         ("OPTIONS", "/predictions/{model:path}"), ("POST", "/explanations/{model:path}"),

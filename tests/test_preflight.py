@@ -11,7 +11,7 @@ import pytest
 from serving import PALIMPSEST, free_port
 from typer.testing import CliRunner
 
-from serve import cli, preflight
+from serve import cli, preflight, startup
 from serve.settings import Settings
 
 
@@ -24,7 +24,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"PALIMPSEST_{name}", str(value))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_serve", lambda *_: pytest.fail("it would have served"))
-    monkeypatch.setattr(cli.build, "ensure_demo", lambda *_: None)
+    monkeypatch.setattr(startup.build, "ensure_demo", lambda *_: None)
     (tmp_path / "file").touch()
 
 

@@ -32,7 +32,9 @@ from serve.gateway.edit.jobs import Jobs
 from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
 from serve.gateway.openai import routes as openai
+from serve.gateway.origins import Origins, let_read, origins
 from serve.gateway.services import EngineHost, Services
+from serve.gateway.state import States
 from serve.gateway.traces import Traces
 from serve.gateway.watched import Watched, Watcher
 from serve.logs import record
@@ -58,17 +60,20 @@ TAGS = ("editing", "OpenAI", "predictions", "models", "server", "SageMaker runti
 
 
 class Gateway(FastAPI):
-    """hosts: the names that it answers to. guard: asks for keys where there are any. fair_use: what each may have."""
+    """hosts: the names that it answers to. origins: other sites whose pages may use it. guard: asks for keys where
+    there are any. fair_use: what each may have."""
 
-    def __init__(self, hosts: Hosts, guard: Guard, fair_use: FairUse, watcher: Watcher, **fastapi: Any) -> None:
-        self._hosts, self._guard, self._fair_use = hosts, guard, fair_use
+    def __init__(
+        self, hosts: Hosts, origins: Origins, guard: Guard, fair_use: FairUse, watcher: Watcher, **fastapi: Any
+    ) -> None:
+        self._hosts, self._origins, self._guard, self._fair_use = hosts, origins, guard, fair_use
         super().__init__(**fastapi)
         self.state.watcher = watcher
 
     def build_middleware_stack(self) -> ASGIApp:
         """The door is around all that answers, an unexpected error's answer included; and around it who watches."""
-        door = Door(super().build_middleware_stack(), self._hosts, self._guard, self._fair_use)
-        return Watched(door, self.state.watcher)
+        door = Door(super().build_middleware_stack(), self._hosts, self._origins, self._guard, self._fair_use)
+        return Watched(let_read(door, self._origins), self.state.watcher)
 
     def methods(self, path: str) -> list[str]:
         """Lists the methods that exist for a path, HEAD and OPTIONS included; none where nothing does."""
@@ -106,6 +111,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     services, collected = _services(settings, catalog, host, memory), traces.of_environment()
     app = Gateway(
         Hosts(settings.hosts.split(",")),
+        origins(settings.origins),
         services.guard,
         services.fair_use,
         Watcher(services.metrics, collected),
@@ -166,6 +172,7 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
         fair_use=FairUse(_shares(settings)),
         unread=Unread(transit, wait),
         given_names=GivenNames(),
+        states=States(scheduler, memory),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Whether the server is well: /ping, and /metrics for Prometheus."""
+"""How the server is: /ping, /v1/state, and /metrics for Prometheus."""
 
 import asyncio
 from collections import Counter
@@ -9,14 +9,16 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from serve.errors import EngineUnavailable, PalimpsestError
 from serve.gateway.services import Injected, Services
+from serve.gateway.state import State
 from serve.logs.writer import lost_lines
-from serve.residency.model import AWAY, State
+from serve.residency.model import AWAY
+from serve.residency.model import State as Residency
 
 router = APIRouter(tags=["server"])
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_BYTES = 200_000  # of an answer; with more, fewer models have a series of their own
-_LOADED = {State.READY, State.DRAINING, State.PARKING, State.SUSPENDING, *AWAY}
+_LOADED = {Residency.READY, Residency.DRAINING, Residency.PARKING, Residency.SUSPENDING, *AWAY}
 
 
 @router.get("/ping", summary="Whether requests can be served")
@@ -24,6 +26,11 @@ async def ping(services: Injected) -> dict[str, str]:
     if not await services.host.engine.alive():
         raise EngineUnavailable("TorchServe does not answer; logs are in the state folder")
     return {"status": "ready"}
+
+
+@router.get("/v1/state", summary="Where models are, and how busy the server is", response_model=State)
+async def state(services: Injected) -> Response:
+    return Response(services.states.take().model_dump_json(), media_type="application/json")
 
 
 @router.get(
@@ -71,8 +78,8 @@ def _state(services: Services, cached: int) -> Iterator[Metric]:
     yield _gauge("images_bytes", "Main memory of uploads and results that are kept.", services.images.size)
     yield _gauge("bodies_bytes", "Main memory of requests' bodies.", services.bodies.used)
     yield _gauge("unread_bytes", "Main memory of replies that clients have not read.", services.unread.used)
-    yield _gauge("parked_models", "Models that are parked.", sum(m.state is State.PARKED for m in models))
-    yield _gauge("suspended_models", "Models that are suspended.", sum(m.state is State.SUSPENDED for m in models))
+    yield _gauge("parked_models", "Models that are parked.", sum(m.state is Residency.PARKED for m in models))
+    yield _gauge("suspended_models", "Models that are suspended.", sum(m.state is Residency.SUSPENDED for m in models))
     yield CounterMetricFamily("palimpsest_log_lines_lost", "Lines that the log had no room for.", lost_lines())
     yield CounterMetricFamily(
         "palimpsest_prefetched_bytes", "Bytes of archives read ahead.", services.prefetch.bytes_read

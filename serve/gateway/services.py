@@ -14,6 +14,7 @@ from serve.gateway.edit.images import Images
 from serve.gateway.edit.jobs import Jobs
 from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
+from serve.gateway.state import States
 from serve.residency import standby, workers
 from serve.residency.memory import Memory
 from serve.residency.scheduler import Scheduler
@@ -65,6 +66,7 @@ class Services:
     fair_use: FairUse
     unread: Unread
     given_names: GivenNames
+    states: States
 
 
 # A coroutine: FastAPI would run a plain function in a thread.

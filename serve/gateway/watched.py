@@ -15,7 +15,7 @@ from serve.logs.record import Headers, Record
 from serve.logs.writer import write_request
 
 CLIENT_LEFT = 499  # to nobody, and to who waits for a job that another request has cancelled
-QUIET = ("/ping", "/metrics")
+QUIET = ("/ping", "/metrics", "/v1/state")
 """Routes that are asked all the time: they have a line only where something is wrong."""
 
 

@@ -20,6 +20,7 @@ _RULES: tuple[tuple[str, Needed, Needed], ...] = (
     ("/web/", OPEN, OPEN),
     ("/docs/files", OPEN, OPEN),
     ("/v1/models", ANY, OPERATE),
+    ("/v1/state", ANY, OPERATE),
     ("/v1/", EDIT, EDIT),
     ("/v2/models/", EDIT, EDIT),
     ("/predictions/", EDIT, EDIT),

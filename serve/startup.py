@@ -1,0 +1,88 @@
+"""From settings to what a server is made of: the models that it shows, the memory that it has, the application."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import psutil
+from fastapi import FastAPI
+
+from serve.archives import build
+from serve.archives.commands import ensure_full, one_message_per_error
+from serve.archives.weights import SearchFolders, default_names, read_weights
+from serve.engine.supervisor import Supervisor
+from serve.gateway.app import create_app
+from serve.preflight import Unusable
+from serve.residency.memory import Device, Memory, find_device, parse_budget
+from serve.settings import Settings
+from serve.store.catalog import DEMO, Catalog
+
+Say = Callable[[str], None]
+
+
+class Assembled(NamedTuple):
+    """supervisor: of the application's TorchServe; its end() is for what an event loop did not come to."""
+
+    application: FastAPI
+    supervisor: Supervisor
+
+
+def assemble(settings: Settings, catalog: Catalog, memory: Memory, on_output: Callable[[bytes], None]) -> Assembled:
+    """on_output: told of all that TorchServe prints, in blocks."""
+    supervisor = Supervisor(settings, memory.device.gpu)
+    supervisor.on_output = on_output
+    return Assembled(create_app(settings, catalog, supervisor, memory), supervisor)
+
+
+def catalog_of(settings: Settings, say: Say) -> Catalog:
+    """Builds the archives that are due and not there. Raises Unusable, and SystemExit where one cannot be built."""
+    with one_message_per_error(settings.store):
+        demo, reason = _choose_models(settings, say)
+        say(f"Models: {DEMO if demo else 'full'} ({reason})")
+        if demo:
+            build.ensure_demo(settings.store, say)
+    return Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20)
+
+
+def memory_of(settings: Settings, device: Device, say: Say) -> Memory:
+    """Raises Unusable."""
+    budget = _budget("MEMORY_BUDGET", settings.memory_budget, device.total)
+    host_budget = _budget("HOST_BUDGET", settings.host_budget, psutil.virtual_memory().total)
+    if budget == 0:
+        raise Unusable("PALIMPSEST_MEMORY_BUDGET must be more than 0")
+    say(f"Memory budget: {budget / 2**20:,.0f} MiB of {device.name}'s {device.total / 2**20:,.0f} MiB")
+    if settings.suspend and not device.suspends:
+        say(f"PALIMPSEST_SUSPEND has no effect: the driver of {device.name} has no process checkpoint")
+    return Memory(device, budget, settings.state / "footprints.json", host_budget, settings.suspend)
+
+
+def device_here() -> Device:
+    """Raises Unusable."""
+    try:
+        return find_device()
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+
+
+def _choose_models(settings: Settings, say: Say) -> tuple[bool, str]:
+    """Returns (whether to serve the demo set, the reason in words); builds the full set where it is due."""
+    if settings.models == DEMO:
+        return True, "MODELS=demo"
+    full = default_names(read_weights())
+    if set(full) <= set(Catalog(settings.store, demo=False).names()):
+        return False, f"{', '.join(full)} are built in {settings.store}"
+    if settings.models == "auto" and device_here().gpu is None:
+        return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
+    missing = ensure_full(settings.store, SearchFolders(settings.state / "downloads", None))
+    if missing is None:
+        return False, "just built"
+    if settings.models == "full":
+        raise Unusable(missing)
+    say(missing)
+    return True, "there is a CUDA GPU, but the checkpoints named above are not to be had here"
+
+
+def _budget(setting: str, text: str, total: int) -> int:
+    try:
+        return parse_budget(text, total)
+    except ValueError as error:
+        raise Unusable(f"PALIMPSEST_{setting} {error}") from None
