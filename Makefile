@@ -13,6 +13,8 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 NPM  := $(shell command -v npm)
 PARALLEL := -n logical --maxprocesses 8
+# Of servers that have no GPU to share, a few go beside each other; those of one module share one.
+SERVERS := $(if $(shell nvidia-smi --list-gpus 2>/dev/null),,-n logical --maxprocesses 4 --dist loadfile)
 export PALIMPSEST_HOST := $(HOST)
 export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
@@ -34,7 +36,8 @@ stop: ## stop the server that `make serve` started on PORT
 
 test: $(VENV)/.dev ## all tests, a real TorchServe included
 	$(BIN)/python -m pytest -m "not full and not torchserve" $(PARALLEL)
-	$(BIN)/python -m pytest -m "torchserve and not full"
+	$(BIN)/python -m pytest -m "torchserve and not (alone or full)" $(SERVERS)
+	$(BIN)/python -m pytest -m "torchserve and alone and not full"
 
 image: ## the container's image, from this tree
 	docker compose build palimpsest

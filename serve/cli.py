@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import psutil
 import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from serve import models_table, preflight, startup
+from serve import models_table, pid_file, preflight, startup
 from serve.archives.commands import archives_app
+from serve.cluster.commands import cluster_app
 from serve.doctor import report
 from serve.doctor.finding import Status
 from serve.errors import PalimpsestError
@@ -36,6 +36,8 @@ def _one_line_per_error() -> Iterator[None]:
         yield
     except PalimpsestError as error:
         raise SystemExit(f"palimpsest: {error.message}") from None
+    except preflight.Unusable as error:
+        raise SystemExit(f"palimpsest: {error}") from None
 
 
 class _Command(TyperCommand):
@@ -54,6 +56,7 @@ class _Group(TyperGroup):
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A picture-editing server for one GPU.")
 app.add_typer(archives_app, name="archives", cls=_Group)
 app.add_typer(keys_app, name="keys", cls=_Group)
+app.add_typer(cluster_app, name="cluster", cls=_Group)
 models_app = typer.Typer()
 app.add_typer(models_app, name="models", cls=_Group)
 console = Console(highlight=False, soft_wrap=True)
@@ -83,18 +86,14 @@ def serve() -> None:
 def stop(timeout: Annotated[float, typer.Option(help="Seconds to wait for running requests.")] = 60) -> None:
     """Stop the server that runs on PALIMPSEST_PORT."""
     settings = _settings()
-    process = _running(_pid_file(settings))
+    process = pid_file.process_of(_pid_file(settings))
     if process is None:
         if found := preflight.listener(settings):
             raise _fail(f"no server of PALIMPSEST_STATE={settings.state} runs, but {found}")
         console.print(f"Nothing runs on port {settings.port}.")
         return
-    process.terminate()
-    deadline = time.monotonic() + timeout
-    while _alive(process):
-        if time.monotonic() > deadline:
-            raise _fail(f"process {process.pid} still runs after {timeout:g} s: a request may take longer, try again")
-        time.sleep(0.1)
+    if not pid_file.terminate(process, timeout):
+        raise _fail(f"process {process.pid} still runs after {timeout:g} s: a request may take longer, try again")
     console.print("Stopped.")
 
 
@@ -123,7 +122,7 @@ def doctor(
 ) -> None:
     """Look at what the server needs of this machine, and say what to do; exit code 1 where there is a problem."""
     settings = _settings()
-    findings = report.examine(settings, runs=_running(_pid_file(settings)) is not None)
+    findings = report.examine(settings, runs=pid_file.process_of(_pid_file(settings)) is not None)
     if as_json:
         print(report.as_json(findings))
     else:
@@ -156,7 +155,7 @@ def _serve_logged(settings: Settings, catalog: Catalog, memory: Memory, log: Wri
 
         server = Server(application, settings, on_ready)
         try:
-            with _pid_file_held(settings), contextlib.suppress(KeyboardInterrupt):
+            with pid_file.held(_pid_file(settings)), contextlib.suppress(KeyboardInterrupt):
                 server.run()
         finally:
             supervisor.end()  # of what the event loop did not come to
@@ -212,35 +211,6 @@ def _connection() -> httpx.Client:
 
 def _pid_file(settings: Settings) -> Path:
     return settings.state / f"serve-{settings.port}.pid"
-
-
-@contextlib.contextmanager
-def _pid_file_held(settings: Settings) -> Iterator[None]:
-    file = _pid_file(settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        file.write_text(f"{os.getpid()} {psutil.Process().create_time()}")
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _running(pid_file: Path) -> psutil.Process | None:
-    """The process that wrote the file, unless it is gone and its number was given to another."""
-    try:
-        pid, created = pid_file.read_text().split()
-        process = psutil.Process(int(pid))
-        return process if process.create_time() == float(created) else None
-    except (OSError, ValueError, psutil.NoSuchProcess):
-        return None
-
-
-def _alive(process: psutil.Process) -> bool:
-    """False for a zombie, too: it has ended, and only whoever started it has not looked yet."""
-    try:
-        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _say(text: str, markup: bool = False) -> None:

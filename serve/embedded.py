@@ -5,11 +5,14 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from serve import preflight, startup
 from serve.errors import EngineUnavailable
 from serve.gateway.door import reply
+from serve.gateway.peers import ALONE, Peers
+from serve.gateway.services import Services
 from serve.logs.writer import logging_begun
 from serve.residency.memory import Device
 from serve.settings import Settings
@@ -26,11 +29,16 @@ class Embedded:
     number of them may run on a machine, and share the store.
     """
 
-    def __init__(self, settings: Settings, device: Device | None = None) -> None:
-        """device: the one that CUDA_VISIBLE_DEVICES names, or the host, unless given."""
-        self._settings, self._device = settings, device
+    def __init__(
+        self,
+        settings: Settings,
+        device: Device | None = None,
+        peers: Peers = ALONE,
+    ) -> None:
+        """device: the one that CUDA_VISIBLE_DEVICES names, or the host, unless given. peers: at the same address."""
+        self._settings, self._device, self._peers = settings, device, peers
         self._stack = contextlib.AsyncExitStack()
-        self._application: ASGIApp | None = None
+        self._application: FastAPI | None = None
         self._running = 0
         self._idle = asyncio.Event()
 
@@ -47,13 +55,16 @@ class Embedded:
         memory = startup.memory_of(settings, device, logger.info)
         async with contextlib.AsyncExitStack() as stack:
             log = stack.enter_context(logging_begun(settings))
-            application, supervisor = startup.assemble(settings, catalog, memory, log.engine_said)
+            application, supervisor = startup.assemble(settings, catalog, memory, log.engine_said, self._peers)
             stack.callback(supervisor.end)
             await stack.enter_async_context(application.router.lifespan_context(application))
             self._application, self._stack = application, stack.pop_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI, of http alone."""
+        """ASGI: http and lifespan, which starts and stops it."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
         if self._application is None:
             await reply(scope["path"], EngineUnavailable(_NOT_NOW))(scope, receive, send)
             return
@@ -74,6 +85,30 @@ class Embedded:
         """Ends what still runs, TorchServe and its workers; a second call does nothing."""
         self._application = None
         await self._stack.aclose()
+
+    @property
+    def runs(self) -> bool:
+        return self._application is not None
+
+    @property
+    def services(self) -> Services:
+        """RuntimeError where it does not run."""
+        if self._application is None:
+            raise RuntimeError(_NOT_NOW)
+        services: Services = self._application.state.services
+        return services
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.start()
+        except BaseException as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

@@ -11,9 +11,10 @@ from serve.archives.commands import ensure_full, one_message_per_error
 from serve.archives.weights import SearchFolders, default_names, read_weights
 from serve.engine.supervisor import Supervisor
 from serve.gateway.app import create_app
+from serve.gateway.peers import ALONE, Peers
 from serve.preflight import Unusable
 from serve.residency.memory import Device, Memory, find_device, parse_budget
-from serve.settings import Settings
+from serve.settings import ModelSet, Settings
 from serve.store.catalog import DEMO, Catalog
 
 Say = Callable[[str], None]
@@ -26,21 +27,35 @@ class Assembled(NamedTuple):
     supervisor: Supervisor
 
 
-def assemble(settings: Settings, catalog: Catalog, memory: Memory, on_output: Callable[[bytes], None]) -> Assembled:
+def assemble(
+    settings: Settings,
+    catalog: Catalog,
+    memory: Memory,
+    on_output: Callable[[bytes], None],
+    peers: Peers = ALONE,
+) -> Assembled:
     """on_output: told of all that TorchServe prints, in blocks."""
     supervisor = Supervisor(settings, memory.device.gpu)
     supervisor.on_output = on_output
-    return Assembled(create_app(settings, catalog, supervisor, memory), supervisor)
+    return Assembled(create_app(settings, catalog, supervisor, memory, peers), supervisor)
 
 
 def catalog_of(settings: Settings, say: Say) -> Catalog:
-    """Builds the archives that are due and not there. Raises Unusable, and SystemExit where one cannot be built."""
+    """Raises as ready_models."""
+    return Catalog(settings.store, ready_models(settings, say) == DEMO, cache_bytes=settings.cache_mib << 20)
+
+
+def ready_models(settings: Settings, say: Say) -> ModelSet:
+    """Builds the archives that are due and not there, and returns which set it is.
+
+    Raises Unusable, and SystemExit where an archive cannot be built.
+    """
     with one_message_per_error(settings.store):
         demo, reason = _choose_models(settings, say)
         say(f"Models: {DEMO if demo else 'full'} ({reason})")
         if demo:
             build.ensure_demo(settings.store, say)
-    return Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20)
+    return "demo" if demo else "full"
 
 
 def memory_of(settings: Settings, device: Device, say: Say) -> Memory:

@@ -6,7 +6,7 @@ import pytest
 
 from bench import coldstart, memory, residency, soak
 
-pytestmark = pytest.mark.torchserve
+pytestmark = [pytest.mark.torchserve, pytest.mark.alone]
 
 
 def test_twenty_models_with_room_for_four_lose_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from zoo import write_archive
 
 from bench import churn
 
-pytestmark = pytest.mark.torchserve
+pytestmark = [pytest.mark.torchserve, pytest.mark.alone]
 DEADLINE = 60.0  # seconds within which every request must have some answer
 MODELS = ("quick", "slow", "third")
 

@@ -118,6 +118,14 @@ def test_only_what_was_said_is_sent_and_the_rest_is_the_servers_to_decide(client
     assert (edit.warnings, edit.timings) == (("a warning",), {"engine": 3.5})
 
 
+def test_a_model_that_is_named_is_named_in_a_header_too(client: Any, server: FakeServer) -> None:
+    client.erase(PICTURE, mask=MASK)
+    assert "x-palimpsest-model" not in server.calls[-1].headers
+    client.erase(PICTURE, mask=MASK, model="team/own")
+    assert server.calls[-1].headers["x-palimpsest-model"] == "team/own"
+    assert server.said()["model"] == b"team/own"
+
+
 def test_points_and_texts_arrive_as_they_are(client: Any, server: FakeServer) -> None:
     done = ("done", DONE | {"seed": 3, "mask": base64.b64encode(encoded(MASK)).decode()})
     server.answers = [httpx.Response(201, json={"id": "img_1"}), events(JOB, done)]

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from serving import fill, free_port, small_disk
+from serving import fill, small_disk
 
-from serve import cli, disk
+from serve import disk, pid_file
 from serve.engine.warmstart import WarmStarts
-from serve.settings import Settings
 from serve.state_file import keep
 
 ROOMY = {"f_flag": 0, "f_bavail": 10**6, "f_frsize": 4096, "f_files": 10**6, "f_favail": 10**5}
@@ -67,10 +66,9 @@ def test_what_cannot_be_kept_leaves_what_was(full: Path) -> None:
     assert json.loads((full / "known.json").read_text()) == {"a": 2}
 
 
-def test_no_empty_process_id_stays(full: Path, tmp_path: Path) -> None:
+def test_no_empty_process_id_stays(full: Path) -> None:
     fill(full)
-    settings = Settings(state=full, store=tmp_path, port=free_port())
-    with pytest.raises(OSError, match="No space left"), cli._pid_file_held(settings):
+    with pytest.raises(OSError, match="No space left"), pid_file.held(full / "serve.pid"):
         pytest.fail("it is not held")
     assert [path.name for path in full.iterdir()] == ["filler"]
 

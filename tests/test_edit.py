@@ -440,32 +440,32 @@ def test_an_upload_is_one_file(client: TestClient, options: dict[str, Any]) -> N
 @pytest.mark.anyio
 async def test_uploads_are_bounded_in_size_and_time() -> None:
     time = 0.0
-    images = Images(10, 60, lambda: time)
+    images = Images(10, 60, now=lambda: time)
 
     async def put(data: bytes) -> str:
         with MemoryFile() as body:
             body.write(b"--" + data + b"--")
             return await images.put(Part(body, 2, 2 + len(data)))
 
-    def get(name: str) -> bytes:
-        with images.get(name, "image") as file:
+    async def get(name: str) -> bytes:
+        with (await images.get(name, "image"))[1] as file:
             return file.read()
 
     first, second = await put(b"12345"), await put(b"abcde")
     assert await put(b"12345") == first
-    assert get(first) == b"12345"
+    assert await get(first) == b"12345"
     third = await put(b"x")
     with pytest.raises(UnknownImage):
-        get(second)  # the one unused longest
+        await get(second)  # the one unused longest
     time = 60
-    assert get(first) == b"12345"
+    assert await get(first) == b"12345"
     time = 61
     with pytest.raises(UnknownImage):
-        get(third)
-    assert get(first) == b"12345"  # used at 60
+        await get(third)
+    assert await get(first) == b"12345"  # used at 60
     time = 122
     with pytest.raises(UnknownImage):
-        get(first)
+        await get(first)
 
 
 @pytest.mark.anyio
@@ -478,9 +478,9 @@ async def test_uploads_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) ->
             body.write(data)
             names.append(await images.put(whole(body)))
     with pytest.raises(UnknownImage):
-        images.get(names[0], "image")
+        await images.get(names[0], "image")
     for name in names[1:]:
-        images.get(name, "image").close()
+        (await images.get(name, "image"))[1].close()
 
 
 def test_an_upload_larger_than_all_uploads_may_be_is_refused(fake: FakeTorchServe, store: Path) -> None:

@@ -237,7 +237,9 @@ def answering(client: HandlerClient) -> Callable[[httpx.Request], httpx.Response
 
 
 def kept(client: TestClient, name: str) -> bytes:
-    with client.app.state.services.images.get(name, "image") as file:  # type: ignore[attr-defined]
+    found = client.app.state.services.images.find(name)  # type: ignore[attr-defined]
+    assert found is not None
+    with found as file:
         return file.read()
 
 

@@ -168,9 +168,8 @@ def test_stop_with_another_state_folder_says_whose_the_server_is(
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "palimpsest stop", "SIGKILL"])
-def test_the_end_leaves_nothing(
-    tmp_path: Path, demo_store: Path, dog: bytes, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_end(tmp_path: Path, demo_store: Path, dog: bytes, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves nothing. (Its folder has its name: a longer one would be too long for TorchServe's sockets.)"""
     with serving(tmp_path, demo_store) as server:
         server.ask("sam", image=dog, gen_args={"point_coords": [750, 500]})
         family = server.family()

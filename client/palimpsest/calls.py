@@ -47,6 +47,9 @@ class Job(NamedTuple):
     def request(self) -> dict[str, Any]:
         """The arguments of httpx."""
         headers = {"accept": "text/event-stream"}
+        # For who shares requests out among many servers: in the body it may lie behind megabytes.
+        if model := next((part[1] for name, part in self.parts if name == "model"), b""):
+            headers["x-palimpsest-model"] = model.decode("ascii", "replace")
         return {"method": "POST", "url": self.path, "files": list(self.parts), "headers": headers}
 
 

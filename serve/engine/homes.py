@@ -18,7 +18,8 @@ from serve.engine import processes
 PREFIX = "palimpsest-"
 _NAME = re.compile(PREFIX + "[a-z0-9_]{8}")  # as tempfile makes it
 _LOCK = ".lock"
-_LONGEST_FOLDER = 107 - len("/palimpsest-12345678/.ts.sock.65535")  # bytes; a socket's path has 107
+SOCKET_PATH = 107  # bytes, at most
+_SOCKET = "/palimpsest-12345678/.ts.sock.65535"
 
 
 class Home:
@@ -54,10 +55,10 @@ def sweep() -> None:
                 os.close(lock)
 
 
-def temporary_folder() -> str:
-    """The user's, unless the paths of TorchServe's sockets in a folder there would be longer than Linux takes."""
+def temporary_folder(socket: str = _SOCKET) -> str:
+    """The user's, unless the path of a socket there would be longer than Linux takes; by default TorchServe's."""
     folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
+    return folder if len(os.fsencode(folder + socket)) <= SOCKET_PATH else "/tmp"  # noqa: S108 - mkdtemp makes a folder of our own in it
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:

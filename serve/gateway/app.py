@@ -33,6 +33,7 @@ from serve.gateway.given_names import GivenNames
 from serve.gateway.metrics import Metrics
 from serve.gateway.openai import routes as openai
 from serve.gateway.origins import Origins, let_read, origins
+from serve.gateway.peers import ALONE, Peers
 from serve.gateway.services import EngineHost, Services
 from serve.gateway.state import States
 from serve.gateway.traces import Traces
@@ -106,9 +107,15 @@ _WRONG_PARAMETER = {
 }
 
 
-def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> FastAPI:
+def create_app(
+    settings: Settings,
+    catalog: Catalog,
+    host: EngineHost,
+    memory: Memory,
+    peers: Peers = ALONE,
+) -> FastAPI:
     """The application; entering its lifespan starts the engine, leaving it stops the engine."""
-    services, collected = _services(settings, catalog, host, memory), traces.of_environment()
+    services, collected = _services(settings, catalog, host, memory, peers), traces.of_environment()
     app = Gateway(
         Hosts(settings.hosts.split(",")),
         origins(settings.origins),
@@ -137,7 +144,7 @@ def create_app(settings: Settings, catalog: Catalog, host: EngineHost, memory: M
     return app
 
 
-def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory) -> Services:
+def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Memory, peers: Peers) -> Services:
     """All of them, each told whom to tell what."""
     workers = Workers(host, memory, settings.predict_timeout)
     numbers = Metrics()
@@ -165,8 +172,8 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     metrics_need = scopes.OPERATE if settings.metrics == "operate" else scopes.OPEN
     return Services(
         settings, catalog, scheduler, workers, memory, host, numbers, prefetch,
-        images=Images(settings.images_mib << 20, settings.images_seconds),
-        jobs=Jobs(),
+        images=Images(settings.images_mib << 20, settings.images_seconds, peers),
+        jobs=Jobs(peers.box),
         bodies=bodies,
         guard=Guard(keys.of_settings(settings), bodies, metrics_need),
         fair_use=FairUse(_shares(settings)),

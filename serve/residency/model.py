@@ -56,6 +56,8 @@ class Reason(Enum):
     WORKER_LOST = "worker_lost"
 
 
+_RECENT = 8  # requests that an average is of
+
 # Tuples: to find an Enum member in a set takes several times as long.
 AWAY = (State.PARKED, State.SUSPENDED)
 _OUT = (State.ABSENT, State.FAILED, *AWAY)
@@ -133,7 +135,7 @@ class Model:
     effect: what runs to load, park, suspend, wake or unload it. leaving: resolved when its memory is back. evicted_at:
     when it last had to go. rests_until: no load is tried before, for the engine could not be reached. refused_at: when
     it was first found larger than the budget. error: of the last load. arrived: its last load or
-    waking. hits: requests that found it ready.
+    waking. hits: requests that found it ready. request_seconds: that a request has it, of late, on average.
     """
 
     archive: Archive
@@ -162,6 +164,7 @@ class Model:
     wakes: int = 0
     failures: int = 0
     hits: int = 0
+    request_seconds: float = 0.0
     requests: int = 0
 
     def to(self, state: State) -> None:
@@ -203,6 +206,10 @@ class Model:
         waiter = min(self.waiters, key=lambda each: each.turn)
         self.waiters.remove(waiter)
         return waiter
+
+    def took(self, seconds: float) -> None:
+        """A request had it for so long."""
+        self.request_seconds += (seconds - self.request_seconds) / min(max(self.requests, 1), _RECENT)
 
     def hold(self, size: int) -> None:
         """Reserves so many bytes for it, whether it works or not."""

@@ -68,10 +68,12 @@ class Scheduler:
         model.hits += model.state is State.READY
         began = _now()
         await self._wait_for_lease(model, self._limits.wait if wait is None else wait, client)
+        granted = _now()
         try:
-            self._on_event(Event(What.QUEUE_WAIT, model, _now() - began))
+            self._on_event(Event(What.QUEUE_WAIT, model, granted - began))
             yield model
         finally:
+            model.took(_now() - granted)
             self._release(model, client)
 
     async def load(self, archive: Archive, wait: float | None = None) -> None:

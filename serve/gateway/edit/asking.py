@@ -148,7 +148,8 @@ async def picture_of(
 
 async def _found(services: Services, files: ExitStack, body: MemoryFile, value: Slice | str, field: str) -> Part | str:
     if isinstance(value, str) and value.startswith(PREFIX):
-        return whole(files.enter_context(services.images.get(value, field)))._replace(content=value)
+        name, file = await services.images.get(value, field)
+        return whole(files.enter_context(file))._replace(content=name)
     if isinstance(value, Slice) and value.escaped:
         file = files.enter_context(MemoryFile())
         await body.examined(lambda content: _unescape(content, value, field, file))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from contract.pictures import name_of
 from serve.errors import BadRequest, RequestTooLarge
-from serve.memory_file import MemoryFile, Part
+from serve.gateway.peers import ALONE, Peers, marked, unmarked
+from serve.memory_file import MemoryFile, Part, whole
 
 MOST = 500
 """Pictures at once: each takes a descriptor."""
@@ -17,6 +18,11 @@ MOST = 500
 
 class UnknownImage(BadRequest):
     status, code = 404, "image_not_found"
+
+    def __init__(self, name: str, field: str) -> None:
+        super().__init__(
+            f"{field}: there is no image {name[:60]!r} (any more): upload it again with POST /v1/images", field
+        )
 
 
 @dataclass
@@ -29,12 +35,18 @@ class _Kept:
 class Images:
     """Pictures by the hash of their bytes, in memory, for `seconds` since their last use.
 
-    max_bytes: of all together; past it, or past MOST of them, those unused longest go first. now: seconds on any clock
-    that does not go back.
+    max_bytes: of all together; past it, or past MOST of them, those unused longest go first. peers: who may have what
+    is not here. now: seconds on any clock that does not go back.
     """
 
-    def __init__(self, max_bytes: int, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.max_bytes, self.seconds, self._now = max_bytes, seconds, now
+    def __init__(
+        self,
+        max_bytes: int,
+        seconds: float,
+        peers: Peers = ALONE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_bytes, self.seconds, self._peers, self._now = max_bytes, seconds, peers, now
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._size = 0
 
@@ -53,7 +65,7 @@ class Images:
             )
 
     async def put(self, image: Part, field: str = "image") -> str:
-        """Keeps a copy and returns its id. The same bytes have the same id. Raises as check."""
+        """Keeps a copy and returns its id, which is the same for the same bytes. Raises as check."""
         self.check(image.size, field)
         name, file = await asyncio.to_thread(_copied, image)
         if name in self._kept:
@@ -63,17 +75,37 @@ class Images:
             self._size += image.size
         self._touch(name)
         self._forget()
-        return name
+        return marked(name, self._peers.box)
 
-    def get(self, name: str, field: str) -> MemoryFile:
-        """The caller's to close. Raises UnknownImage, which names the field, where it is unknown or has expired."""
+    async def get(self, name: str, field: str) -> tuple[str, MemoryFile]:
+        """Its name among all pictures, and the file, which is the caller's to close.
+
+        Raises UnknownImage, which names the field, where it is unknown or has expired.
+        """
+        plain, box = unmarked(name)
+        found = self.find(plain)
+        if found is None and box not in ("", self._peers.box):
+            await self._fetch(plain, box, field)
+            found = self.find(plain)
+        if found is None:
+            raise UnknownImage(name, field)
+        return plain, found
+
+    def find(self, plain: str) -> MemoryFile | None:
+        """The caller's to close; None where there is none here."""
         self._forget()
-        if name not in self._kept:
-            raise UnknownImage(
-                f"{field}: there is no image {name[:60]!r} (any more): upload it again with POST /v1/images", field
-            )
-        self._touch(name)
-        return self._kept[name].file.duplicate()
+        if plain not in self._kept:
+            return None
+        self._touch(plain)
+        return self._kept[plain].file.duplicate()
+
+    async def _fetch(self, plain: str, box: str, field: str) -> None:
+        """Keeps here what the box has, if it has."""
+        picture = await self._peers.picture(box, plain)
+        if picture is not None:
+            with MemoryFile() as file:
+                await asyncio.to_thread(file.write, picture)
+                await self.put(whole(file), field)
 
     def close(self) -> None:
         """Forgets all."""

@@ -16,6 +16,7 @@ from contract.progress import Preview
 from contract.ticket import File
 from serve.engine.answer import Answer
 from serve.errors import PalimpsestError
+from serve.gateway.peers import marked
 from serve.memory_file import MemoryFile
 from serve.residency.model import STARTING, Model
 
@@ -54,10 +55,16 @@ class Job:
     """
 
     def __init__(
-        self, work: "Callable[[Job], Coroutine[Any, Any, Answer]]", files: ExitStack, previews: bool = False
+        self,
+        work: "Callable[[Job], Coroutine[Any, Any, Answer]]",
+        files: ExitStack,
+        previews: bool = False,
+        box: str = "",
     ) -> None:
-        """files: those that the work needs, and makes; the job closes them. previews: whether anybody looks at them."""
-        self.id = uuid4().hex
+        """files: those that the work needs, and makes; the job closes them. previews: whether anybody looks at them.
+        box: where it runs.
+        """
+        self.id = marked(uuid4().hex, box)
         self.files, self._closed = files, False
         self._shared = files.enter_context(MemoryFile())
         self._shared.write(bytes(progress.SIZE_WITH_PREVIEW if previews else progress.SIZE))
@@ -136,9 +143,10 @@ class Job:
 
 
 class Jobs:
-    """All that run; of those of one pointer the newest is known by it."""
+    """All that run; of those of one pointer the newest is known by it. box: this server's name among others."""
 
-    def __init__(self) -> None:
+    def __init__(self, box: str = "") -> None:
+        self._box = box
         self._jobs: dict[str, Job] = {}
         self._newest: dict[Pointer, Job] = {}
 
@@ -150,7 +158,7 @@ class Jobs:
         previews: bool = False,
     ) -> Job:
         """Starts a job; work, files and previews are those of Job. pointer: whose earlier job it supersedes."""
-        job = Job(work, files, previews)
+        job = Job(work, files, previews, self._box)
         self._jobs[job.id] = job
         if pointer is not None:
             if earlier := self._newest.get(pointer):

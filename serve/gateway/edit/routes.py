@@ -69,7 +69,8 @@ async def picture(
 ) -> Response:
     with ExitStack() as files:
         share = share_of(request)
-        kept = whole(files.enter_context(services.images.get(image, "image")))._replace(content=image)
+        name, file = await services.images.get(image, "image")
+        kept = whole(files.enter_context(file))._replace(content=name)
         share.take(kept)
         accept = OWN if format == "input" else f"image/{format}"
 

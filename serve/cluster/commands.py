@@ -1,0 +1,147 @@
+"""`palimpsest cluster`: this machine as the head of many, or beside the head; what runs there, and its end.
+
+Ray is imported only once its environment is set: it reads that while it is imported.
+"""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serve import pid_file, preflight, startup
+from serve.cluster import node
+from serve.settings import Settings
+
+TOKEN = "cluster.token"  # noqa: S105 - in STATE: who has it may run anything on the cluster's machines
+PID, ADDRESS = "cluster.pid", "cluster.address"  # in STATE, while it runs
+PORT = 6380
+
+cluster_app = typer.Typer(no_args_is_help=True, help="Many servers behind one address, one for each GPU.")
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+Boxes = Annotated[
+    int | None, typer.Option(min=0, help="Servers on this machine; unless given one for each GPU, or for four cores.")
+]
+
+
+@cluster_app.command()
+def up(
+    boxes: Boxes = None,
+    port: Annotated[int, typer.Option(help="Port on which other machines join.")] = PORT,
+) -> None:
+    """Serve on this machine, in the foreground, and on all that join, behind PALIMPSEST_HOST and PALIMPSEST_PORT."""
+    settings = _ready()
+    preflight.check_door(settings)
+    token = settings.state / TOKEN
+    node.new_token(token)
+    with _running(settings, token, None, port, boxes) as address:
+        from serve.cluster.service import Service
+
+        service = Service(settings, address)
+        try:
+            _say(f"Palimpsest is ready: {preflight.url(settings)}")
+            _say(f"On other machines: palimpsest cluster join {address} --token-file COPY, a copy of {token}")
+            _wait_for_the_end()
+        finally:
+            service.end()
+
+
+@cluster_app.command()
+def join(
+    address: Annotated[str, typer.Argument(help="Of the head, as `up` tells it.")],
+    token_file: Annotated[Path, typer.Option(help="A copy of the head's STATE/cluster.token.")],
+    boxes: Boxes = None,
+) -> None:
+    """Serve beside the head, in the foreground, until Ctrl-C."""
+    settings = _ready()
+    with _running(settings, token_file.absolute(), address, 0, boxes):
+        _say(f"This machine belongs to {address}.")
+        _wait_for_the_end()
+
+
+@cluster_app.command()
+def status() -> None:
+    """Show the servers of the cluster: where each is, what it has in memory, how busy it is."""
+    settings = preflight.read_settings()
+    address = _address(settings)
+    os.environ |= node.environment(settings, settings.state / TOKEN)
+    from serve.cluster import service
+
+    table = Table("server", "machine", "ready", "parked", "runs", "waits")
+    for name, told in sorted(service.boxes(address).items()):
+        ready, parked = ", ".join(told["ready"]), ", ".join(told["parked"])
+        table.add_row(name, told["machine"], ready, parked, str(told["leases"]), str(told["queue"]))
+    console.print(table)
+
+
+@cluster_app.command()
+def down(timeout: Annotated[float, typer.Option(help="Seconds to wait for running requests.")] = 120) -> None:
+    """End what `up` or `join` started on this machine."""
+    settings = preflight.read_settings()
+    process = pid_file.process_of(settings.state / PID)
+    if process is None:
+        _say("Nothing of a cluster runs here.")
+    elif pid_file.terminate(process, timeout):
+        _say("Stopped.")
+    else:
+        raise preflight.Unusable(f"process {process.pid} still runs after {timeout:g} s: try again")
+
+
+def _ready() -> Settings:
+    """The settings of what this machine can serve: its archives are there. Raises Unusable."""
+    if importlib.util.find_spec("ray") is None:
+        raise preflight.Unusable("a cluster needs Ray: pip install 'palimpsest[cluster]'")
+    settings = preflight.read_settings()
+    preflight.check_machine(settings)
+    return settings.model_copy(update={"models": startup.ready_models(settings, _say)})
+
+
+@contextlib.contextmanager
+def _running(settings: Settings, token: Path, join: str | None, port: int, boxes: int | None) -> Iterator[str]:
+    """Ray's part on this machine; its head's address."""
+    environment = node.environment(settings, token)
+    os.environ |= environment
+    places = node.places_here() if boxes is None else boxes
+    with (
+        pid_file.held(settings.state / PID),
+        node.running(settings.state / "logs" / "ray.log", environment, join, port, places) as running,
+        _told(settings.state / ADDRESS, running.address),
+    ):
+        yield running.address
+
+
+@contextlib.contextmanager
+def _told(file: Path, text: str) -> Iterator[None]:
+    file.write_text(text)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _address(settings: Settings) -> str:
+    try:
+        return (settings.state / ADDRESS).read_text()
+    except OSError:
+        raise preflight.Unusable(f"nothing of a cluster runs with PALIMPSEST_STATE={settings.state}") from None
+
+
+def _wait_for_the_end() -> None:
+    """Until Ctrl-C, SIGTERM, or the end of the terminal. Ray has handlers of its own, which would not clean up."""
+    ended = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, lambda *_: ended.set())
+    ended.wait()
+
+
+def _say(text: Any) -> None:
+    with contextlib.suppress(OSError):
+        console.print(text)
