@@ -18,6 +18,7 @@ from typing import NamedTuple
 # Seconds of work; who publishes cannot tell what a request takes, counts one for each.
 FREE = 0.1  # a box that has less is free
 QUEUE = 2.0  # another copy is wanted where each has so much: what a load takes. With few copies more, see _is_long
+LEARNED = 10  # updates of a box until what its own answers say is forgotten, should it not say so itself
 WAKE = 8.0  # a box that has the model parked and less to do is better than a load elsewhere
 _MASK = 2**64 - 1
 
@@ -47,31 +48,43 @@ _NOTHING = Published()
 @dataclass(eq=False, slots=True)
 class _Box:
     """seed: of its place in each model's order. own: seconds of work of the requests that this router has there, asked:
-    how many for each model, seconds: how long these take.
+    how many for each model, seconds: how long these take. learned: models that have answered from there, and for
+    how many updates more that counts as ready.
     """
 
     id: str
     seed: int
+    routers: int
     published: Published = _NOTHING
     parked: frozenset[str] = frozenset()
     own: float = 0.0
     asked: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    learned: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> set[str]:
+        return self.published.ready.keys() | self.learned.keys()
 
     @property
     def load(self) -> float:
-        """What it said is older than what this router knows of its own requests, which is not all there are."""
-        return max(self.published.load, self.own)
+        """The mean of two estimates: what it said, perhaps long ago, and this router's own part, times all routers."""
+        return (self.published.load + self.own * self.routers) / 2
 
     def queue(self, model: str) -> float:
+        """The model's part of that."""
         said = self.published.ready.get(model) or self.published.loading.get(model) or 0.0
-        return max(said, self.seconds.get(model, 0.0))
+        return (said + self.seconds.get(model, 0.0) * self.routers) / 2
 
 
 class View:
-    """What one router knows of all boxes: what they published, which may be old, and its own requests under way."""
+    """What one router knows of all boxes: what they published, which may be old, and its own requests under way.
 
-    def __init__(self) -> None:
+    routers: how many there are, each of which sends about as much as this one.
+    """
+
+    def __init__(self, routers: int = 1) -> None:
+        self._routers = routers
         self._boxes: dict[str, _Box] = {}
         self._ready: dict[str, set[_Box]] = {}
         self._parked: dict[str, set[_Box]] = {}
@@ -80,19 +93,23 @@ class View:
 
     def update(self, id: str, published: Published) -> None:
         """The box has come, or says this now."""
-        box = self._boxes.get(id) or self._boxes.setdefault(id, _Box(id, _number(id)))
+        box = self._boxes.get(id) or self._boxes.setdefault(id, _Box(id, _number(id), self._routers))
         parked = frozenset(published.parked)
-        _move(self._ready, box, box.published.ready.keys(), published.ready.keys())
+        before = box.ready
+        box.learned = {model: n - 1 for model, n in box.learned.items() if n > 1 and model not in published.ready}
+        _move(self._ready, box, before, published.ready.keys() | box.learned.keys())
         _move(self._loading, box, box.published.loading.keys(), published.loading.keys())
         _move(self._parked, box, box.parked, parked)
         box.published, box.parked = published, parked
 
     def leave(self, id: str) -> None:
         """The box is gone; one that is not known is no error."""
-        if id in self._boxes:
+        if box := self._boxes.get(id):
+            _move(self._ready, box, box.learned, ())
+            _move(self._asked, box, box.asked, ())
+            box.learned = {}
             self.update(id, _NOTHING)
-            box = self._boxes.pop(id)
-            _move(self._asked, box, box.asked.keys(), set())
+            del self._boxes[id]
 
     def sent(self, id: str, model: str, seconds: float = 1.0) -> Sent:
         """A request is sent to the box; what is returned goes to `ended`."""
@@ -103,17 +120,20 @@ class View:
             self._asked.setdefault(model, set()).add(box)
         return Sent(id, model, seconds)
 
-    def ended(self, sent: Sent) -> None:
-        """It is answered, or has failed."""
+    def ended(self, sent: Sent, answered: bool = True) -> None:
+        """It is over. answered: by the model, which is ready there, then, though the box may not have said so yet."""
         box = self._boxes.get(sent.box)
         if box is None or sent.model not in box.asked:
             return  # the box left meanwhile
+        if answered and sent.model not in box.ready:
+            box.learned[sent.model] = LEARNED
+            _move(self._ready, box, (), {sent.model})
         box.own -= sent.seconds
         box.asked[sent.model] -= 1
         box.seconds[sent.model] -= sent.seconds
         if not box.asked[sent.model]:
             del box.asked[sent.model], box.seconds[sent.model]
-            _move(self._asked, box, {sent.model}, set())
+            _move(self._asked, box, {sent.model}, ())
         if not box.asked:
             box.own = 0.0  # no sum of rounding errors
 
@@ -131,8 +151,9 @@ class View:
         def rank(box: _Box) -> int:
             return _rank(number, box)
 
-        def soonest(box: _Box) -> tuple[float, float, int]:
-            return box.queue(model), box.load, rank(box)
+        def soonest(box: _Box) -> tuple[float, int]:
+            # What is before it in the line, while the device works for others as well.
+            return 2 * box.queue(model) + box.load, rank(box)
 
         ready, parked = self._ready.get(model, set()), self._parked.get(model, set())
         loading = (self._loading.get(model, set()) | self._asked.get(model, set())) - ready
