@@ -1,0 +1,1 @@
+"""Several boxes behind one endpoint: each is a gateway with one GPU."""
