@@ -84,7 +84,7 @@ def serve() -> None:
         if demo:
             build.ensure_demo(settings.store, _say)
     memory = _memory(settings)
-    _serve(settings, Catalog(settings.store, demo, cache_bytes=settings.cache_mib << 20), memory)
+    _serve(settings, Catalog(settings.store, settings.cache, demo, settings.cache_mib << 20), memory)
 
 
 @app.command(cls=_Command)
@@ -251,7 +251,7 @@ def _choose_models(settings: Settings) -> tuple[bool, str]:
     if settings.models == DEMO:
         return True, "MODELS=demo"
     full = default_names(read_weights())
-    if set(full) <= set(Catalog(settings.store, demo=False).names()):
+    if set(full) <= set(Catalog(settings.store, settings.cache, demo=False).names()):
         return False, f"{', '.join(full)} are built in {settings.store}"
     if settings.models == "auto" and _device().gpu is None:
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"

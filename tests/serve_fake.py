@@ -20,4 +20,4 @@ if __name__ == "__main__":
     cli.Supervisor = lambda settings, gpu: Host(FakeTorchServe())  # type: ignore[assignment, misc, return-value]
     cli._device = FakeDevice  # type: ignore[assignment]
     settings = Settings()
-    cli._serve(settings, Catalog(settings.store, demo=False), cli._memory(settings))
+    cli._serve(settings, Catalog(settings.store, settings.cache, demo=False), cli._memory(settings))

@@ -18,7 +18,7 @@ LISTED = 20
 
 
 def archives(settings: Settings) -> Findings:
-    catalog = Catalog(settings.store, demo=False)
+    catalog = Catalog(settings.store, settings.cache, demo=False)
     names = catalog.names()
     deadline = time.monotonic() + READING_SECONDS
     for name in names:

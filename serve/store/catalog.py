@@ -1,7 +1,7 @@
 """Which archives the store holds, and where each can be registered from.
 
 STORE/<name>/        a folder in TorchServe's no-archive layout, served as it lies
-STORE/<name>.tar.gz  unpacked once into CACHE/<sha256 of the file>/ and served from there
+STORE/<name>.tar.gz  unpacked once into CACHE/<start of the file's sha256>/ and served from there
 STORE/<name>.mar     (a folder wins over a file, .tar.gz over .mar)
 
 Archives come, go and are replaced while the server runs: every look-up asks the disk.
@@ -11,6 +11,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
@@ -22,9 +23,13 @@ from pathlib import Path
 from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound
 from serve.store.cache import Cache, CacheFull
 from serve.store.listing import Listing
-from serve.store.unpack import MANIFEST, SUFFIXES, InvalidArchive, Stopped, UnpackLimits
+from serve.store.locks import Stalled, Stopped
+from serve.store.unpack import MANIFEST, SUFFIXES, InvalidArchive, UnpackLimits
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
+RELEASE_EVERY = 30.0  # seconds
 MAX_DEPTH = 4  # folders, the archive's own included
 _PART = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NAME = re.compile(f"{_PART}(/{_PART}){{0,{MAX_DEPTH - 1}}}", re.ASCII)
@@ -99,7 +104,7 @@ class _Seen:
 class Catalog:
     """The archives of one store. With `demo`, a bare name means the demo archive where there is one.
 
-    cache: the folder for what is unpacked, STORE/.cache unless given; cache_bytes: its bound.
+    cache: the folder for what is unpacked, which other servers may share; cache_bytes: its bound.
     in_use: asked for the paths of loaded archives, which the cache must keep.
     on_unpacked: told the seconds that hashing and unpacking a file took.
     """
@@ -107,17 +112,18 @@ class Catalog:
     def __init__(
         self,
         store: Path,
+        cache: Path,
         demo: bool,
-        cache: Path | None = None,
         cache_bytes: int = 64 * 2**30,
         limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._store, self._demo = store.absolute(), demo
-        self._cache = Cache((cache or store / ".cache").absolute(), cache_bytes, limits)
+        self._cache = Cache(cache.absolute(), cache_bytes, limits)
         self._listing = Listing(self._store, _is_name)
         self._seen: dict[Path, _Seen] = {}
         self._flights: dict[tuple[Path, Identity], asyncio.Task[Archive]] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._releasing: asyncio.TimerHandle | None = None
         self.in_use: Callable[[], Collection[Path]] = lambda: ()
         self.on_unpacked: Callable[[Archive, float], None] = lambda archive, seconds: None
 
@@ -150,9 +156,13 @@ class Catalog:
         """The archive with a folder to register; at once where it has one. Concurrent calls share one unpacking.
 
         Lease it before anything else is awaited: once in_use names the folder, it stays. Raises ModelLoadFailed for a
-        file that can't be unpacked, DiskFull, and ModelNotFound where the file has gone.
+        file that can't be unpacked, DiskFull, ModelNotFound where the file has gone, and EngineUnavailable where the
+        server stops, or another one is stuck in the unpacking of the same file.
         """
-        if archive.file is None or (archive.version and self._cache.touch(archive.path)):
+        if archive.file is None:
+            return archive
+        if archive.version and self._cache.hold(archive.path):
+            self._release_later()
             return archive
         identity = _file_identity(archive.file)
         if identity is None:
@@ -163,9 +173,31 @@ class Catalog:
         # Whoever leaves does not end it for the others.
         return await asyncio.shield(self._flight(archive.name, archive.file, identity))
 
+    def open(self) -> None:
+        """Lists the store, so that later look-ups need not, and empties the cache that earlier versions had in it.
+
+        Not for the event loop.
+        """
+        self._listing.names()
+        old = self._store / ".cache"
+        try:
+            self._cache.take_over(old)
+        except OSError as error:
+            logger.warning("%s is no longer used and can be removed; that failed here: %s", old, error)
+
     def close(self) -> None:
         """Ends every unpacking under way: its prepare() raises EngineUnavailable."""
         self._cache.stop()
+
+    def release(self) -> None:
+        """Lets other servers remove what is not in use; done every now and then, too, while anything is held."""
+        self._releasing = None
+        if self._cache.hold_only(self.in_use()):
+            self._release_later()
+
+    def _release_later(self) -> None:
+        if self._releasing is None:
+            self._releasing = asyncio.get_running_loop().call_later(RELEASE_EVERY, self.release)
 
     def _folder(self, name: str) -> Archive | None:
         path = self._store / name
@@ -218,6 +250,8 @@ class Catalog:
             if error.errno in _DISK_FULL:
                 raise DiskFull(f"{message}: make room there, or lower the cache's bound") from error
             raise ModelLoadFailed(message) from error
+        except Stalled as error:
+            raise EngineUnavailable(f"{file.name} is not unpacked yet: {error}; try again later") from None
         except Stopped:
             raise EngineUnavailable("the server is stopping: try again in a few seconds") from None
         self._remember(file, _Seen(identity, digest))
@@ -233,6 +267,7 @@ class Catalog:
         staged = await asyncio.to_thread(self._cache.stage, file)
         try:
             self._cache.admit(staged, self.in_use())
+            self._release_later()
         finally:
             await asyncio.to_thread(staged.cleanup.close)
         return staged.digest
