@@ -2,10 +2,12 @@
 
 import asyncio
 import gzip
+import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,10 @@ from hypothesis import strategies as st
 from serve.archives.export import Format, export
 from serve.errors import BadRequest, EngineUnavailable, ModelLoadFailed, ModelNotFound
 from serve.store import cache as caching
+from serve.store import catalog as catalogs
+from serve.store import digests, known_versions
 from serve.store.catalog import MAX_DEPTH, Archive, Catalog
+from serve.store.known_versions import KnownVersions
 from serve.store.publish import replace_directory
 from serve.store.unpack import MANIFEST, UnpackLimits
 
@@ -163,13 +168,15 @@ def test_engine_names_are_short_plain_and_unique(names: list[str]) -> None:
 # Folders
 
 
-def test_a_folder_is_ready_as_it_lies(store: Path) -> None:
+def test_a_folder_is_served_as_it_lies(store: Path) -> None:
     catalog = Catalog(store, store / ".cache", demo=False)
-    archive = catalog.find("team/own")
+    found = catalog.find("team/own")
+    assert (found.path, found.version) == (store / "team" / "own", "")
+    archive = asyncio.run(catalog.prepare(found))
     assert archive.path == store / "team" / "own"
     assert re.fullmatch("[0-9a-f]{12}", archive.version)
+    assert catalog.find("team/own") == archive
     assert asyncio.run(catalog.prepare(archive)) is archive
-    assert not (store / ".cache").exists()
 
 
 def test_a_relative_store_gives_absolute_paths(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,10 +187,10 @@ def test_a_relative_store_gives_absolute_paths(store: Path, monkeypatch: pytest.
 
 def test_the_version_of_a_folder_changes_with_its_content_only(store: Path) -> None:
     catalog = Catalog(store, store / ".cache", demo=False)
-    seen = [catalog.find("sam").version]
+    seen = [prepare(catalog, "sam").version]
 
     def changed() -> bool:
-        seen.append(catalog.find("sam").version)
+        seen.append(prepare(catalog, "sam").version)
         assert catalog.find("sam").version == seen[-1]
         return seen[-1] not in seen[:-1]
 
@@ -199,19 +206,184 @@ def test_the_version_of_a_folder_changes_with_its_content_only(store: Path) -> N
     os.rename(store / "sam", store / ".old")
     os.rename(make_folder(store / ".new"), store / "sam")
     assert changed()
+    os.rename(store / "sam", store / ".newer")
+    os.rename(store / ".old", store / "sam")
+    assert not changed()
+
+
+def test_copies_are_one_version_under_each_name_and_on_each_machine(store: Path, tmp_path: Path) -> None:
+    catalog = Catalog(store, store / ".cache", demo=False)
+    shutil.copytree(store / "sam", store / "copy", copy_function=shutil.copy)
+    shutil.copytree(store, tmp_path / "elsewhere", ignore=lambda *_: [".cache"])
+    first, second = prepare(catalog, "sam"), prepare(catalog, "copy")
+    there = prepare(Catalog(tmp_path / "elsewhere", tmp_path / "cache", demo=False), "sam")
+    assert first.version == second.version == there.version
+    assert first.engine_name == there.engine_name != second.engine_name
+
+
+@pytest.mark.parametrize("change", ["rename", "content"])
+def test_any_file_makes_the_version(store: Path, change: str) -> None:
+    first = prepare(Catalog(store, store / ".cache", demo=False), "sam").version
+    if change == "rename":
+        os.rename(store / "sam" / "weights", store / "sam" / "weight")
+    else:
+        weights = (store / "sam" / "weights").read_bytes()
+        (store / "sam" / "weights").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    assert prepare(Catalog(store, store / ".cache", demo=False), "sam").version != first
 
 
 @pytest.mark.parametrize("copy", [shutil.copy2, os.link])
-def test_an_archive_that_is_built_again_is_a_new_version_though_its_files_look_the_same(
+def test_an_archive_that_is_put_there_anew_with_the_same_content_is_noticed_and_stays_the_same_version(
     store: Path, copy: Callable[[str, str], object]
 ) -> None:
     catalog = Catalog(store, store / ".cache", demo=False)
-    first = catalog.find("sam").version
+    first = prepare(catalog, "sam")
     staging = store / ".build-1-sam"
     shutil.copytree(store / "sam", staging / "sam", copy_function=copy)
-    assert catalog.find("sam").version == first
+    assert not first.is_replaced()
     replace_directory(staging / "sam", store / "sam", staging, store)
-    assert catalog.find("sam").version != first
+    assert first.is_replaced()
+    again = prepare(catalog, "sam")
+    assert again.version == first.version
+    assert not again.is_replaced()
+
+
+def long_unchanged(*folders: Path) -> None:
+    for file in [file for folder in folders for file in folder.rglob("*")]:
+        os.utime(file, ns=(10**18, 10**18))
+
+
+def test_what_was_read_once_is_not_read_again_not_even_after_a_restart(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("sam", "team/own", "sd", "team/lama")
+    long_unchanged(store)
+    first = Catalog(store, store / ".cache", demo=False)
+    versions = [prepare(first, name).version for name in names]
+    monkeypatch.setattr(digests, "sha256", lambda *arguments: pytest.fail("read again"))
+    monkeypatch.setattr(caching, "sha256", lambda *arguments: pytest.fail("read again"))
+    assert [prepare(first, name).version for name in names] == versions
+    again = Catalog(store, store / ".cache", demo=False)
+    assert [again.find(name).version for name in names] == versions
+
+
+def test_what_is_still_being_copied_is_read_again_at_the_next_start(store: Path) -> None:
+    """Its identity does not tell that the weights came later."""
+    whole = (store / "sam" / "weights").read_bytes()
+    (store / "sam" / "weights").write_bytes(whole[:10])
+    first = prepare(Catalog(store, store / ".cache", demo=False), "sam")
+    (store / "sam" / "weights").write_bytes(whole)
+    again = prepare(Catalog(store, store / ".cache", demo=False), "sam")
+    assert again.identity == first.identity
+    assert again.version != first.version
+
+
+def test_a_file_of_known_versions_that_is_damaged_or_cannot_be_written_says_nothing(store: Path) -> None:
+    long_unchanged(store)
+    known = store / ".cache" / ".versions"
+    version = prepare(Catalog(store, store / ".cache", demo=False), "sam").version
+    line = known.read_bytes()
+    known.write_bytes(b"\xff\xfe nonsense\n\n" + line[:20] + b"\n" + line + line[:-10])
+    assert prepare(Catalog(store, store / ".cache", demo=False), "sam").version == version
+    known.unlink()
+    known.mkdir()
+    assert prepare(Catalog(store, store / ".cache", demo=False), "sam").version == version
+
+
+def test_known_versions_are_bounded_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_versions, "MAX_ENTRIES", 10)
+    for start in range(0, 100, 25):
+        known = KnownVersions(tmp_path / "versions")
+        for number in range(start, start + 25):
+            known.add(Path(f"/store/{number}"), "ab12", f"{number:04x}", keep=True)
+        kept = [number for number in range(100) if known.get(Path(f"/store/{number}"), "ab12")]
+        assert kept == list(range(start + 15, start + 25))
+        assert len((tmp_path / "versions").read_text().splitlines()) <= 20
+    assert KnownVersions(tmp_path / "versions").get(Path("/store/99"), "ab12") == f"{99:04x}"
+    assert KnownVersions(tmp_path / "versions").get(Path("/store/99"), "ab13") == ""
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_anew(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(store, store / ".cache", demo=False)
+    make_folder(store / ".new")
+    expected = digests.content(store / ".new", threading.Event()).digest
+    real = catalogs.content
+
+    def read_while_it_is_replaced(folder: Path, stopped: threading.Event) -> digests.Content:
+        if (store / ".new").exists():
+            replace_directory(store / ".new", store / "sam", store / ".staging", store)
+            os.rename(store / ".new", store / ".old")
+            (store / "sam" / "weights").read_bytes()
+            raise FileNotFoundError(2, "No such file", "weights")
+        return real(folder, stopped)
+
+    monkeypatch.setattr(catalogs, "content", read_while_it_is_replaced)
+    archive = prepare(catalog, "sam")
+    assert expected.startswith(archive.version)
+    assert not archive.is_replaced()
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_one_that_goes_is_not_found(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(store, store / ".cache", demo=False)
+
+    def unreadable(folder: Path, stopped: threading.Event) -> digests.Content:
+        raise PermissionError(13, "Permission denied", str(folder / "weights"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(catalogs, "content", unreadable)
+        with pytest.raises(ModelLoadFailed, match=r"sam cannot be read: .*Permission denied.*weights"):
+            prepare(catalog, "sam")
+    found = catalog.find("sam")
+    shutil.rmtree(store / "sam")
+    with pytest.raises(ModelNotFound):
+        asyncio.run(catalog.prepare(found))
+
+
+def test_concurrent_requests_share_one_reading_of_a_folder(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(store, store / ".cache", demo=False)
+    real, read = catalogs.content, list[Path]()
+    monkeypatch.setattr(catalogs, "content", lambda folder, stopped: (read.append(folder), real(folder, stopped))[1])
+
+    async def scenario() -> list[Archive]:
+        return await asyncio.gather(*(catalog.prepare(catalog.find("sam")) for _ in range(20)))
+
+    assert len(set(asyncio.run(scenario()))) == 1
+    assert read == [store / "sam"]
+
+
+def test_a_build_of_ours_says_what_its_files_hold_as_long_as_they_are_the_ones(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store / "sam"
+    expected = digests.content(folder, threading.Event()).digest
+    assert digests.recorded(folder) == {}
+    (folder / digests.RECORD).write_text(json.dumps({"files": digests.to_record(folder, {})}))
+    assert set(digests.recorded(folder)) == {MANIFEST, "requirements.txt", "weights"}
+    with_record = digests.content(folder, threading.Event()).digest
+    assert with_record != expected, "the record is one of the files"
+    read = list[str]()
+    real = digests.sha256
+    monkeypatch.setattr(digests, "sha256", lambda file, stopped: (read.append(file.name), real(file, stopped))[1])
+    assert digests.content(folder, threading.Event()).digest == with_record
+    assert [Path(name).name for name in read] == ["palimpsest.json"]
+    # Of the same size and changed since, or of another size.
+    for weights in (os.urandom(WEIGHTS - 2), b"short"):
+        (folder / "weights").write_bytes(weights)
+        if len(weights) > 10:
+            os.utime(folder / "weights", ns=(0, (folder / digests.RECORD).stat().st_mtime_ns + 1))
+        assert digests.content(folder, threading.Event()).digest != with_record
+        assert set(digests.recorded(folder)) == {MANIFEST, "requirements.txt"}
+
+
+@pytest.mark.parametrize(
+    "record", ["", "[]", "{}", '{"files": 1}', '{"files": {"weights": 1}}', '{"files": {"../x": {}}}']
+)
+def test_a_record_that_makes_no_sense_is_passed_over(store: Path, record: str) -> None:
+    (store / "sam" / digests.RECORD).write_text(record)
+    assert digests.recorded(store / "sam") == {}
+    assert prepare(Catalog(store, store / ".cache", demo=False), "sam").version
 
 
 def test_archives_come_and_go_between_two_looks(store: Path) -> None:
@@ -234,6 +406,7 @@ def test_archives_come_and_go_between_two_looks(store: Path) -> None:
 def test_finding_what_is_there_never_lists_a_folder(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = Catalog(store, store / ".cache", demo=True)
     prepare(catalog, "sd")
+    prepare(catalog, "sam")
     for function in ("listdir", "scandir"):
         monkeypatch.setattr(os, function, lambda *arguments: pytest.fail("lists a folder"))
     assert catalog.find("sam").version

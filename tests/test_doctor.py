@@ -22,12 +22,12 @@ from serving import free_port
 from typer.testing import CliRunner
 
 from serve import cli
-from serve.archives.build import RECORD
 from serve.doctor import machine, report, software, store
 from serve.doctor.finding import Finding, Findings, Status
 from serve.engine import cgroups, supervisor
 from serve.gateway.connections import MOST
 from serve.settings import Settings
+from serve.store.digests import RECORD
 from serve.store.unpack import MANIFEST
 
 OK, WARNING, PROBLEM = Status.OK, Status.WARNING, Status.PROBLEM

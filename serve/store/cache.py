@@ -59,12 +59,13 @@ class Cache:
 
     An entry's modification time is its last use, so that the order of use outlives the server.
 
-    bound: bytes of all entries. While an archive is unpacked the disk holds that one more.
+    bound: bytes of all entries. While an archive is unpacked the disk holds that one more. stopped: once it is set,
+    every stage() under way, and those to come, end with Stopped.
     """
 
-    def __init__(self, folder: Path, bound: int, limits: UnpackLimits) -> None:
+    def __init__(self, folder: Path, bound: int, limits: UnpackLimits, stopped: threading.Event | None = None) -> None:
         self.folder, self._bound, self._limits = folder, bound, limits
-        self._stopped = threading.Event()
+        self._stopped = stopped or threading.Event()
         self._holds: dict[Path, int] = {}  # descriptors
         self._sizes: dict[str, int] = {}  # bytes of entries by name: what is in them never changes
 
@@ -86,18 +87,19 @@ class Cache:
         os.utime(self._holds[entry], ns=(now, now))
         return True
 
-    def hold_only(self, in_use: Collection[Path]) -> int:
-        """Holds those entries that are in use and lets others remove the rest; returns how many are held."""
+    def hold_only(self, in_use: Collection[Path], spared: float = 0.0) -> int:
+        """Holds those entries that are in use and lets others remove the rest; returns how many are held.
+
+        spared: seconds since its last use within which an entry is held on.
+        """
+        oldest = time.time_ns() - int(spared * 1e9)
         for entry in self._holds.keys() - set(in_use):
-            os.close(self._holds.pop(entry))
+            if os.fstat(self._holds[entry]).st_mtime_ns <= oldest:
+                os.close(self._holds.pop(entry))
         for entry in in_use:
             if entry.parent == self.folder and entry not in self._holds:
                 self.hold(entry)
         return len(self._holds)
-
-    def stop(self) -> None:
-        """Ends every stage() under way, and those to come, with Stopped."""
-        self._stopped.set()
 
     def stage(self, path: Path) -> Staged:
         """Hashes the file and unpacks it, which takes a while and may run in a thread; the caller must end `cleanup`.
