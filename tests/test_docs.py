@@ -114,7 +114,7 @@ def render() -> str:
         " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
         "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",
         f"| `GET /metrics` | {health.MAX_BYTES:,} bytes | the busiest models by name, the rest as `{OTHER}` |",
-        f"| archives, packed or not, whose hash is remembered | {known_versions.MAX_ENTRIES:,} | others are read again |",
+        f"| archives whose hash is remembered | {known_versions.MAX_ENTRIES:,} | others are read again |",
         f"| models remembered that are not in memory | {MAX_REMEMBERED:,} | older ones lose their counts |",
     ]
     return "\n".join(parts) + "\n"
