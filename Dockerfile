@@ -17,7 +17,8 @@ RUN fits='import sys; sys.exit(sys.version_info < (3, 11))' \
     && { python3 -c "$fits" || { echo "BASE_IMAGE has no Python 3.11 or newer, nor has its apt"; exit 1; } }
 ENV PATH=/opt/venv/bin:$PATH \
     PALIMPSEST_STORE=/store \
-    PALIMPSEST_STATE=/state
+    PALIMPSEST_STATE=/state \
+    PALIMPSEST_CACHE=/state/cache
 WORKDIR /opt/palimpsest
 
 FROM base AS build

@@ -101,7 +101,7 @@ async def scheduler(archives: int) -> dict[str, float]:
 
 def unknown_name(store: Path) -> float:
     """Of one look-up on the event loop, once the store was listed as a server does at its start."""
-    catalog = Catalog(store, demo=False)
+    catalog = Catalog(store, store / ".cache", demo=False)
     catalog.names()
 
     def find() -> None:

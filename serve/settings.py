@@ -14,7 +14,15 @@ SECRETS = (
 )  # fmt: skip
 """What no other process is to find in its environment."""
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # there is no home folder
+        raise ValueError(str(error)) from None
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 NONE_IF_EMPTY = BeforeValidator(lambda text: text or None)
 ModelSet = Literal["auto", "full", "demo"]
 LogFormat = Literal["console", "json"]
@@ -107,7 +115,11 @@ class Settings(BaseSettings):
         False,
         description="Whether parked models may leave the GPU altogether; experimental, see docs/suspension.md.",
     )
-    cache_mib: int = Field(65536, ge=1, description="Disk for unpacked .tar.gz and .mar archives, in STORE/.cache.")
+    cache: AbsolutePath = Field(
+        Path("~/.cache/palimpsest/archives"),
+        description="Folder for unpacked .tar.gz and .mar archives, on a disk of this machine; all servers share it.",
+    )
+    cache_mib: int = Field(65536, ge=1, description="Disk that these may take; those unused longest make room.")
     queue_per_model: int = Field(128, ge=1, description="Requests that may wait for one model; above it 429.")
     queue_total: int = Field(256, ge=1, description="Requests that may wait for any model; above it 429.")
     queue_timeout: float = Field(

@@ -42,7 +42,7 @@ def assemble(
 
 def catalog_of(settings: Settings, say: Say) -> Catalog:
     """Raises as ready_models."""
-    return Catalog(settings.store, ready_models(settings, say) == DEMO, cache_bytes=settings.cache_mib << 20)
+    return Catalog(settings.store, settings.cache, ready_models(settings, say) == DEMO, settings.cache_mib << 20)
 
 
 def ready_models(settings: Settings, say: Say) -> ModelSet:
@@ -83,7 +83,7 @@ def _choose_models(settings: Settings, say: Say) -> tuple[bool, str]:
     if settings.models == DEMO:
         return True, "MODELS=demo"
     full = default_names(read_weights())
-    if set(full) <= set(Catalog(settings.store, demo=False).names()):
+    if set(full) <= set(Catalog(settings.store, settings.cache, demo=False).names()):
         return False, f"{', '.join(full)} are built in {settings.store}"
     if settings.models == "auto" and device_here().gpu is None:
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"

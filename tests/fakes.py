@@ -161,7 +161,10 @@ def application(
     """The gateway in front of the function. settings: fields of Settings."""
     memory = Memory(FakeDevice(), budget, store / ".footprints.json", host_budget)
     return create_app(
-        Settings(store=store, state=store / ".state", **settings), Catalog(store, demo), FakeHost(fake), memory
+        Settings(store=store, state=store / ".state", **settings),
+        Catalog(store, store / ".cache", demo),
+        FakeHost(fake),
+        memory,
     )
 
 

@@ -20,4 +20,4 @@ if __name__ == "__main__":
     startup.Supervisor = lambda settings, gpu: Host(FakeTorchServe())  # type: ignore[assignment, misc, return-value]
     settings = Settings()
     memory = startup.memory_of(settings, FakeDevice(), cli._say)
-    cli._serve(settings, Catalog(settings.store, demo=False), memory)
+    cli._serve(settings, Catalog(settings.store, settings.cache, demo=False), memory)

@@ -76,6 +76,7 @@ def environment(port: int, folder: Path, store: Path, models: str = "demo") -> d
         "PALIMPSEST_PORT": str(port),
         "PALIMPSEST_STATE": str(folder / "state"),
         "PALIMPSEST_STORE": str(store),
+        "PALIMPSEST_CACHE": str(folder / "cache"),
         "PALIMPSEST_MODELS": models,
         "TMPDIR": str(folder / "tmp"),
     }

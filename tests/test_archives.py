@@ -37,6 +37,7 @@ from serve.archives import build, commands
 from serve.archives.commands import archives_app
 from serve.archives.export import ExportError, Format, export
 from serve.archives.weights import File, Published, SearchFolders, read_weights
+from serve.store import digests
 from serve.store import publish as store
 
 ROOT = Path(__file__).parent.parent
@@ -297,6 +298,28 @@ def test_new_code_does_not_need_the_published_files_again(
     files = content(tmp_path / "store" / "tiny_full")
     assert files["weights.safetensors"] == CHECKPOINT
     assert files["handlers/base.py"] == b"BASE = 'new'\n"
+
+
+def test_an_archive_says_what_its_files_hold_and_weights_that_stay_are_not_read_for_that(
+    handlers: Path, published: Published, folders: SearchFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[str]()
+    real = digests.sha256
+    monkeypatch.setattr(
+        digests, "sha256", lambda file, stopped: (read.append(Path(file.name).name), real(file, stopped))[1]
+    )
+    archive = tmp_path / "store" / "tiny_full"
+    for code in ("old", "new"):
+        (handlers / "base.py").write_text(f"BASE = {code!r}\n")
+        assert build.build_full(published, tmp_path / "store", folders, silent, ignore, handlers)
+        told = digests.recorded(archive)
+        files = {path: held for path, held in content(archive).items() if "__pycache__" not in path}
+        assert set(files) == {*told, digests.RECORD}
+        assert told == {path: hashlib.sha256(files[path]).hexdigest() for path in told}
+    assert read.count("weights.safetensors") == 1
+    read.clear()
+    digests.content(archive, threading.Event())
+    assert read == ["palimpsest.json"]
 
 
 # How it is replaced

@@ -184,7 +184,7 @@ def test_everything_at_once_and_nothing_is_left(server: Server) -> None:
 @pytest.fixture
 def cache_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of one MiB where the unpacked archives go."""
-    with small_disk(tmp_path / "store" / ".cache") as disk:
+    with small_disk(tmp_path / "cache") as disk:
         yield disk
 
 

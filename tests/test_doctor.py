@@ -22,12 +22,12 @@ from serving import free_port
 from typer.testing import CliRunner
 
 from serve import cli
-from serve.archives.build import RECORD
 from serve.doctor import machine, report, software, store
 from serve.doctor.finding import Finding, Findings, Status
 from serve.engine import cgroups, supervisor
 from serve.gateway.connections import MOST
 from serve.settings import Settings
+from serve.store.digests import RECORD
 from serve.store.unpack import MANIFEST
 
 OK, WARNING, PROBLEM = Status.OK, Status.WARNING, Status.PROBLEM
@@ -38,7 +38,8 @@ GIB = 2**30
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in [name for name in os.environ if name.startswith("PALIMPSEST_")]:
         monkeypatch.delenv(name)
-    values = {"STORE": tmp_path / "store", "STATE": tmp_path / "state", "PORT": free_port()}
+    folders = {name: tmp_path / name.lower() for name in ("STORE", "STATE", "CACHE")}
+    values = folders | {"PORT": free_port()}
     for name, value in values.items():
         monkeypatch.setenv(f"PALIMPSEST_{name}", str(value))
     monkeypatch.chdir(tmp_path)
@@ -196,7 +197,7 @@ def test_settings_of_torchserve_that_cannot_be_read_are_a_problem(settings: Sett
 
 
 def test_folders_are_judged_where_they_will_be(settings: Settings, tmp_path: Path) -> None:
-    assert [each.status for each in machine.disks(settings)] == [OK, OK, OK]
+    assert [each.status for each in machine.disks(settings)] == [OK] * 4
     assert not settings.state.exists()
     (tmp_path / "file").touch()
     state, *_ = machine.disks(settings.model_copy(update={"state": tmp_path / "file"}))
@@ -210,7 +211,21 @@ def test_a_full_disk_is_a_problem_and_little_room_a_warning(
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=GIB))
     assert {each.status for each in machine.disks(settings)} == {WARNING}
     monkeypatch.setattr(machine.disk, "trouble", lambda path: "full")
-    assert [each.status for each in machine.disks(settings)] == [PROBLEM, WARNING, PROBLEM]
+    assert [each.status for each in machine.disks(settings)] == [PROBLEM, WARNING, WARNING, PROBLEM]
+
+
+def test_a_cache_that_cannot_be_used_or_is_on_the_network_is_a_warning(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    _, _, cache, _ = machine.disks(settings.model_copy(update={"cache": tmp_path / "file" / "cache"}))
+    assert said(cache)[0] is WARNING
+    assert "no packed archive can be unpacked" in cache.found
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype="nfs4")]
+    monkeypatch.setattr(machine.psutil, "disk_partitions", lambda all: mounts)
+    _, _, cache, _ = machine.disks(settings)
+    assert said(cache)[0] is WARNING
+    assert "network (nfs4)" in cache.found
 
 
 def test_without_a_temporary_folder_nothing_starts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(folder: Path, **options: Any) -> Settings:
     make_store(folder / "store", *({"sam", "lama", "sd"} - {each.name for each in folder.glob("store/*")}))
-    return Settings(store=folder / "store", state=folder / "state", models="full", **options)
+    return Settings(store=folder / "store", state=folder / "state", cache=folder / "cache", models="full", **options)
 
 
 @asynccontextmanager

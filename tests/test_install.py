@@ -224,7 +224,7 @@ def test_the_systemd_unit_is_one_and_leaves_little_open(tmp_path: Path) -> None:
 
 def test_the_systemd_unit_sets_what_there_is() -> None:
     named = set(re.findall(r"^Environment=PALIMPSEST_(\w+)=", UNIT.read_text(), re.M))
-    assert named == {"STATE", "STORE"}
+    assert named == {"STATE", "STORE", "CACHE"}
     assert {name.lower() for name in named} <= Settings.model_fields.keys()
     assert set(re.findall(r"RestartPreventExitStatus=(\d)", UNIT.read_text())) == {"1"}  # docs/settings.md
 

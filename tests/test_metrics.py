@@ -258,8 +258,8 @@ Requests2XX{Level="Host",Hostname="vm",} 89.0
 def test_torchserves_own_carry_our_names_and_nothing_that_grows(
     client: TestClient, fake: FakeTorchServe, store: Path
 ) -> None:
-    old = engine_name(client, "team/own")
     client.post("/predictions/team/own")
+    old = engine_name(client, "team/own")
     (store / "team" / "own" / "handler.py").write_text("new")
     client.post("/predictions/team/own")
     text = TORCHSERVES.replace("NEW", engine_name(client, "team/own")).replace("OLD", old)

@@ -44,10 +44,16 @@ def boxes(tmp_path: Path) -> Iterator[dict[str, TestClient]]:
     clients: dict[str, TestClient] = {}
     with ExitStack() as stack:
         for box in ("b1", "b2"):
-            settings = Settings(store=store, state=tmp_path / box)
+            settings = Settings(store=store, state=tmp_path / box, cache=tmp_path / "cache")
             memory = Memory(FakeDevice(), 2**40, tmp_path / f"{box}.json")
             peers = Peers(box, clients)
-            app = create_app(settings, Catalog(store, demo=False), cast(Any, FakeHost(FakeTorchServe())), memory, peers)
+            app = create_app(
+                settings,
+                Catalog(store, settings.cache, demo=False),
+                cast(Any, FakeHost(FakeTorchServe())),
+                memory,
+                peers,
+            )
             app.state.peers = peers
             clients[box] = stack.enter_context(TestClient(app, raise_server_exceptions=False))
         yield clients

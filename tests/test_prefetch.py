@@ -27,7 +27,7 @@ class Recorded(Prefetch):
     """Puts down what it reads."""
 
     def __init__(self, store: Path, usage: Usage, room: int, idle: Callable[[], bool] = lambda: True) -> None:
-        super().__init__(Catalog(store, demo=False), usage, lambda: room, idle)
+        super().__init__(Catalog(store, store / ".cache", demo=False), usage, lambda: room, idle)
         self.read: list[str] = []
 
     async def warm(self, archive: Archive, only_while: Callable[[], bool] = lambda: True) -> int:

@@ -19,7 +19,13 @@ from serve.settings import Settings
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("PALIMPSEST_")]:
         monkeypatch.delenv(name)
-    values = {"STORE": tmp_path / "store", "STATE": tmp_path / "state", "PORT": free_port(), "MODELS": "demo"}
+    values = {
+        "STORE": tmp_path / "store",
+        "STATE": tmp_path / "state",
+        "CACHE": tmp_path / "cache",
+        "PORT": free_port(),
+        "MODELS": "demo",
+    }
     for name, value in values.items():
         monkeypatch.setenv(f"PALIMPSEST_{name}", str(value))
     monkeypatch.chdir(tmp_path)

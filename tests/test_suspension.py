@@ -185,7 +185,9 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    return Catalog(make_store(tmp_path / "store", "sd", memory_mib=2000, ours=True), demo=False).find("sd")
+    return Catalog(
+        make_store(tmp_path / "store", "sd", memory_mib=2000, ours=True), tmp_path / "cache", demo=False
+    ).find("sd")
 
 
 @pytest.fixture
@@ -309,6 +311,8 @@ def test_the_end_of_a_suspended_worker_is_not_waited_for_on_the_device(
 def test_where_it_is_not_wanted_or_cannot_be_there_is_no_such_place(
     tmp_path: Path, device: type[FakeDevice], setting: bool, ours: bool
 ) -> None:
-    archive = Catalog(make_store(tmp_path / "store", "sd", memory_mib=1, ours=ours), demo=False).find("sd")
+    archive = Catalog(
+        make_store(tmp_path / "store", "sd", memory_mib=1, ours=ours), tmp_path / "cache", demo=False
+    ).find("sd")
     memory = Memory(device(), 2**40, tmp_path / "footprints.json", 2**40, setting)
     assert memory.predict_suspended(archive) is None

@@ -68,7 +68,7 @@ class Engine:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    return Catalog(make_store(tmp_path / "store", "sam", memory_mib=1), demo=False).find("sam")
+    return Catalog(make_store(tmp_path / "store", "sam", memory_mib=1), tmp_path / "cache", demo=False).find("sam")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import Any
 from handlers.building.files import ProgressBar, copy
 from serve.archives.weights import File, Published, SearchFolders, default_names, obtain, read_weights
 from serve.descriptions import HANDLERS, descriptions
+from serve.store.digests import RECORD, recorded, to_record
 from serve.store.publish import Report, replace_directory, staging_folder
 
 CONTRACT = HANDLERS.parent / "contract"
@@ -29,7 +30,6 @@ BUILD_TIME_CODE = {"convert.py", "random_weights.py"}
 BUILDING = "building"
 CHECKPOINT_SUFFIXES = {".yaml", ".json", ".txt", ".safetensors"}
 MODEL_CONFIG = "model-config.yaml"
-RECORD = "MAR-INF/palimpsest.json"
 MODEL_VERSION = "1.0"
 # Raise it when a converter writes something else than before: archives in stores are then converted anew.
 CHECKPOINT_FORMAT = 1
@@ -82,7 +82,8 @@ def build_full(
         return False
     if _has_checkpoint(archive, record):
         # Only code changed: no need for the published files, which may be long gone from this machine.
-        _build(archive, lambda out: _link(archive.target, record["checkpoint"], out, progress), report)
+        old = archive.target
+        _build(archive, lambda out: _link(old, record["checkpoint"], out, progress), report, recorded(old))
     else:
         files = obtain(weights, folders, progress)
         _build(archive, lambda out: _convert(convert, files, configs, out, progress), report)
@@ -131,8 +132,13 @@ def demo_names() -> list[str]:
     return [name for name in default_names(read_weights()) if name in known and known[name].demo]
 
 
-def _build(archive: BuildPlan, fill: Callable[[Path], None], report: Report) -> None:
-    """Fills an empty folder with the checkpoint files, adds the code, and swaps the result in."""
+def _build(
+    archive: BuildPlan, fill: Callable[[Path], None], report: Report, digests: Mapping[str, str] | None = None
+) -> None:
+    """Fills an empty folder with the checkpoint files, adds the code, and swaps the result in.
+
+    digests: of checkpoint files, by path, which need not be read for that.
+    """
     with staging_folder(archive.store, archive.name, report) as staging:
         if _is_current(archive, _read_record(archive.target)):
             return  # built by the one whose lock we waited for
@@ -143,7 +149,9 @@ def _build(archive: BuildPlan, fill: Callable[[Path], None], report: Report) -> 
         built = _package(archive, staging)
         _compile(built)
         sizes = _move_in(checkpoint, built)
+        known = {path: digest for path, digest in (digests or {}).items() if path in sizes}
         record = {"code": archive.code_key, "weights": archive.checkpoint_key, "checkpoint": sizes}
+        record["files"] = to_record(built, known)
         (built / RECORD).write_text(json.dumps(record, indent=2))
         replace_directory(built, archive.target, staging, archive.store)
         report(f"{archive.name}: ready in {archive.target}")

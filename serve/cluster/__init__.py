@@ -1,1 +1,1 @@
-"""Several boxes behind one endpoint: each is a gateway with one GPU."""
+"""Many servers behind one address: one for each GPU, on this machine and others; by Ray Serve (extra `cluster`)."""

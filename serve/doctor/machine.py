@@ -16,6 +16,9 @@ from serve.residency.memory import find_device, parse_budget
 from serve.settings import Settings
 
 LITTLE_DISK, LITTLE_MEMORY = 2 << 30, 4 << 30  # bytes
+# What cannot be done where the folder cannot be written to; the server does without.
+_LOST = {"STORE": "no archive can be built there", "CACHE": "no packed archive can be unpacked there"}
+_NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "fuse.gluster", "ceph", "lustre", "beegfs", "gpfs")
 
 
 def ports(settings: Settings, runs: bool) -> Findings:
@@ -54,10 +57,11 @@ def keys(settings: Settings) -> Findings:
 def disks(settings: Settings) -> Findings:
     try:
         preflight.require_temporary_folder()
-        folders = {"STATE": settings.state, "STORE": settings.store, "TMPDIR": Path(homes.temporary_folder())}
+        temporary = {"TMPDIR": Path(homes.temporary_folder())}
     except preflight.Unusable as error:
         yield problem("TMPDIR", "there is no temporary folder", str(error))
-        folders = {"STATE": settings.state, "STORE": settings.store}
+        temporary = {}
+    folders = {"STATE": settings.state, "STORE": settings.store, "CACHE": settings.cache} | temporary
     for name, folder in folders.items():
         yield _disk(name, folder)
 
@@ -67,15 +71,28 @@ def _disk(name: str, folder: Path) -> Finding:
     trouble = disk.trouble(there)
     found = f"{folder}: {gib(shutil.disk_usage(there).free)} free"
     advice = f"Make room there, or name another folder as {'TMPDIR' if name == 'TMPDIR' else f'PALIMPSEST_{name}'}."
-    if trouble and name == "STORE":
-        return warning(name, f"{folder} is {trouble}: no archive can be built there", advice)
+    if trouble and name in _LOST:
+        return warning(name, f"{folder} is {trouble}: {_LOST[name]}", advice)
     if trouble:
         return problem(name, f"{folder} is {trouble}", advice)
     if not there.is_dir() or not os.access(there, os.R_OK | os.X_OK | (0 if name == "STORE" else os.W_OK)):
-        return problem(name, f"{folder} is no folder that this user may use", advice)
+        found = f"{folder} is no folder that this user may use"
+        return warning(name, f"{found}: {_LOST[name]}", advice) if name == "CACHE" else problem(name, found, advice)
+    if name == "CACHE" and (kind := _network_file_system(there)):
+        advice = (
+            "Other machines could remove what this one uses: name a folder on a disk of its own as PALIMPSEST_CACHE."
+        )
+        return warning(name, f"{folder} is on a disk of the network ({kind})", advice)
     if shutil.disk_usage(there).free < LITTLE_DISK:
         return warning(name, found, advice)
     return ok(name, found)
+
+
+def _network_file_system(folder: Path) -> str:
+    """Its kind; empty where the folder is on a disk of this machine."""
+    mounts = [each for each in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(each.mountpoint)]
+    kind = str(max(mounts, key=lambda each: len(each.mountpoint)).fstype) if mounts else ""
+    return kind if kind.startswith(_NETWORK) else ""
 
 
 def memory_files() -> Findings:

@@ -6,11 +6,12 @@ import zlib
 from gzip import GzipFile
 from pathlib import Path
 
-from serve.archives.build import RECORD, lost_files
+from serve.archives.build import lost_files
 from serve.doctor.finding import Findings, ok, problem, warning
 from serve.residency.seed import read_seed
 from serve.settings import Settings
 from serve.store.catalog import DEMO, Archive, Catalog
+from serve.store.digests import RECORD
 from serve.store.unpack import MANIFEST
 
 READING_SECONDS = 10.0  # for all packed archives together
@@ -18,7 +19,7 @@ LISTED = 20
 
 
 def archives(settings: Settings) -> Findings:
-    catalog = Catalog(settings.store, demo=False)
+    catalog = Catalog(settings.store, settings.cache, demo=False)
     names = catalog.names()
     deadline = time.monotonic() + READING_SECONDS
     for name in names:

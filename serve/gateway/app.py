@@ -197,7 +197,7 @@ async def _lifespan(app: FastAPI, services: Services, collected: Traces | None) 
 
     try:
         await services.host.start(on_engine_lost, on_engine_ready)
-        await asyncio.to_thread(services.catalog.names)  # what is said about unknown names needs no reading then
+        await asyncio.to_thread(services.catalog.open)
         app.state.services = services
         async with _running(services.prefetch.run()):
             yield
@@ -208,6 +208,7 @@ async def _lifespan(app: FastAPI, services: Services, collected: Traces | None) 
         await scheduler.close(LAST_STEP_SECONDS)
         workers.forget()  # from here on the death of a worker is no news
         await services.host.stop()
+        services.catalog.release()
         if collected is not None:
             await asyncio.to_thread(collected.close)
 

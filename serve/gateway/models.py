@@ -30,7 +30,7 @@ class ModelStatus(BaseModel):
     """One version of one archive. Counts are since this version was first asked for."""
 
     name: str
-    version: str | None = Field(description="None for a packed archive that no request has named yet.")
+    version: str | None = Field(description="A hash of its content; null until a request names it.")
     place: Place = Field(
         description="Where its weights are. memory: that of a machine without a GPU; parked: main memory, worker alive;"
         " suspended: the same, and nothing of it is left on the GPU."

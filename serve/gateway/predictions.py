@@ -212,9 +212,9 @@ def _code_of(answer: Answer) -> str:
 async def _invoke_once(
     services: Services, archive: Archive, question: Question, client: str, job: Job | None, invocation: Invocation
 ) -> Answer:
-    archive = await services.catalog.prepare(archive)
     while True:
         await services.unread.room()
+        archive = await services.catalog.prepare(archive)
         async with services.scheduler.lease(archive, client=client) as model:
             if services.unread.full:
                 continue  # the last one answered has filled it: the model is another's until there is room

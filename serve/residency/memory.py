@@ -179,7 +179,7 @@ class Memory:
         self.suspends = suspend and device.suspends
         self._unsuspendable: set[str] = set()
         self._footprints = _read(file)
-        self._seeds: dict[str, Seed] = {}
+        self._seeds: dict[tuple[str, str], Seed] = {}
 
     def free(self) -> int:
         return self.device.free()
@@ -296,10 +296,11 @@ class Memory:
 
     def _seed(self, archive: Archive) -> Seed:
         """The scheduler asks at every decision: the disk is read once."""
-        if archive.engine_name not in self._seeds:
+        key = archive.engine_name, archive.identity
+        if key not in self._seeds:
             seed = read_seed(archive)
-            self._seeds = {archive.engine_name: seed, **dict(islice(self._seeds.items(), self.MAX_ENTRIES))}
-        return self._seeds[archive.engine_name]
+            self._seeds = {key: seed, **dict(islice(self._seeds.items(), self.MAX_ENTRIES))}
+        return self._seeds[key]
 
     def _write(self) -> None:
         while len(self._footprints) > self.MAX_ENTRIES:

@@ -10,6 +10,7 @@ import yaml
 
 from contract import commands
 from serve.store.catalog import Archive
+from serve.store.digests import RECORD
 from serve.store.unpack import MANIFEST
 
 TIMEOUT = 120  # seconds: TorchServe's, for an archive whose model-config.yaml does not say
@@ -65,13 +66,15 @@ def _sizes(archive: Archive) -> dict[str, int]:
 
 
 def _content(archive: Archive, sizes: Mapping[str, int]) -> str:
-    """A digest of the files' paths and sizes and of what small ones hold; to read the weights would take too long.
+    """A digest of the files' paths and sizes and of what small ones hold.
 
-    Not the manifest, which has the model's name and the day on which it was packed, nor what Python leaves behind.
+    Not the archive's version: what a model takes depends on the sizes of its weights and not on their values, so it
+    is known of one that is packed, or was trained further, too. Without the manifest, which has the model's name and
+    the day on which it was packed, what our builds say of the files' bytes, and what Python leaves behind.
     """
     digest = hashlib.sha256()
     for path, size in sorted(sizes.items()):
-        if path != MANIFEST and "__pycache__" not in path:
+        if path not in (MANIFEST, RECORD) and "__pycache__" not in path:
             digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
             if size <= _SMALL:
                 with contextlib.suppress(OSError):

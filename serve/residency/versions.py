@@ -26,6 +26,7 @@ class Versions:
         """
         key = archive.engine_name
         model = self.all.pop(key, None) or Model(archive)
+        model.archive = archive  # the same content, but it may lie there anew
         self.all[key] = self.active[key] = model
         before = self._current.get(archive.name)
         if before is model:

@@ -1,7 +1,7 @@
 """Which archives the store holds, and where each can be registered from.
 
 STORE/<name>/        a folder in TorchServe's no-archive layout, served as it lies
-STORE/<name>.tar.gz  unpacked once into CACHE/<sha256 of the file>/ and served from there
+STORE/<name>.tar.gz  unpacked once into CACHE/<start of the file's sha256>/ and served from there
 STORE/<name>.mar     (a folder wins over a file, .tar.gz over .mar)
 
 Archives come, go and are replaced while the server runs: every look-up asks the disk.
@@ -11,20 +11,30 @@ import asyncio
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
+import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound
+from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound, ModelNotReady
 from serve.store.cache import Cache, CacheFull
+from serve.store.digests import RECORD, content, is_settled
+from serve.store.known_versions import KnownVersions
 from serve.store.listing import Listing
-from serve.store.unpack import MANIFEST, SUFFIXES, InvalidArchive, Stopped, UnpackLimits
+from serve.store.locks import Stalled, Stopped
+from serve.store.unpack import MANIFEST, SUFFIXES, InvalidArchive, UnpackLimits
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
+RELEASE_EVERY = 30.0  # seconds
 MAX_DEPTH = 4  # folders, the archive's own included
 _PART = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NAME = re.compile(f"{_PART}(/{_PART}){{0,{MAX_DEPTH - 1}}}", re.ASCII)
@@ -32,12 +42,12 @@ _SUFFIX = re.compile("(" + "|".join(map(re.escape, SUFFIXES)) + ")$")
 _LISTED = 20  # names in an error message
 _MAX_NAME = 200
 # Not the folder's own time: Python writes __pycache__ into it when a worker starts.
-_VERSIONED = (MANIFEST, "MAR-INF/palimpsest.json", "model-config.yaml", "handler.py")
+_IDENTIFYING = (MANIFEST, RECORD, "model-config.yaml", "handler.py")
 _ENGINE_NAME = 80
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-Identity = tuple[int, int, int]  # inode, bytes, nanoseconds of the last change
-_VERSION = 12  # hexadecimal digits
+_VERSION, _IDENTITY = 12, 16  # hexadecimal digits
+_TRIES = 3  # for what is replaced while it is read
 
 
 @dataclass(frozen=True)
@@ -45,21 +55,23 @@ class Archive:
     """One version of one archive.
 
     name: its path in the store. path: the folder to register; of a packed archive, before Catalog.prepare, the file.
-    version: changes when the archive's content is replaced, and only then; empty before Catalog.prepare. file: where
-    path is unpacked from, if it is.
+    version: a hash of its content, of the file's bytes where it is packed, the same on every machine; empty before
+    Catalog.prepare found it. file: where path is unpacked from, if it is. identity: of a folder, which changes whenever
+    something else lies there.
     """
 
     name: str
     path: Path
     version: str = ""
     file: Path | None = None
+    identity: str = ""
 
     def is_there(self) -> bool:
         return self.path.is_file() or (self.path / MANIFEST).is_file()
 
     def is_replaced(self) -> bool:
-        """Whether another version lies in its folder; what a file was unpacked into never changes."""
-        return self.file is None and _folder_version(self.path) != self.version
+        """Whether something else lies in its folder; what a file was unpacked into never changes."""
+        return self.file is None and _folder_identity(self.path) != self.identity
 
     def files(self) -> list[Path]:
         """All files of its folder; of a packed one the file."""
@@ -87,19 +99,10 @@ class Archive:
         return ".".join(filter(None, ["p", flat, self.version]))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is known of one version of a packed file: its sha256, or why it can't be unpacked."""
-
-    identity: Identity
-    digest: str = ""
-    error: str = ""
-
-
 class Catalog:
     """The archives of one store. With `demo`, a bare name means the demo archive where there is one.
 
-    cache: the folder for what is unpacked, STORE/.cache unless given; cache_bytes: its bound.
+    cache: the folder for what is unpacked, which other servers may share; cache_bytes: its bound.
     in_use: asked for the paths of loaded archives, which the cache must keep.
     on_unpacked: told the seconds that hashing and unpacking a file took.
     """
@@ -107,17 +110,21 @@ class Catalog:
     def __init__(
         self,
         store: Path,
+        cache: Path,
         demo: bool,
-        cache: Path | None = None,
         cache_bytes: int = 64 * 2**30,
         limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._store, self._demo = store.absolute(), demo
-        self._cache = Cache((cache or store / ".cache").absolute(), cache_bytes, limits)
+        self._stopped = threading.Event()
+        self._cache = Cache(cache.absolute(), cache_bytes, limits, self._stopped)
         self._listing = Listing(self._store, _is_name)
-        self._seen: dict[Path, _Seen] = {}
-        self._flights: dict[tuple[Path, Identity], asyncio.Task[Archive]] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._unusable: dict[Path, tuple[str, str]] = {}  # packed files: identity, and why they can't be unpacked
+        self._known = KnownVersions(cache.absolute() / ".versions")
+        self._flights: dict[tuple[Path, str], asyncio.Task[Archive]] = {}
+        # Of each kind; what reads gigabytes is not to hold up what is read in milliseconds, so not of both.
+        self._one_file_at_a_time, self._one_folder_at_a_time = asyncio.Lock(), asyncio.Lock()
+        self._releasing: asyncio.TimerHandle | None = None
         self.in_use: Callable[[], Collection[Path]] = lambda: ()
         self.on_unpacked: Callable[[Archive, float], None] = lambda archive, seconds: None
 
@@ -147,30 +154,61 @@ class Catalog:
         return self._cache.used()
 
     async def prepare(self, archive: Archive) -> Archive:
-        """The archive with a folder to register; at once where it has one. Concurrent calls share one unpacking.
+        """The archive with its version and a folder to register; at once where it has them.
 
-        Lease it before anything else is awaited: once in_use names the folder, it stays. Raises ModelLoadFailed for a
-        file that can't be unpacked, DiskFull, and ModelNotFound where the file has gone.
+        Else what it holds is hashed, and unpacked where it is a file; concurrent calls share that. Lease it before
+        anything else is awaited: once in_use names the folder, it stays. Raises ModelLoadFailed for what can't be read
+        or unpacked, DiskFull, ModelNotFound where it has gone, ModelNotReady where it is replaced all the time, and
+        EngineUnavailable where the server stops, or another one is stuck in the unpacking of the same file.
         """
-        if archive.file is None or (archive.version and self._cache.touch(archive.path)):
+        if archive.file is None:
+            if archive.version:
+                return archive
+            return await asyncio.shield(self._flight((archive.path, archive.identity), self._hash(archive)))
+        if archive.version and self._cache.hold(archive.path):
+            self._release_later()
             return archive
         identity = _file_identity(archive.file)
         if identity is None:
             raise self._not_found(archive.name)
-        seen = self._seen.get(archive.file)
-        if seen and seen.identity == identity and seen.error:
-            raise ModelLoadFailed(seen.error)
+        before, error = self._unusable.get(archive.file, ("", ""))
+        if before == identity:
+            raise ModelLoadFailed(error)
         # Whoever leaves does not end it for the others.
-        return await asyncio.shield(self._flight(archive.name, archive.file, identity))
+        unpacking = self._unpack(archive.name, archive.file, identity)
+        return await asyncio.shield(self._flight((archive.file, identity), unpacking))
+
+    def open(self) -> None:
+        """Lists the store, so that later look-ups need not, and empties the cache that earlier versions had in it.
+
+        Not for the event loop.
+        """
+        self._listing.names()
+        self._known.get(self._store, "")
+        old = self._store / ".cache"
+        try:
+            self._cache.take_over(old)
+        except OSError as error:
+            logger.warning("%s is no longer used and can be removed; that failed here: %s", old, error)
 
     def close(self) -> None:
-        """Ends every unpacking under way: its prepare() raises EngineUnavailable."""
-        self._cache.stop()
+        """Ends every unpacking and hashing under way: its prepare() raises EngineUnavailable."""
+        self._stopped.set()
+
+    def release(self) -> None:
+        """Lets other servers remove what is not in use; done every now and then, too, while anything is held."""
+        self._releasing = None
+        if self._cache.hold_only(self.in_use(), RELEASE_EVERY):
+            self._release_later()
+
+    def _release_later(self) -> None:
+        if self._releasing is None:
+            self._releasing = asyncio.get_running_loop().call_later(RELEASE_EVERY, self.release)
 
     def _folder(self, name: str) -> Archive | None:
         path = self._store / name
-        version = _folder_version(path)
-        return Archive(name, path, version) if version else None
+        identity = _folder_identity(path)
+        return Archive(name, path, self._known.get(path, identity), identity=identity) if identity else None
 
     def _packed(self, name: str) -> Archive | None:
         for suffix in SUFFIXES:
@@ -178,38 +216,69 @@ class Catalog:
             identity = _file_identity(file)
             if identity is None:
                 continue
-            seen = self._seen.get(file)
-            if seen and seen.identity == identity and seen.digest and self._cache.entry(seen.digest).exists():
-                return self._unpacked(name, file, seen.digest)
+            digest = self._known.get(file, identity)
+            if digest and self._cache.entry(digest).exists():
+                return self._unpacked(name, file, digest)
             return Archive(name, file, file=file)
         return None
 
     def _unpacked(self, name: str, file: Path, digest: str) -> Archive:
         return Archive(name, self._cache.entry(digest), digest[:_VERSION], file)
 
-    def _flight(self, name: str, file: Path, identity: Identity) -> asyncio.Task[Archive]:
-        """The unpacking of this version of the file: the one under way, or a new one."""
-        key = file, identity
+    def _flight(self, key: tuple[Path, str], work: Coroutine[Any, Any, Archive]) -> asyncio.Task[Archive]:
+        """What prepares this version of what lies there: the work that is under way, or this one."""
 
         def end(task: asyncio.Task[Archive]) -> None:
             del self._flights[key]
             if not task.cancelled():
                 task.exception()  # else asyncio complains where nobody is left to be told
 
-        if key not in self._flights:
-            self._flights[key] = asyncio.create_task(self._unpack(name, file, identity))
+        if key in self._flights:
+            work.close()
+        else:
+            self._flights[key] = asyncio.create_task(work)
             self._flights[key].add_done_callback(end)
         return self._flights[key]
 
-    async def _unpack(self, name: str, file: Path, identity: Identity) -> Archive:
+    async def _hash(self, archive: Archive) -> Archive:
+        for _ in range(_TRIES):
+            try:
+                async with self._one_folder_at_a_time:
+                    version = await asyncio.to_thread(self._version_of, archive)
+            except Stopped:
+                raise _stopping() from None
+            except OSError as error:
+                if not archive.is_replaced():
+                    raise ModelLoadFailed(f"{archive.name} cannot be read: {error}") from error
+                version = ""
+            if version:
+                return replace(archive, version=version)
+            found = self._folder(archive.name)
+            if found is None:
+                raise self._not_found(archive.name)
+            archive = found
+        raise ModelNotReady(f"{archive.name!r} is replaced while it is read: try again", retry_after=1)
+
+    def _version_of(self, archive: Archive) -> str:
+        """Of what its folder holds; empty where that was replaced meanwhile."""
+        found = content(archive.path, self._stopped)
+        if archive.is_replaced():
+            return ""
+        version = found.digest[:_VERSION]
+        self._known.add(archive.path, archive.identity, version, keep=found.settled)
+        return version
+
+    async def _unpack(self, name: str, file: Path, identity: str) -> Archive:
         try:
-            async with self._one_at_a_time:
+            async with self._one_file_at_a_time:
                 began = time.perf_counter()
                 digest = await self._add_to_cache(file)
+                await asyncio.to_thread(self._remember, file, identity, digest)
                 seconds = time.perf_counter() - began
         except InvalidArchive as error:
             message = f"{file.name} cannot be unpacked: {error}"
-            self._remember(file, _Seen(identity, error=message))
+            if _file_identity(file) == identity:  # else what was read may have been another version
+                self._unusable[file] = identity, message
             raise ModelLoadFailed(message) from None
         except CacheFull as error:
             raise ModelLoadFailed(f"{file.name} cannot be unpacked: {error}; try again later") from None
@@ -218,21 +287,25 @@ class Catalog:
             if error.errno in _DISK_FULL:
                 raise DiskFull(f"{message}: make room there, or lower the cache's bound") from error
             raise ModelLoadFailed(message) from error
+        except Stalled as error:
+            raise EngineUnavailable(f"{file.name} is not unpacked yet: {error}; try again later") from None
         except Stopped:
-            raise EngineUnavailable("the server is stopping: try again in a few seconds") from None
-        self._remember(file, _Seen(identity, digest))
+            raise _stopping() from None
         archive = self._unpacked(name, file, digest)
         self.on_unpacked(archive, seconds)
         return archive
 
-    def _remember(self, file: Path, seen: _Seen) -> None:
-        if _file_identity(file) == seen.identity:  # else what was read may have been another version
-            self._seen[file] = seen
+    def _remember(self, file: Path, identity: str, digest: str) -> None:
+        with suppress(FileNotFoundError):
+            changed = file.stat().st_mtime_ns
+            if _file_identity(file) == identity:  # else what was read may have been another version
+                self._known.add(file, identity, digest, keep=is_settled(changed))
 
     async def _add_to_cache(self, file: Path) -> str:
         staged = await asyncio.to_thread(self._cache.stage, file)
         try:
             self._cache.admit(staged, self.in_use())
+            self._release_later()
         finally:
             await asyncio.to_thread(staged.cleanup.close)
         return staged.digest
@@ -244,6 +317,10 @@ class Catalog:
         return ModelNotFound(f"there is no model {name!r}; the store holds {known}", "model")
 
 
+def _stopping() -> EngineUnavailable:
+    return EngineUnavailable("the server is stopping: try again in a few seconds")
+
+
 def _is_name(name: str) -> bool:
     """Whether it can be an archive's: no other spelling of the same archive, and the same one in engine_name."""
     if ".." in name or "--" in name or len(name) > _MAX_NAME or _SUFFIX.search(name):
@@ -251,23 +328,33 @@ def _is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def _folder_version(path: Path) -> str | None:
-    """Hashes the identity of the folder and of the files that say what it is; None where it is no archive."""
+def _folder_identity(path: Path) -> str | None:
+    """Of the folder and of the files that say what it is; None where it is no archive."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         # By the descriptor: the path may name another folder a moment later.
-        files = [_file_identity(name, folder) for name in _VERSIONED]
+        files = [_status(name, folder) for name in _IDENTIFYING]
         inode = os.fstat(folder).st_ino
     finally:
         os.close(folder)
-    return hashlib.sha256(repr((inode, files)).encode()).hexdigest()[:_VERSION] if files[0] else None
+    return _digits((inode, files)) if files[0] else None
 
 
-def _file_identity(path: Path | str, folder: int | None = None) -> Identity | None:
-    """Returns the identity of a regular file; None where there is none."""
+def _file_identity(file: Path) -> str | None:
+    """None where there is no regular file."""
+    status = _status(file)
+    return _digits(status) if status else None
+
+
+def _digits(identity: object) -> str:
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:_IDENTITY]
+
+
+def _status(path: Path | str, folder: int | None = None) -> tuple[int, int, int] | None:
+    """Inode, bytes and nanoseconds of the last change of a regular file; None where there is none."""
     try:
         status = os.stat(path, dir_fd=folder)
     except (FileNotFoundError, NotADirectoryError):

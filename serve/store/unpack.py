@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
+from serve.store.locks import Stopped
+
 SUFFIXES = (".tar.gz", ".mar")
 MANIFEST = "MAR-INF/MANIFEST.json"
 CHUNK = 1 << 20
@@ -34,10 +36,6 @@ _MAX_NAME, _MAX_PATH, _MAX_DEPTH = 255, 1024, 32
 
 class InvalidArchive(Exception):
     """The file is not an archive that can be served; the message says why, as in "it holds ..."."""
-
-
-class Stopped(Exception):
-    """The server ends."""
 
 
 @dataclass(frozen=True)
