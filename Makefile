@@ -20,7 +20,7 @@ export PALIMPSEST_PORT := $(PORT)
 export PALIMPSEST_MODELS := $(MODELS)
 export PALIMPSEST_STORE := $(STORE)
 
-.PHONY: help install serve stop image up image-check test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock sbom vendor clean
+.PHONY: help install serve cluster stop image up image-check test screenshots test-fast test-full test-sdk check format bench eval-demo archives lock sbom vendor clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,8 @@ install: $(VENV)/.serve ## set up what `make serve` needs, and no more
 
 serve: $(VENV)/.serve ## set up what is missing, then serve in the foreground (Ctrl-C stops everything)
 	@exec $(BIN)/palimpsest serve
+
+cluster: $(VENV)/.cluster ## set up what `palimpsest cluster` needs beside it (70 MB): docs/scale.md
 
 stop: ## stop the server that `make serve` started on PORT
 	@test ! -x $(BIN)/palimpsest || $(BIN)/palimpsest stop
@@ -114,7 +116,11 @@ $(VENV)/.serve: requirements.lock requirements-torch.lock pyproject.toml client/
 	$(PIP) --no-build-isolation --editable client # last: an earlier version's end takes the command along
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.serve
+$(VENV)/.cluster: requirements-cluster.lock $(VENV)/.serve
+	$(PIP) --require-hashes -r requirements-cluster.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.cluster
 	$(PIP) --require-hashes -r requirements-dev.lock
 	@touch $@
 

@@ -4,7 +4,8 @@
 #
 #   requirements.lock            what serving needs, without torch
 #   requirements-torch.lock      torch with CUDA; deploy/install.sh takes another build of it where there is no GPU
-#   requirements-dev.lock        what the checks add
+#   requirements-cluster.lock    what `palimpsest cluster` adds
+#   requirements-dev.lock        what the checks add to both
 #   requirements-sagemaker.lock  the SageMaker SDK, which contradicts the others
 #
 # What is locked keeps its version if it can; `--upgrade` takes the newest of everything.
@@ -27,10 +28,15 @@ main() {
     echo 'setuptools>=77' > "$work/build.txt"
     resolve "$work/serve.lock" --constraint "$work/fixed.txt" pyproject.toml "$work/build.txt"
     mapfile -t served < <(sed -nE 's/^([a-z0-9._-]+)==.*/--no-emit-package=\1/p' "$work/serve.lock")
-    resolve "$work/dev.lock" --constraint "$work/serve.lock" --extra dev "${served[@]}" pyproject.toml
+    cat requirements-cluster.lock > "$work/cluster.lock" 2> /dev/null || true
+    resolve "$work/cluster.lock" --constraint "$work/serve.lock" --extra cluster "${served[@]}" pyproject.toml
+    mapfile -t clustered < <(sed -nE 's/^([a-z0-9._-]+)==.*/--no-emit-package=\1/p' "$work/cluster.lock")
+    resolve "$work/dev.lock" --constraint "$work/serve.lock" --constraint "$work/cluster.lock" --extra dev --extra cluster \
+        "${served[@]}" "${clustered[@]}" pyproject.toml
     resolve requirements-sagemaker.lock - <<< 'sagemaker>=2.257,<3'
     blocks '!~' < "$work/serve.lock" > requirements.lock
     blocks '~' < "$work/serve.lock" > requirements-torch.lock
+    cp "$work/cluster.lock" requirements-cluster.lock
     cp "$work/dev.lock" requirements-dev.lock
 }
 

@@ -25,7 +25,6 @@ TURN = 0.001  # seconds
 FETCH_SECONDS = 30.0  # for a picture that another box keeps
 
 
-@serve.deployment
 @serve.ingress()
 class Box:
     """Has the settings of its machine, which are in the environment of what Ray runs there."""
@@ -87,7 +86,7 @@ class Others:
         self.box = box
 
     async def picture(self, box: str, name: str) -> bytes | None:
-        handle = serve.get_deployment_handle("Box", app_name=serve.get_replica_context().app_name)
+        handle = serve.get_deployment_handle(Box.__name__, app_name=serve.get_replica_context().app_name)
         with contextlib.suppress(TimeoutError, RayError, RayServeException):
             async with asyncio.timeout(FETCH_SECONDS):
                 picture: bytes | None = await handle.options(session_id=str(Target(box=box))).picture.remote(name)

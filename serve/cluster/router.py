@@ -15,7 +15,7 @@ _NOTHING: known.Told = {
 }  # fmt: skip
 
 
-class ModelRouter(RequestRouter):
+class ModelRouter(RequestRouter):  # type: ignore[misc]
     """Tries the boxes one by one, in the policy's order."""
 
     def initialize_state(self) -> None:

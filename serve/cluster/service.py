@@ -52,7 +52,7 @@ class Service:
 
     def _deploy(self) -> None:
         settings = self._settings
-        deployment = Box.options(
+        deployment = serve.deployment(
             num_replicas=self._places,
             ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}, "num_gpus": _gpus()},
             max_ongoing_requests=REQUESTS,
@@ -67,7 +67,7 @@ class Service:
                 request_routing_stats_timeout_s=5,
             ),
         )
-        serve.run(deployment.bind(), name=NAME, route_prefix="/", blocking=False)
+        serve.run(deployment(Box).bind(), name=NAME, route_prefix="/", blocking=False)
 
 
 def _http(settings: Settings) -> HTTPOptions:
