@@ -2,18 +2,16 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import count
-from pathlib import Path
+from collections.abc import Iterable
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from serve.cluster import places
 from serve.cluster.known import Told
 from serve.cluster.target import Target, routed
 from serve.embedded import Embedded
@@ -32,9 +30,11 @@ class Box:
     def __init__(self) -> None:
         self._claim = contextlib.ExitStack()
         settings = Settings()
-        state = self._claim.enter_context(state_folder(settings.state))
+        place = self._claim.enter_context(places.claimed(settings.state))
+        if gpus := places.gpus():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place.number % len(gpus)]
         name = serve.get_replica_context().replica_id.unique_id
-        self._server = Embedded(settings.model_copy(update={"state": state}), peers=Others(name))
+        self._server = Embedded(settings.model_copy(update={"state": place.state}), peers=Others(name))
         sys.setswitchinterval(TURN)
 
     def __serve_build_asgi_app__(self) -> Embedded:
@@ -92,22 +92,3 @@ class Others:
                 picture: bytes | None = await handle.options(session_id=str(Target(box=box))).picture.remote(name)
                 return picture
         return None
-
-
-@contextlib.contextmanager
-def state_folder(state: Path) -> Iterator[Path]:
-    """The first STATE/box-N that no other process has: what is remembered there outlives the replica."""
-    for number in count():
-        folder = state / f"box-{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        try:
-            yield folder
-        finally:
-            os.close(lock)
-        return

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from serve import pid_file, preflight, startup
 from serve.cluster import node
+from serve.cluster.places import places_here
 from serve.settings import Settings
 
 TOKEN = "cluster.token"  # noqa: S105 - in STATE: who has it may run anything on the cluster's machines
@@ -109,7 +110,7 @@ def _running(settings: Settings, token: Path, join: str | None, port: int, boxes
     """Ray's part on this machine; its head's address."""
     environment = node.environment(settings, token)
     os.environ |= environment
-    places = node.places_here() if boxes is None else boxes
+    places = places_here() if boxes is None else boxes
     with (
         pid_file.held(settings.state / PID),
         node.running(settings.state / "logs" / "ray.log", environment, join, port, places) as running,

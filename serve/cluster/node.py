@@ -14,15 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pynvml
-
 from serve.cluster.entrance import TARGET
-from serve.engine import cores, homes, processes
+from serve.engine import homes, processes
 from serve.preflight import Unusable
 from serve.settings import Settings
 
 PLACE = "box"  # Ray's resource of which each box takes one
-CORES = 4  # of a box, where there is no GPU
 START_SECONDS = 120.0
 END_SECONDS = 60.0  # for boxes to end what they started
 STORE_BYTES = 256 << 20  # of Ray's object store, through which no picture goes
@@ -52,6 +49,7 @@ def environment(settings: Settings, token: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # each box finds its GPU itself
         "RAY_raylet_start_wait_time_s": f"{START_SECONDS:g}",
         "FORWARDED_ALLOW_IPS": settings.proxies,  # uvicorn believes this machine unless it is told
         "RAY_ROTATION_MAX_BYTES": str(10 << 20),
@@ -65,15 +63,6 @@ def new_token(file: Path) -> None:
     file.unlink(missing_ok=True)
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
         opened.write(secrets.token_hex(32))
-
-
-def places_here() -> int:
-    """One for each GPU; without any, one for each CORES cores."""
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        if count := int(pynvml.nvmlDeviceGetCount()):
-            return count
-    return max(1, cores.usable() // CORES)
 
 
 @contextlib.contextmanager

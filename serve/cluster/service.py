@@ -5,6 +5,7 @@ import threading
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 
 from serve.cluster import known
@@ -44,17 +45,22 @@ class Service:
 
     def _watch(self) -> None:
         while not self._ending.wait(LOOK_SECONDS):
-            places = _places()
-            if places != self._places:
-                logger.warning("the cluster has %d places for boxes, and had %d", places, self._places)
-                self._places = places
-                self._deploy()
+            try:
+                self._follow(_places())
+            except (RuntimeError, RayError) as error:
+                logger.error("%s", error)  # and again at the next look
+
+    def _follow(self, places: int) -> None:
+        if places != self._places:
+            logger.warning("the cluster has %d places for boxes, and had %d", places, self._places)
+            self._places = places
+            self._deploy()
 
     def _deploy(self) -> None:
         settings = self._settings
         deployment = serve.deployment(
             num_replicas=self._places,
-            ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}, "num_gpus": _gpus()},
+            ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}},
             max_ongoing_requests=REQUESTS,
             graceful_shutdown_timeout_s=settings.predict_timeout + settings.stop_timeout,
             graceful_shutdown_wait_loop_s=0.5,
@@ -78,12 +84,8 @@ def _http(settings: Settings) -> HTTPOptions:
 
 
 def _places() -> int:
-    return int(ray.cluster_resources().get(PLACE, 0))
-
-
-def _gpus() -> int:
-    """Of each box: one where the machines have any."""
-    return 1 if ray.cluster_resources().get("GPU", 0) else 0
+    """At least one: it is waited for until there is."""
+    return max(1, int(ray.cluster_resources().get(PLACE, 0)))
 
 
 def boxes(address: str) -> dict[str, known.Told]:
