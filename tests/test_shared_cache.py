@@ -183,6 +183,7 @@ def test_a_server_that_gets_on_with_nothing_is_waited_for_no_longer_than_a_bound
     assert asyncio.run(catalog.prepare(catalog.find("one"))).version
 
 
+@pytest.mark.slow
 def test_many_servers_at_once_never_lose_what_they_hold(tmp_path: Path, packed: Callable[[str, int], Path]) -> None:
     """With room for three of six archives, each of four processes finds what it holds whole, and the bound is kept."""
     for number in range(6):

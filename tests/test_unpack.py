@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -554,8 +555,9 @@ def test_a_full_disk_disturbs_nothing(small_disk: Path, packed: Callable[[str, i
 
 
 def test_a_server_that_ends_need_not_wait_for_an_unpacking(tmp_path: Path, packed: Callable[[str, int], Path]) -> None:
-    cache = Cache(tmp_path / "cache", 1000, LIMITS)
-    cache.stop()
+    stopped = threading.Event()
+    stopped.set()
+    cache = Cache(tmp_path / "cache", 1000, LIMITS, stopped)
     with pytest.raises(Stopped):
         put(cache, packed("one", 300))
     with pytest.raises(Stopped):

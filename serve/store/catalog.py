@@ -12,9 +12,7 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine
@@ -25,7 +23,8 @@ from typing import Any
 
 from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound, ModelNotReady
 from serve.store.cache import Cache, CacheFull
-from serve.store.digests import RECORD, content, is_settled
+from serve.store.digests import content, is_settled
+from serve.store.identity import file_identity, folder_identity
 from serve.store.known_versions import KnownVersions
 from serve.store.listing import Listing
 from serve.store.locks import Stalled, Stopped
@@ -41,12 +40,10 @@ _NAME = re.compile(f"{_PART}(/{_PART}){{0,{MAX_DEPTH - 1}}}", re.ASCII)
 _SUFFIX = re.compile("(" + "|".join(map(re.escape, SUFFIXES)) + ")$")
 _LISTED = 20  # names in an error message
 _MAX_NAME = 200
-# Not the folder's own time: Python writes __pycache__ into it when a worker starts.
-_IDENTIFYING = (MANIFEST, RECORD, "model-config.yaml", "handler.py")
 _ENGINE_NAME = 80
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-_VERSION, _IDENTITY = 12, 16  # hexadecimal digits
+_VERSION = 12  # hexadecimal digits
 _TRIES = 3  # for what is replaced while it is read
 
 
@@ -71,7 +68,7 @@ class Archive:
 
     def is_replaced(self) -> bool:
         """Whether something else lies in its folder; what a file was unpacked into never changes."""
-        return self.file is None and _folder_identity(self.path) != self.identity
+        return self.file is None and folder_identity(self.path) != self.identity
 
     def files(self) -> list[Path]:
         """All files of its folder; of a packed one the file."""
@@ -168,7 +165,7 @@ class Catalog:
         if archive.version and self._cache.hold(archive.path):
             self._release_later()
             return archive
-        identity = _file_identity(archive.file)
+        identity = file_identity(archive.file)
         if identity is None:
             raise self._not_found(archive.name)
         before, error = self._unusable.get(archive.file, ("", ""))
@@ -207,13 +204,13 @@ class Catalog:
 
     def _folder(self, name: str) -> Archive | None:
         path = self._store / name
-        identity = _folder_identity(path)
+        identity = folder_identity(path)
         return Archive(name, path, self._known.get(path, identity), identity=identity) if identity else None
 
     def _packed(self, name: str) -> Archive | None:
         for suffix in SUFFIXES:
             file = self._store / f"{name}{suffix}"
-            identity = _file_identity(file)
+            identity = file_identity(file)
             if identity is None:
                 continue
             digest = self._known.get(file, identity)
@@ -277,7 +274,7 @@ class Catalog:
                 seconds = time.perf_counter() - began
         except InvalidArchive as error:
             message = f"{file.name} cannot be unpacked: {error}"
-            if _file_identity(file) == identity:  # else what was read may have been another version
+            if file_identity(file) == identity:  # else what was read may have been another version
                 self._unusable[file] = identity, message
             raise ModelLoadFailed(message) from None
         except CacheFull as error:
@@ -298,7 +295,7 @@ class Catalog:
     def _remember(self, file: Path, identity: str, digest: str) -> None:
         with suppress(FileNotFoundError):
             changed = file.stat().st_mtime_ns
-            if _file_identity(file) == identity:  # else what was read may have been another version
+            if file_identity(file) == identity:  # else what was read may have been another version
                 self._known.add(file, identity, digest, keep=is_settled(changed))
 
     async def _add_to_cache(self, file: Path) -> str:
@@ -326,37 +323,3 @@ def _is_name(name: str) -> bool:
     if ".." in name or "--" in name or len(name) > _MAX_NAME or _SUFFIX.search(name):
         return False
     return _NAME.fullmatch(name) is not None
-
-
-def _folder_identity(path: Path) -> str | None:
-    """Of the folder and of the files that say what it is; None where it is no archive."""
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        # By the descriptor: the path may name another folder a moment later.
-        files = [_status(name, folder) for name in _IDENTIFYING]
-        inode = os.fstat(folder).st_ino
-    finally:
-        os.close(folder)
-    return _digits((inode, files)) if files[0] else None
-
-
-def _file_identity(file: Path) -> str | None:
-    """None where there is no regular file."""
-    status = _status(file)
-    return _digits(status) if status else None
-
-
-def _digits(identity: object) -> str:
-    return hashlib.sha256(repr(identity).encode()).hexdigest()[:_IDENTITY]
-
-
-def _status(path: Path | str, folder: int | None = None) -> tuple[int, int, int] | None:
-    """Inode, bytes and nanoseconds of the last change of a regular file; None where there is none."""
-    try:
-        status = os.stat(path, dir_fd=folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

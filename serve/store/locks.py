@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
@@ -55,7 +55,8 @@ def locked(
     """
     began, seen = time.monotonic(), None
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # with exist_ok it would look again, when another may have removed it
+            folder.mkdir(parents=True)
         descriptor = try_lock(folder, EXCLUSIVE)
         if descriptor is not None:
             break
