@@ -1,15 +1,17 @@
-"""Who has to leave one box: the server's rule (longest unused first) beside others, on several traces.
+"""Who has to leave one box: the server's rules, LRFU and LRU, beside others on several traces.
 
     python -m bench.eviction [--requests 20000] [--seeds 5]
 
 One request after another, each of which needs its model in memory. GDSF (Cherkasova 1998) keeps what is asked for
 often, is small and takes long to load; W-TinyLFU (Einziger 2017) lets a newcomer stay only where it is asked for more
-often than whom it would replace: here it must be loaded in any case, so it is the next to leave. Belady's rule knows
-the future, and is the optimum where all sizes are equal. The table has the share of requests that find their model, the
-seconds of loading per 100 requests, and the longest row of requests for one model that all had to load it.
+often than whom it would replace: here it must be loaded in any case, so it is the next to leave. LRFU (Lee
+2001) counts requests, each half as much after a hundred others. Belady's rule knows the future, and is the optimum
+where all sizes are equal. The table has the share of requests that find their model, the seconds of loading per 100
+requests, and the longest row of requests for one model that all had to load it.
 """
 
 import argparse
+import math
 import random
 import statistics
 from bisect import bisect_right
@@ -18,8 +20,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
-from serve.cluster.policy import Published, View
-from serve.residency.policy import Resident, choose_victims
+from serve.residency.policy import Resident, choose_victims, heat_after
 
 ARCHIVES, ROOM = 20, 4
 
@@ -112,6 +113,19 @@ class TinyLfu(Ranked):
         return self._count[item.name] + self._used[item.name] / (at + 1)  # the count, then who was used last
 
 
+class Lrfu(Ranked):
+    """Its requests, each of which counts half after a hundred others."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._heat: dict[str, float] = {}
+
+    def asked(self, item: Item, at: int) -> None:
+        self._heat[item.name] = heat_after(self._heat.get(item.name, -math.inf), at)
+
+    def value(self, item: Item, at: int) -> float:
+        return self._heat[item.name]
+
+
 class Belady(Ranked):
     """Whoever is asked for next goes last."""
 
@@ -126,7 +140,13 @@ class Belady(Ranked):
         return -when[next_one] if next_one < len(when) else -float("inf")
 
 
-RULES: dict[str, Callable[[Trace], Rule]] = {"LRU": Lru, "GDSF": Gdsf, "W-TinyLFU": TinyLfu, "Belady": Belady}
+RULES: dict[str, Callable[[Trace], Rule]] = {
+    "LRU": Lru,
+    "GDSF": Gdsf,
+    "W-TinyLFU": TinyLfu,
+    "LRFU": Lrfu,
+    "Belady": Belady,
+}
 
 
 class Figures(NamedTuple):
@@ -187,14 +207,11 @@ def scanned(count: int, seed: int, every: int = 200) -> list[Item]:
 
 
 def share(count: int, seed: int) -> list[Item]:
-    """What a box of a thousand gets of 10,000 archives by the hash, where all that it is first for are asked of it."""
-    fleet = View()
-    for number in range(1000):
-        fleet.update(f"box{number}", Published())
-    names = [f"m{seed}.{rank}" for rank in range(3000)]  # the rest is hardly ever asked for
-    ours = [(rank, name) for rank, name in enumerate(names, 1) if next(fleet.order(name)) == "box0"]
-    weights = [rank**-1.1 for rank, _ in ours]
-    return [Item(name, 1, 2.0) for _, name in random.Random(seed).choices(ours, weights, k=count)]
+    """What a box of a thousand gets of 10,000 archives by a hash."""
+    draw = random.Random(seed)
+    ranks = draw.sample(range(1, 10_001), 10)
+    names = [Item(f"m{rank}", 1, 2.0) for rank in ranks]
+    return draw.choices(names, [rank**-1.1 for rank in ranks], k=count)
 
 
 TRACES: dict[str, Callable[[int, int], Trace]] = {

@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     keep_alive: float | None = Field(
         None, ge=0, description="Seconds until an idle model is unloaded anyway; 0: after each answer."
     )
+    eviction: Literal["lrfu", "lru"] = Field(
+        "lrfu", description="Which idle model goes first: asked for least often of late, or longest ago."
+    )
     load_timeout: float = Field(360, gt=0, description="Seconds that loading a model may take.")
     predict_timeout: float = Field(
         330, gt=0, le=MAX_PREDICT_TIMEOUT - 60, description="Seconds that a prediction may take."

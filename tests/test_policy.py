@@ -1,18 +1,26 @@
 """Which models must go: the rules one by one, then for all small cases that Hypothesis can think of."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.residency.policy import Resident, choose_victims
+from serve.residency.policy import Resident, choose_victims, heat_after
 
 NOW, STAY = 100.0, 2.0
 
 
 def resident(
-    key: str, size: int = 1, in_use: bool = False, stale: bool = False, ready: float = 0.0, used: float = 0.0
+    key: str,
+    size: int = 1,
+    in_use: bool = False,
+    stale: bool = False,
+    ready: float = 0.0,
+    used: float = 0.0,
+    heat: float = 0.0,
 ) -> Resident:
-    return Resident(key, size, in_use, stale, ready, used)
+    return Resident(key, size, in_use, stale, ready, used, heat)
 
 
 def victims(need: int, *residents: Resident) -> list[str] | None:
@@ -30,6 +38,26 @@ def test_the_idle_model_unused_longest_goes_first() -> None:
     a, b, c = resident("a", used=3), resident("b", used=1), resident("c", used=2)
     assert victims(1, a, b, c) == ["b"]
     assert victims(2, a, b, c) == ["b", "c"]
+
+
+def test_a_cold_model_goes_before_one_unused_longer() -> None:
+    assert victims(1, resident("hot", used=1, heat=2.0), resident("cold", used=9, heat=1.0)) == ["cold"]
+
+
+def test_often_is_hotter_than_lately_and_yet_forgotten() -> None:
+    often = never = -math.inf
+    for request in range(1, 11):
+        often = heat_after(often, request)
+    assert often > heat_after(never, 11)
+    assert often < heat_after(never, 1000)
+
+
+def test_heat_bears_any_number_of_requests() -> None:
+    heat = 0.0
+    for request in range(10**12, 10**12 + 1000):
+        hotter = heat_after(heat, request)
+        assert heat < hotter < math.inf
+        heat = hotter
 
 
 def test_an_idle_model_goes_before_a_busy_one_and_a_stale_one_before_both() -> None:
@@ -68,6 +96,7 @@ residents = st.lists(
         stale=st.booleans(),
         ready=st.sampled_from([0.0, 50.0, NOW - STAY, NOW - 1, NOW]),
         used=st.sampled_from([0.0, 50.0, NOW]),
+        heat=st.sampled_from([-math.inf, 0.0, 3.5]),
     ),
     max_size=7,
 )
@@ -78,9 +107,9 @@ def may_go(r: Resident) -> bool:
     return not r.in_use or r.stale or r.ready_since + STAY <= NOW
 
 
-def rank(r: Resident) -> tuple[bool, bool, float]:
+def rank(r: Resident) -> tuple[bool, bool, tuple[float, ...]]:
     """Less goes earlier."""
-    return r.in_use, not r.stale, r.ready_since if r.in_use else r.last_used
+    return r.in_use, not r.stale, (r.ready_since,) if r.in_use else (r.heat, r.last_used)
 
 
 @given(needs, residents)

@@ -123,6 +123,17 @@ def test_an_idle_model_goes_before_a_busy_one_however_old(world: World) -> None:
     assert world.running() == ["unload b"]
 
 
+@pytest.mark.parametrize(("eviction", "gone"), [("lrfu", "b"), ("lru", "a")])
+def test_the_setting_says_whether_often_or_lately_counts(make_world: MakeWorld, eviction: str, gone: str) -> None:
+    world = make_world(2, eviction=eviction)
+    world.loaded("a", "b")
+    for name in "aaab":
+        world.request(name).finish()
+        world.pass_time(1)
+    world.request("c")
+    assert world.engine.log == [f"unload {gone}"]
+
+
 def test_evicted_bytes_stay_reserved_until_the_unload_has_returned(world: World) -> None:
     world.loaded("a", "b")
     world.request("c")

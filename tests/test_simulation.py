@@ -52,7 +52,6 @@ def test_the_figures_become_a_chart(results: dict[str, dict[str, Any]]) -> None:
     assert all(policy in svg for policy in POLICIES)
 
 
-def test_who_knows_the_future_evicts_best_and_the_servers_rule_least_recently_used() -> None:
+def test_the_servers_rule_evicts_better_than_the_longest_unused_and_worse_than_who_knows_the_future() -> None:
     for rules in eviction.compare(1000, 1).values():
-        assert max(rules.values(), key=lambda figures: figures.found) == rules["Belady"]
-        assert 0 < rules["LRU"].found < 1
+        assert rules["LRU"].found < rules["LRFU"].found < rules["Belady"].found

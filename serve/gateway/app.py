@@ -241,6 +241,7 @@ def _limits(settings: Settings) -> SchedulerLimits:
         concurrent_loads=settings.concurrent_loads,
         minimum_stay=settings.minimum_stay,
         keep_alive=settings.keep_alive,
+        eviction=settings.eviction,
     )
 
 

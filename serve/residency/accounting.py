@@ -133,7 +133,7 @@ def _stays(model: Model) -> int:
 
 
 def _resident(key: str, model: Model, size: int) -> Resident:
-    return Resident(key, size, model.in_use, model.stale, model.ready_since, model.last_used)
+    return Resident(key, size, model.in_use, model.stale, model.ready_since, model.last_used, model.heat)
 
 
 def _mib(size: int) -> str:

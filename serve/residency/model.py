@@ -20,6 +20,7 @@ lost, and all workers with it.
 """
 
 import asyncio
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -135,7 +136,8 @@ class Model:
     effect: what runs to load, park, suspend, wake or unload it. leaving: resolved when its memory is back. evicted_at:
     when it last had to go. rests_until: no load is tried before, for the engine could not be reached. refused_at: when
     it was first found larger than the budget. error: of the last load. arrived: its last load or
-    waking. hits: requests that found it ready. request_seconds: that a request has it, of late, on average.
+    waking. hits: requests that found it ready. request_seconds: that a request has it, of late, on average. heat: how
+    much it is in demand, by the rule of eviction.
     """
 
     archive: Archive
@@ -154,6 +156,7 @@ class Model:
     leaving: list[asyncio.Future[None]] = field(default_factory=list)
     ready_since: float = 0.0
     last_used: float = 0.0
+    heat: float = -math.inf
     evicted_at: float = 0.0
     failed_at: float = 0.0
     rests_until: float = 0.0

@@ -22,6 +22,7 @@ from serve.residency.events import Event, What
 from serve.residency.limits import SchedulerLimits
 from serve.residency.model import IN_MEMORY, Model, Reason, State, Waiter, send_to_the_end
 from serve.residency.places import Places
+from serve.residency.policy import heat_after
 from serve.residency.standby import Standby
 from serve.residency.versions import Versions
 from serve.store.catalog import Archive
@@ -47,7 +48,7 @@ class Scheduler:
         self._versions = Versions()
         self._models, self._active = self._versions.all, self._versions.active
         self._places = Places(engine, memory, limits, self._active, standby, on_event, self._advance)
-        self._turns = itertools.count()
+        self._turns, self._requests = itertools.count(), itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._paused = False
@@ -65,6 +66,8 @@ class Scheduler:
         """
         model = self._register(archive)
         model.requests += 1
+        if self._limits.eviction == "lrfu":
+            model.heat = heat_after(model.heat, next(self._requests))
         model.hits += model.state is State.READY
         began = _now()
         await self._wait_for_lease(model, self._limits.wait if wait is None else wait, client)
