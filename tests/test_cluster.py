@@ -8,17 +8,39 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
+from ray.core.generated import (
+    core_worker_pb2,
+    core_worker_pb2_grpc,
+    gcs_service_pb2,
+    gcs_service_pb2_grpc,
+    node_manager_pb2,
+    node_manager_pb2_grpc,
+    ray_client_pb2,
+    ray_client_pb2_grpc,
+)
 from serving import ROOT, environment, free_port, name_full_set, palimpsest, until
 from zoo import write_archive
 
-pytest.importorskip("ray")
+# A call to each of Ray's services that has one for others.
+CALLS: dict[str, tuple[Any, str, Any]] = {
+    "head": (gcs_service_pb2_grpc.NodeInfoGcsServiceStub, "CheckAlive", gcs_service_pb2.CheckAliveRequest()),
+    "machine": (node_manager_pb2_grpc.NodeManagerServiceStub, "GetNodeStats", node_manager_pb2.GetNodeStatsRequest()),
+    "process": (
+        core_worker_pb2_grpc.CoreWorkerServiceStub,
+        "GetCoreWorkerStats",
+        core_worker_pb2.GetCoreWorkerStatsRequest(),
+    ),
+    "client": (ray_client_pb2_grpc.RayletDriverStub, "ClusterInfo", ray_client_pb2.ClusterInfoRequest()),
+}
 pytestmark = [pytest.mark.torchserve, pytest.mark.alone, pytest.mark.slow]
 
 QUICK = [f"m{number}" for number in range(6)]
@@ -36,6 +58,17 @@ class Cluster:
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def open_ports(self) -> set[tuple[str, int]]:
+        """Those of all its processes that other machines reach."""
+        found = set()
+        for process in self.family():
+            with suppress(psutil.Error):
+                listening = [each.laddr for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+                found |= {(each.ip.removeprefix("::ffff:"), each.port) for each in listening}
+        others = {("127.0.0.1" if host in ("::", "0.0.0.0") else host, port) for host, port in found}
+        assert len(others - found) > 5
+        return others - {each for each in found if each[0] == "127.0.0.1"}
 
     def run(self, *words: str) -> str:
         done = subprocess.run(
@@ -158,6 +191,19 @@ def _busy(cluster: Cluster) -> int:
     """Requests that run or wait at a box: at another one each time, as it comes."""
     state = cluster.http.get("/v1/state").json()
     return int(state["leases"] + state["queue"])
+
+
+def test_nobody_comes_in_by_rays_ports_without_its_token(cluster: Cluster) -> None:
+    """Who does may run anything."""
+    codes: dict[str, set[grpc.StatusCode]] = {}
+    for host, port in cluster.open_ports():
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            for name, (stub, method, request) in CALLS.items():
+                with pytest.raises(grpc.RpcError) as refused:
+                    getattr(stub(channel), method)(request, timeout=10)
+                codes.setdefault(name, set()).add(refused.value.code())
+    assert all(grpc.StatusCode.UNAUTHENTICATED in each for each in codes.values()), codes
+    assert codes.keys() == CALLS.keys()
 
 
 def test_a_lost_box_costs_what_was_inside_it(cluster: Cluster) -> None:
