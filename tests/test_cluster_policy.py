@@ -232,3 +232,11 @@ def test_an_old_state_is_forgotten_with_the_next(fleet: dict[str, Published], st
     for id, _ in product(there, range(LEARNED)):
         view.update(id, Published())
     assert not any((view._ready, view._parked, view._loading))
+
+
+def test_own_requests_stand_for_those_of_all_routers() -> None:
+    view = seen("a", "b", a=Published(1.5))
+    view.sent("b", "other", 1.0)
+    assert first(view) == "b"
+    view.count_routers(4)
+    assert first(view) == "a"

@@ -91,6 +91,12 @@ class View:
         self._loading: dict[str, set[_Box]] = {}
         self._asked: dict[str, set[_Box]] = {}
 
+    def count_routers(self, routers: int) -> None:
+        """There are so many from now on."""
+        self._routers = routers
+        for box in self._boxes.values():
+            box.routers = routers
+
     def update(self, id: str, published: Published) -> None:
         """The box has come, or says this now."""
         box = self._boxes.get(id) or self._boxes.setdefault(id, _Box(id, _number(id), self._routers))

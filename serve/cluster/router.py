@@ -33,6 +33,7 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
             if told != known.BOXES.get(box):
                 known.BOXES[box] = told
                 self._view.update(box, _published(told))
+        self._view.count_routers(len({told["machine"] for told in known.BOXES.values()}))  # each machine has a door
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)
