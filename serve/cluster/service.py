@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 NAME = "palimpsest"
+ROUTER = "serve.cluster.router.ModelRouter"
 STATS_SECONDS = 1.0  # between two times that a box tells routers where its models are
 LOOK_SECONDS = 2.0  # between two looks at how many places there are
 REQUESTS = 1024  # of one box, that wait or run: it refuses what is too many itself, with its reasons
@@ -25,9 +26,12 @@ REQUESTS = 1024  # of one box, that wait or run: it refuses what is too many its
 class Service:
     """The head's part: starts the application, and gives it as many boxes as there are places while it runs."""
 
-    def __init__(self, settings: Settings, address: str) -> None:
-        """Returns once the first boxes serve. Raises RuntimeError where one can't start: its log says why."""
-        self._settings = settings
+    def __init__(self, settings: Settings, address: str, router: str = ROUTER) -> None:
+        """Returns once the first boxes serve. Raises RuntimeError where one can't start: its log says why.
+
+        router: the class that chooses a box for each request, by its path.
+        """
+        self._settings, self._router = settings, router
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         serve.start(proxy_location=ProxyLocation.EveryNode, http_options=_http(settings))
         self._places = _places()
@@ -68,7 +72,7 @@ class Service:
             health_check_timeout_s=10,
             logging_config={"enable_access_log": False},  # each box writes a line of its own for each request
             request_router_config=RequestRouterConfig(
-                request_router_class="serve.cluster.router.ModelRouter",
+                request_router_class=self._router,
                 request_routing_stats_period_s=STATS_SECONDS,
                 request_routing_stats_timeout_s=5,
             ),
