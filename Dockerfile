@@ -37,8 +37,11 @@ RUN deploy/install.sh /opt/venv/bin \
 # Editable, as in a checkout: building an archive copies the files of handlers/.
 COPY . .
 RUN python -m pip install --no-deps --no-build-isolation --editable client --editable . \
-    && python -m compileall -q client contract handlers serve \
     && python -m pip uninstall --yes pip
+# By hash, and believed: a layer may come back with other times than its files had, and all would be compiled at each start.
+# Packages bring files that are no Python of this version.
+RUN python -m compileall -qfj 0 --invalidation-mode unchecked-hash client contract handlers serve \
+    && { python -m compileall -qqfj 0 --invalidation-mode unchecked-hash /opt/venv/lib || true; }
 # With the demo archives in the image it serves at once, without a volume and without a network.
 RUN palimpsest archives build --models demo
 

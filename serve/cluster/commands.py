@@ -63,6 +63,8 @@ def join(
 ) -> None:
     """Serve beside the head, in the foreground, until Ctrl-C."""
     settings = _ready()
+    if not os.access(token_file, os.R_OK):
+        raise preflight.Unusable(f"--token-file {token_file} cannot be read: copy the head's STATE/{TOKEN} there")
     with _running(settings, token_file.absolute(), address, 0, boxes):
         _say(f"This machine belongs to {address}.")
         _wait_for_the_end()

@@ -6,6 +6,7 @@ import threading
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 
 from serve.cluster import known
@@ -35,7 +36,7 @@ class Service:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         serve.start(proxy_location=ProxyLocation.EveryNode, http_options=_http(settings))
         self._places = _places()
-        self._deploy()
+        self._deploy(wait=True)
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="places", daemon=True)
         self._watcher.start()
@@ -58,9 +59,10 @@ class Service:
         if places != self._places:
             logger.warning("the cluster has %d places for boxes, and had %d", places, self._places)
             self._places = places
-            self._deploy()
+            self._deploy(wait=False)
 
-    def _deploy(self) -> None:
+    def _deploy(self, wait: bool) -> None:
+        """wait: until the boxes serve, for which one that is never to have a place would be waited for, too."""
         settings = self._settings
         deployment = serve.deployment(
             num_replicas=self._places,
@@ -77,7 +79,8 @@ class Service:
                 request_routing_stats_timeout_s=5,
             ),
         )
-        serve.run(deployment(Box).bind(), name=NAME, route_prefix="/", blocking=False)
+        target = RunTarget(deployment(Box).bind(), name=NAME, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=wait)
 
 
 def _http(settings: Settings) -> HTTPOptions:
