@@ -239,8 +239,8 @@ def test_what_the_door_refuses_has_the_shape_too(plain: httpx.Client) -> None:
         answer = plain.post(path, headers={"origin": "http://evil.example"})
         assert answer.status_code == 403
         assert answer.json()["error"] == {
-            "message": "a page of another site sent this: nothing is changed from there, unless PALIMPSEST_ORIGINS names"
-            " it",
+            "message": "a page of another site sent this: nothing is changed from there,"
+            " unless PALIMPSEST_ORIGINS names it",
             "type": "invalid_request_error", "param": None, "code": "cross_site",
         }  # fmt: skip
 
