@@ -220,6 +220,7 @@ def test_clients_that_leave_and_a_killed_worker_leave_no_descriptor(server: Serv
     server.http.close()
     server.http = httpx.Client(base_url=server.http.base_url, timeout=DEADLINE, headers={"connection": "close"})
     until(lambda: not descriptors(server.process.pid)["memfd"])
+    until((server.folder / "state" / "logs" / "palimpsest.log").exists)  # which stays open from the first line on
     before = descriptors(server.process.pid)
     for number in range(100):
         if number == 50:
