@@ -61,8 +61,6 @@ models_app = typer.Typer()
 app.add_typer(models_app, name="models", cls=_Group)
 console = Console(highlight=False, soft_wrap=True)
 
-TURN = 0.001  # seconds
-
 
 @app.callback()
 def main() -> None:
@@ -142,8 +140,7 @@ def _serve_logged(settings: Settings, catalog: Catalog, memory: Memory, log: Wri
     signal.signal(signal.SIGTERM, lambda *_: None)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; under nohup it is ignored
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    # Bodies are read and hashed in threads: the event loop gets its turn after so long, instead of 5 ms.
-    sys.setswitchinterval(TURN)
+    sys.setswitchinterval(startup.TURN)
     began = time.monotonic()
     with contextlib.ExitStack() as starting:
         if console.is_terminal:

@@ -19,6 +19,9 @@ from serve.store.catalog import DEMO, Catalog
 
 Say = Callable[[str], None]
 
+TURN = 0.001
+"""Seconds after which the event loop gets its turn, instead of 5 ms: bodies are read and hashed in threads."""
+
 
 class Assembled(NamedTuple):
     """supervisor: of the application's TorchServe; its end() is for what an event loop did not come to."""

@@ -11,6 +11,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from serve import startup
 from serve.cluster import places
 from serve.cluster.known import Told
 from serve.cluster.target import Target, routed
@@ -19,7 +20,6 @@ from serve.errors import EngineUnavailable
 from serve.residency.model import AWAY, STARTING, Model, State
 from serve.settings import Settings
 
-TURN = 0.001  # seconds
 FETCH_SECONDS = 30.0  # for a picture that another box keeps
 
 
@@ -35,7 +35,7 @@ class Box:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place.number % len(gpus)]
         name = serve.get_replica_context().replica_id.unique_id
         self._server = Embedded(settings.model_copy(update={"state": place.state}), peers=Others(name))
-        sys.setswitchinterval(TURN)
+        sys.setswitchinterval(startup.TURN)
 
     def __serve_build_asgi_app__(self) -> Embedded:
         """Ray runs its lifespan, and drains the replica before that ends."""

@@ -26,7 +26,7 @@ from serve.gateway.access.fairuse import FairUse
 from serve.gateway.access.guard import KEY, Guard
 from serve.gateway.body import RECEIVED
 from serve.gateway.openai import errors as openai_errors
-from serve.gateway.origins import Origins
+from serve.gateway.origins import DEFAULT_PORT, Origins
 from serve.logs import record
 
 SMALL_BODY = 64 * 1024  # bytes, wherever no picture is taken
@@ -39,7 +39,6 @@ _SAME = {b"same-origin", b"none"}  # none: the user's own doing, as an address t
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]\\]+)(:\d{1,5})?", re.ASCII)
 # Names that the public DNS does not serve, so that no page can come from there and move here.
 _PRIVATE = ("localhost", ".localhost", ".local", ".internal")
-_DEFAULT_PORT = {"http": ":80", "https": ":443"}
 _CONTRADICTORY = b""  # what is said twice is nothing that a browser says
 _SHOWN = 80
 
@@ -187,7 +186,7 @@ def _told(scope: Scope) -> _Told:
 
 def _same_origin(origin: bytes, host: str | None) -> bool:
     scheme, _, own = origin.decode("latin-1").lower().partition("://")
-    port = _DEFAULT_PORT.get(scheme)
+    port = DEFAULT_PORT.get(scheme)
     return port is not None and host is not None and own.removesuffix(port) == host.lower().removesuffix(port)
 
 

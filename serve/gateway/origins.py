@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 Origins: TypeAlias = frozenset[str]
 
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.ASCII)
-_DEFAULT_PORT = {"http": ":80", "https": ":443"}
+DEFAULT_PORT = {"http": ":80", "https": ":443"}
 
 
 def origins(text: str) -> Origins:
@@ -37,4 +37,4 @@ def _origin(text: str) -> str:
             f"{text!r} is no origin: name each page's scheme, host and port, as https://studio.example.org or"
             " http://localhost:3000"
         )
-    return origin.removesuffix(_DEFAULT_PORT[origin.partition("://")[0]])
+    return origin.removesuffix(DEFAULT_PORT[origin.partition("://")[0]])
