@@ -76,12 +76,13 @@ eval-demo: .venv-training/.ready ## how good the demo models are, from their shi
 test-full: $(VENV)/.dev ## full-size networks with random weights through TorchServe (minutes, ~20 GB of disk)
 	$(BIN)/python -m pytest -m full -s --timeout=3600
 
-check: $(VENV)/.dev deploy/web/node_modules/.ready ## format, lint, types, import rules
+check: $(VENV)/.dev deploy/web/node_modules/.ready ## format, lint, types, import rules, and that each test is found
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 client/palimpsest
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --collect-only -qq # what the tests import is there
 	$(if $(NPM),npm --prefix deploy/web run --silent check,@echo "No npm here: the page's types are not checked")
 
 format: $(VENV)/.dev ## rewrite the sources in the project's format

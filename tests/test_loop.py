@@ -15,7 +15,7 @@ from fastapi import Request
 from test_transport import longest_gap
 
 from contract.bodies import Slice, read_body
-from serve.cli import TURN
+from serve import startup
 from serve.errors import BadRequest
 from serve.gateway.access.fairuse import FairUse, Limits
 from serve.gateway.edit.asking import picture_of
@@ -57,7 +57,7 @@ BODIES: dict[str, Callable[[], tuple[str, bytes]]] = {
 @pytest.fixture(autouse=True)
 def turns() -> Iterator[None]:
     before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN)
+    sys.setswitchinterval(startup.TURN)
     yield
     sys.setswitchinterval(before)
 
