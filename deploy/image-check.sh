@@ -3,8 +3,8 @@
 # gain privileges, a server in it refuses a wrong key, answers a click to who has the right one, directly and through
 # Caddy, and ends when it is told to.
 #
-# With a Docker engine that is what is used. Without one: root, podman, runc, netavark, aardvark-dns, catatonit, podman-compose,
-# debootstrap (unless BASE_IMAGE is set). Needs curl as well, and 30 GB of disk under TMPDIR (/tmp), which is given back.
+# With a Docker engine that is what is used. Without one: root, podman, runc, netavark, iptables, aardvark-dns, catatonit,
+# podman-compose, debootstrap (unless BASE_IMAGE is set). Needs curl as well, and 30 GB of disk under TMPDIR (/tmp), which is given back.
 # What is not at hand, such as promtool, is said to be left out. What belongs to one machine comes from the environment:
 #
 #   BASE_IMAGE  image to build on (Docker: the Dockerfile's; podman: a minimal Debian, made with debootstrap)

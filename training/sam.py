@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from segment_anything.modeling import Sam, image_encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +43,8 @@ LEARNING_RATES = (2e-3, 1e-3)  # of Muon, of AdamW, for a batch of 8
 SCORE_LOSS = 4.0  # the scores' weight beside the masks'
 WARM_UP = 200  # steps
 DECAY_OVER = 0.35  # of the run, the last part, down to nothing
+TUNING = 0.5  # of the rates, for weights that have learned already
+TUNED_FROM = 1_000_000  # the number of the first scene that is shown to these
 AVERAGE_OVER = 0.02  # of the run: the weights that are kept are a moving average over so much
 PRINT_EVERY = 5.0  # seconds
 SAVE_EVERY = 60.0
@@ -81,6 +83,13 @@ class Run:
         weights = {key: tensor.half().cpu() for key, tensor in self.average.state_dict().items()}
         save_file(weights, self.folder / "weights.safetensors")
 
+    def start_from(self, weights: Path) -> None:
+        """Go on with what another run learned, at smaller rates."""
+        tensors = {key: tensor.float() for key, tensor in load_file(weights).items()}
+        self.sam.load_state_dict(tensors)
+        self.average.load_state_dict(tensors)
+        self.rates = [TUNING * rate for rate in self.rates]
+
     def learn(self, scenes: Tensor, done: float) -> tuple[Tensor, Tensor]:
         """One update with scenes from the pool, `done` (0-1) of the run being behind; returns as `gradients` does."""
         share = min(1.0, (self.step + 1) / WARM_UP, (1 - done) / DECAY_OVER)
@@ -106,9 +115,9 @@ def main() -> None:
     checkpoint = arguments.folder / "checkpoint.pt"
     saved = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
     config = network.load_config(arguments.config)
-    makers = SceneMakers(
-        SceneMaker("train"), arguments.workers, saved["scenes"] if saved else 0, config["image_size"]
-    )  # before CUDA is asked for anything
+    first = saved["scenes"] if saved else TUNED_FROM if arguments.start else 0
+    # Before CUDA is asked for anything.
+    makers = SceneMakers(SceneMaker("train"), arguments.workers, first, config["image_size"])
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision("high")  # tf32 on a GPU
@@ -117,9 +126,11 @@ def main() -> None:
     run = Run(arguments.folder, config, device, arguments.batch or BATCH[device.type])
     validation = HeldOut(arguments.measured)
     makers.give(pool, FIRST_SCENES)
+    if arguments.start:
+        run.start_from(arguments.start)
     if saved:
         run.load(saved)
-    else:
+    elif not arguments.start:
         _initialise(run, pool)
     _train(run, makers, pool, validation, arguments)
 
@@ -127,6 +138,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="checkpoint.pt and weights.safetensors go here")
+    parser.add_argument("--start", type=Path, help="weights.safetensors to go on from, at smaller rates")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the network's dimensions, a YAML file")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     length = parser.add_mutually_exclusive_group()
