@@ -2,15 +2,17 @@
 
 import os
 import random
+import socket
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import product
 from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
 
 import grpc
@@ -27,8 +29,10 @@ from ray.core.generated import (
     ray_client_pb2,
     ray_client_pb2_grpc,
 )
-from serving import ROOT, environment, free_port, name_full_set, palimpsest, until
+from serving import ROOT, environment, free_port, name_full_set, own_path, palimpsest, until
 from zoo import write_archive
+
+from serve import __version__
 
 # A call to each of Ray's services that has one for others.
 CALLS: dict[str, tuple[Any, str, Any]] = {
@@ -49,12 +53,53 @@ START_SECONDS, LOST_SECONDS = 240.0, 5.0
 
 
 class Cluster:
-    def __init__(self, process: subprocess.Popen[str], port: int, environ: dict[str, str]) -> None:
-        self.process, self._environ = process, environ
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+    """What `palimpsest cluster up` serves, with the code of a tree of its own, which tests may change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store, self.tree = folder / "store", folder / "tree"
+        self.state, self._folder, self._log = folder / "state", folder, folder / "log"
+        port, join = free_port(), free_port()
+        self._environ = own_path(self.tree) | environment(port, folder, self.store, "full") | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "PALIMPSEST_MEMORY_BUDGET": str(4 * MEMORY_MIB + 50),
+            "COLUMNS": "200",
+        }  # fmt: skip
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=120)
+        self.process = self.start("up", "--boxes", "2", "--port", str(join))
+
+    def start(self, *words: str, state: str = "state") -> subprocess.Popen[str]:
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                [*palimpsest(self.tree), "cluster", *words], cwd=self.tree, stdout=log, stderr=log, text=True,
+                env=self._environ | {"PALIMPSEST_STATE": str(self._folder / state)}, process_group=0,
+            )  # fmt: skip
+
+    def says(self, text: str, process: subprocess.Popen[str], seconds: float = START_SECONDS) -> None:
+        """Waits until one of its processes has."""
+        until(lambda: text in self._log.read_text() or process.poll() is not None, seconds)
+        assert text in self._log.read_text(), self._log.read_text()
+
+    def run(self, *words: str) -> str:
+        """What the command says, which must end well."""
+        before = len(self._log.read_text())
+        code = self.start(*words).wait(START_SECONDS)
+        said = self._log.read_text()[before:]
+        assert code == 0, said
+        return said
 
     def boxes(self) -> list[psutil.Process]:
         return [each for each in self.family() if _title(each).startswith("ray::ServeReplica")]
+
+    def at_the_heads_door(self) -> httpx.Client:
+        """A client with one connection. A machine's door has the same address where one machine plays two."""
+        (door,) = [each for each in self.family() if _title(each).startswith("ray::ProxyActor")]
+        while True:
+            http = httpx.Client(base_url=self.url, timeout=120, limits=httpx.Limits(max_connections=1))
+            stream = http.get("/v1/state").extensions["network_stream"]
+            if stream.get_extra_info("client_addr") in [each.raddr for each in door.net_connections("tcp")]:
+                return http
+            http.close()
 
     def family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -70,13 +115,6 @@ class Cluster:
         assert len(others - found) > 5
         return others - {each for each in found if each[0] == "127.0.0.1"}
 
-    def run(self, *words: str) -> str:
-        done = subprocess.run(
-            [*palimpsest(), "cluster", *words], cwd=ROOT, env=self._environ, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     def ask(self, model: str, **options: Any) -> httpx.Response:
         return self.http.post(f"/predictions/{model}", **{"content": b"x"} | options)
 
@@ -91,35 +129,24 @@ def _title(process: psutil.Process) -> str:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
-    store = folder / "store"
     for name in QUICK:
-        write_archive(store, name, memory_mib=MEMORY_MIB, ballast_mib=70)
-    write_archive(store, "slow", memory_mib=MEMORY_MIB, ballast_mib=70, predict="slow", seconds=0.5)
-    name_full_set(store)
-    port = free_port()
-    environ = environment(port, folder, store, "full") | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "PALIMPSEST_MEMORY_BUDGET": str(4 * MEMORY_MIB + 50),
-        "COLUMNS": "200",
-    }
-    log, before = (folder / "log").open("w+"), set(Path("/tmp").glob("ray-*"))
-    process = subprocess.Popen(
-        [*palimpsest(), "cluster", "up", "--boxes", "2", "--port", str(free_port())],
-        cwd=ROOT, env=environ, stdout=log, stderr=log, text=True, process_group=0,
-    )  # fmt: skip
-    running = Cluster(process, port, environ)
+        write_archive(folder / "store", name, memory_mib=MEMORY_MIB, ballast_mib=70)
+    write_archive(folder / "store", "slow", memory_mib=MEMORY_MIB, ballast_mib=70, predict="slow", seconds=0.5)
+    name_full_set(folder / "store")
+    for package in ("contract", "handlers", "serve"):
+        copytree(ROOT / package, folder / "tree" / package, ignore=ignore_patterns("__pycache__"))
+    before = set(Path("/tmp").glob("ray-*"))
+    running = Cluster(folder)
     try:
-        until(lambda: process.poll() is not None or "is ready" in (folder / "log").read_text(), START_SECONDS)
-        assert process.poll() is None, (folder / "log").read_text()
+        running.says("is ready", running.process)
         yield running
     finally:
-        family = running.family() if process.poll() is None else []
-        process.terminate()
-        process.wait(120)
+        family = running.family() if running.process.poll() is None else []
+        running.process.terminate()
+        running.process.wait(120)
         running.http.close()
         _, alive = psutil.wait_procs(family, timeout=30)
-        log.close()
-    assert process.returncode == 0
+    assert running.process.returncode == 0
     assert not alive
     assert not [*(folder / "tmp").iterdir(), *(set(Path("/tmp").glob("ray-*")) - before)]
 
@@ -206,29 +233,88 @@ def test_nobody_comes_in_by_rays_ports_without_its_token(cluster: Cluster) -> No
     assert codes.keys() == CALLS.keys()
 
 
+class Asking:
+    """Everybody's requests, one after another for each model, all through the head's door, until it is left."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.answers: list[tuple[float, httpx.Response]] = []
+        self._cluster, self._ended = cluster, threading.Event()
+        self._pool = ThreadPoolExecutor(len(QUICK))
+
+    def __enter__(self) -> "Asking":
+        self._asking = [self._pool.submit(self._ask_on, name) for name in QUICK]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._pool.shutdown()
+        for each in self._asking:
+            each.result()
+
+    def go_on(self, answers: int) -> None:
+        """Waits for so many more."""
+        wanted = len(self.answers) + answers
+        until(lambda: len(self.answers) >= wanted or any(each.done() for each in self._asking))
+
+    def refused(self) -> list[tuple[float, httpx.Response]]:
+        return [(when, answer) for when, answer in self.answers if answer.status_code != 200]
+
+    def _ask_on(self, name: str) -> None:
+        with closing(self._cluster.at_the_heads_door()) as http:
+            while not self._ended.is_set():
+                answer = http.post(f"/predictions/{name}", content=b"x")
+                self.answers.append((time.monotonic(), answer))
+
+
 def test_a_lost_box_costs_what_was_inside_it(cluster: Cluster) -> None:
     lost, *others = cluster.boxes()
     theirs = lost.children(recursive=True)
-    answers: list[tuple[float, httpx.Response]] = []
-    ended = threading.Event()
-
-    def ask_on(name: str) -> None:
-        while not ended.is_set():
-            answers.append((time.monotonic(), cluster.ask(name)))
-
-    with ThreadPoolExecutor(len(QUICK)) as pool:
-        asking = [pool.submit(ask_on, name) for name in QUICK]
-        until(lambda: len(answers) > 50, 30)
+    with Asking(cluster) as asking:
+        asking.go_on(50)
         lost.kill()
         killed = time.monotonic()
-        until(lambda: answers[-1][0] > killed + LOST_SECONDS, 60)
+        until(lambda: asking.answers[-1][0] > killed + LOST_SECONDS, 60)
         until(lambda: len(cluster.boxes()) == len(others) + 1 and lost not in cluster.boxes(), 60)
-        ended.set()
-        for each in asking:
-            each.result()
-    refused = [(when, answer) for when, answer in answers if answer.status_code != 200]
+    refused = asking.refused()
     assert Counter(answer.json()["error"]["code"] for _, answer in refused) <= Counter(unavailable=len(QUICK))
     assert all("retry-after" in answer.headers for _, answer in refused)
     assert all(when < killed + LOST_SECONDS for when, _ in refused)
     _, alive = psutil.wait_procs(theirs, timeout=30)
     assert not alive
+
+
+def test_a_machine_comes_and_goes_and_costs_no_request(cluster: Cluster) -> None:
+    """Nor do the boxes that are there start anew."""
+    before = cluster.boxes()
+    with Asking(cluster) as asking:
+        asking.go_on(50)
+        head, token = (cluster.state / "cluster.address").read_text(), str(cluster.state / "cluster.token")
+        joined = cluster.start("join", head, "--token-file", token, "--boxes", "1", state="joined")
+        cluster.says(f"This machine belongs to {head}", joined)
+        until(lambda: cluster.run("status").count(socket.gethostname()) == 3, START_SECONDS)
+        asking.go_on(200)
+        family = psutil.Process(joined.pid).children(recursive=True)
+        joined.terminate()
+        assert joined.wait(120) == 0
+        asking.go_on(200)
+    assert asking.refused() == []
+    assert cluster.boxes() == before
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+
+
+def test_new_code_and_a_new_archive_cost_no_request(cluster: Cluster) -> None:
+    before = cluster.boxes()
+    version = cluster.tree / "serve" / "__init__.py"
+    with Asking(cluster) as asking:
+        asking.go_on(50)
+        version.write_text(version.read_text().replace(f'"{__version__}"', '"99.0"'))
+        assert "99.0" in cluster.run("update")
+        rmtree(cluster.store / QUICK[0])
+        write_archive(cluster.store, QUICK[0], memory_mib=MEMORY_MIB, ballast_mib=70, reply_bytes=7)
+        until(lambda: all(len(cluster.ask(QUICK[0]).content) == 7 for _ in range(8)), 60)
+        asking.go_on(50)
+    assert asking.refused() == []
+    assert not set(before) & set(cluster.boxes())
+    assert len(cluster.boxes()) == len(before)
+    assert {cluster.http.get("/openapi.json").json()["info"]["version"] for _ in range(8)} == {"99.0"}

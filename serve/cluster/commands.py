@@ -8,6 +8,7 @@ import importlib.util
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from serve import pid_file, preflight, startup
+from serve import __version__, pid_file, preflight, startup
 from serve.cluster import node
 from serve.cluster.places import places_here
 from serve.settings import Settings
@@ -43,14 +44,14 @@ def up(
     preflight.check_door(settings)
     token = settings.state / TOKEN
     node.new_token(token)
-    with _running(settings, token, None, port, boxes) as address:
+    with _running(settings, token, None, port, boxes) as running:
         from serve.cluster.service import Service
 
-        service = Service(settings, address)
+        service = Service(settings, running.address)
         try:
             _say(f"Palimpsest is ready: {preflight.url(settings)}")
-            _say(f"On other machines: palimpsest cluster join {address} --token-file COPY, a copy of {token}")
-            _wait_for_the_end()
+            _say(f"On other machines: palimpsest cluster join {running.address} --token-file COPY, a copy of {token}")
+            _until_told_to_end(running)
         finally:
             service.end()
 
@@ -61,13 +62,14 @@ def join(
     token_file: Annotated[Path, typer.Option(help="A copy of the head's STATE/cluster.token.")],
     boxes: Boxes = None,
 ) -> None:
-    """Serve beside the head, in the foreground, until Ctrl-C."""
+    """Serve beside the head, in the foreground, until Ctrl-C: what runs finishes then, unless told a second time."""
     settings = _ready()
     if not os.access(token_file, os.R_OK):
         raise preflight.Unusable(f"--token-file {token_file} cannot be read: copy the head's STATE/{TOKEN} there")
-    with _running(settings, token_file.absolute(), address, 0, boxes):
+    with _running(settings, token_file.absolute(), address, 0, boxes) as running:
         _say(f"This machine belongs to {address}.")
-        _wait_for_the_end()
+        _until_told_to_end(running)
+        _leave(settings, running)
 
 
 @cluster_app.command()
@@ -83,6 +85,28 @@ def status() -> None:
         ready, parked = ", ".join(told["ready"]), ", ".join(told["parked"])
         table.add_row(name, told["machine"], ready, parked, str(told["leases"]), str(told["queue"]))
     console.print(table)
+
+
+@cluster_app.command()
+def update() -> None:
+    """Replace the servers of the whole cluster, one after another, by such that run what is installed now.
+
+    Requests go on meanwhile. Install the new version on each machine before. The doors stay as `up` and `join` started
+    them.
+    """
+    settings = preflight.read_settings()
+    address = _address(settings)
+    os.environ |= node.environment(settings, settings.state / TOKEN)
+    from serve.cluster import service
+
+    _say("Replacing the servers, one after another...")
+    try:
+        service.update(settings, address)
+    except RuntimeError as error:
+        raise preflight.Unusable(
+            f"the new version does not start, and the old one serves on where it ran: {error}"
+        ) from error
+    _say(f"All servers run {__version__}.")
 
 
 @cluster_app.command()
@@ -108,8 +132,8 @@ def _ready() -> Settings:
 
 
 @contextlib.contextmanager
-def _running(settings: Settings, token: Path, join: str | None, port: int, boxes: int | None) -> Iterator[str]:
-    """Ray's part on this machine; its head's address."""
+def _running(settings: Settings, token: Path, join: str | None, port: int, boxes: int | None) -> Iterator[node.Node]:
+    """Ray's part on this machine."""
     environment = node.environment(settings, token)
     os.environ |= environment
     places = places_here() if boxes is None else boxes
@@ -118,7 +142,24 @@ def _running(settings: Settings, token: Path, join: str | None, port: int, boxes
         node.running(settings.state / "logs" / "ray.log", environment, join, port, places) as running,
         _told(settings.state / ADDRESS, running.address),
     ):
-        yield running.address
+        yield running
+
+
+def _leave(settings: Settings, running: node.Node) -> None:
+    """Until nothing is served here any more, or there is no more time, or it is told to end again."""
+    from serve.cluster import service
+
+    _say("What runs here finishes first...")
+    seconds = settings.predict_timeout + settings.stop_timeout + node.END_SECONDS
+    deadline = time.monotonic() + seconds
+    try:
+        service.leave(running.address, running.name, seconds)
+    except (RuntimeError, OSError) as error:
+        _say(f"The head does not answer: {error}")
+        return
+    told = _told_to_end()
+    while running.serves() and time.monotonic() < deadline and not told.wait(0.5):
+        pass
 
 
 @contextlib.contextmanager
@@ -137,12 +178,20 @@ def _address(settings: Settings) -> str:
         raise preflight.Unusable(f"nothing of a cluster runs with PALIMPSEST_STATE={settings.state}") from None
 
 
-def _wait_for_the_end() -> None:
-    """Until Ctrl-C, SIGTERM, or the end of the terminal. Ray has handlers of its own, which would not clean up."""
-    ended = threading.Event()
+def _until_told_to_end(running: node.Node) -> None:
+    """Raises Unusable where Ray ends by itself, as it does where its head is lost."""
+    told = _told_to_end()
+    while not told.wait(1.0):
+        if running.process.poll() is not None:
+            raise preflight.Unusable("Ray has ended here: STATE/logs/ray.log says why")
+
+
+def _told_to_end() -> threading.Event:
+    """Set by Ctrl-C, SIGTERM, or the end of the terminal. Ray has handlers of its own, which would not clean up."""
+    told = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(each, lambda *_: ended.set())
-    ended.wait()
+        signal.signal(each, lambda *_: told.set())
+    return told
 
 
 def _say(text: Any) -> None:

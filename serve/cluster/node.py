@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from serve.cluster.entrance import TARGET
 from serve.engine import homes, processes
 from serve.preflight import Unusable
@@ -21,19 +24,27 @@ from serve.settings import Settings
 
 PLACE = "box"  # Ray's resource of which each box takes one
 START_SECONDS = 120.0
+LEAVE_SECONDS = 10.0  # that a door tells who asks after its health that it is going, before it goes
 END_SECONDS = 60.0  # for boxes to end what they started
 STORE_BYTES = 256 << 20  # of Ray's object store, through which no picture goes
 _LAST_WORDS = 2000
 _SOCKET = "/ray-12345678/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store"
+_SERVING = ("ray::ServeReplica", "ray::ProxyActor")  # what Ray calls their processes
 _STARTED = "Ray runtime started"
 _ADDRESS = re.compile(r"--address='([^']+)'")
 
 
 class Node(NamedTuple):
-    """address: the head's, as HOST:PORT."""
+    """name: of this machine's part, as Ray's other parts know it. address: the head's, as HOST:PORT."""
 
     process: subprocess.Popen[bytes]
+    name: str
     address: str
+
+    def serves(self) -> bool:
+        """Whether boxes run here, or a door through which requests come."""
+        family = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        return any(_title(each).startswith(_SERVING) for each in family)
 
 
 def environment(settings: Settings, token: Path) -> dict[str, str]:
@@ -52,6 +63,7 @@ def environment(settings: Settings, token: Path) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # each box finds its GPU itself
         "RAY_raylet_start_wait_time_s": f"{START_SECONDS:g}",
         "FORWARDED_ALLOW_IPS": settings.proxies,  # uvicorn believes this machine unless it is told
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": f"{LEAVE_SECONDS:g}",
         "RAY_ROTATION_MAX_BYTES": str(10 << 20),
         "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.cluster.entrance:middlewares",
@@ -73,7 +85,8 @@ def running(log: Path, environ: dict[str, str], join: str | None, port: int, pla
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir=homes.temporary_folder(_SOCKET)))
     head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder)]
-    place = ["--address", join] if join else head
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    place = ["--node-name", name, *(["--address", join] if join else head)]
     limits = ["--object-store-memory", str(STORE_BYTES), "--resources", json.dumps({PLACE: places})]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -87,7 +100,7 @@ def running(log: Path, environ: dict[str, str], join: str | None, port: int, pla
         )
     try:
         found = _started(process, log)
-        yield Node(process, join or found)
+        yield Node(process, name, join or found)
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,3 +120,10 @@ def _started(process: subprocess.Popen[bytes], log: Path) -> str:
             return found[1] if found else ""
         time.sleep(0.1)
     raise Unusable(f"Ray did not start: {log.read_text(errors='replace')[-_LAST_WORDS:]}")
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,13 +1,21 @@
 """The application as Ray Serve runs it: a box for each place that the machines have, one door on each machine."""
 
+import contextlib
 import logging
 import threading
+import time
+from collections.abc import Iterator
 
 import ray
 from ray import serve
+from ray._private.state import state as ray_state
+from ray._private.worker import global_worker
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.exceptions import RayError
+from ray.serve._private.common import DeploymentID
 from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.context import _get_global_client
 
 from serve.cluster import known
 from serve.cluster.box import Box
@@ -21,6 +29,7 @@ NAME = "palimpsest"
 ROUTER = "serve.cluster.router.ModelRouter"
 STATS_SECONDS = 1.0  # between two times that a box tells routers where its models are
 LOOK_SECONDS = 2.0  # between two looks at how many places there are
+RAY_SECONDS = 30.0  # for Ray to answer
 REQUESTS = 1024  # of one box, that wait or run: it refuses what is too many itself, with its reasons
 
 
@@ -32,11 +41,10 @@ class Service:
 
         router: the class that chooses a box for each request, by its path.
         """
-        self._settings, self._router = settings, router
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         serve.start(proxy_location=ProxyLocation.EveryNode, http_options=_http(settings))
         self._places = _places()
-        self._deploy(wait=True)
+        _deploy(settings, router)
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="places", daemon=True)
         self._watcher.start()
@@ -52,35 +60,78 @@ class Service:
         while not self._ending.wait(LOOK_SECONDS):
             try:
                 self._follow(_places())
-            except (RuntimeError, RayError) as error:
+            except (RuntimeError, ValueError, RayError) as error:
                 logger.error("%s", error)  # and again at the next look
 
     def _follow(self, places: int) -> None:
         if places != self._places:
             logger.warning("the cluster has %d places for boxes, and had %d", places, self._places)
+            _scale(places)
             self._places = places
-            self._deploy(wait=False)
 
-    def _deploy(self, wait: bool) -> None:
-        """wait: until the boxes serve, for which one that is never to have a place would be waited for, too."""
-        settings = self._settings
-        deployment = serve.deployment(
-            num_replicas=self._places,
-            ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}},
-            max_ongoing_requests=REQUESTS,
-            graceful_shutdown_timeout_s=settings.predict_timeout + settings.stop_timeout,
-            graceful_shutdown_wait_loop_s=0.5,
-            health_check_period_s=2,
-            health_check_timeout_s=10,
-            logging_config={"enable_access_log": False},  # each box writes a line of its own for each request
-            request_router_config=RequestRouterConfig(
-                request_router_class=self._router,
-                request_routing_stats_period_s=STATS_SECONDS,
-                request_routing_stats_timeout_s=5,
-            ),
-        )
-        target = RunTarget(deployment(Box).bind(), name=NAME, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=wait)
+
+def update(settings: Settings, address: str) -> None:
+    """Replaces the boxes one after another by such that run the code that is installed now; returns once all do.
+
+    Raises RuntimeError where one can't start: its log says why.
+    """
+    with _connected(address):
+        _deploy(settings, ROUTER)
+
+
+def leave(address: str, machine: str, seconds: float) -> None:
+    """Has the boxes and the door of a machine, known by its node's name, end once what runs there has finished.
+
+    Returns at once. seconds: until it will be gone in any case. Raises RuntimeError, OSError where the head is gone.
+    """
+    with _connected(address):
+        (node,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeName"] == machine)
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        global_worker.gcs_client.drain_node(node, reason, "it leaves", int(1000 * (time.time() + seconds)))
+        _scale(_places())  # at once, or Serve would look for other places for its boxes
+
+
+def boxes(address: str) -> dict[str, known.Told]:
+    """What each box has told, by its name."""
+    with _connected(address):
+        serve.get_app_handle(NAME).told.remote().result(timeout_s=30)
+        return dict(known.BOXES)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _deploy(settings: Settings, router: str) -> None:
+    """Returns once a box runs at each place. To Ray all that is deployed is new: it replaces boxes that run already."""
+    deployment = serve.deployment(
+        num_replicas=_places(),
+        ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}},
+        max_ongoing_requests=REQUESTS,
+        graceful_shutdown_timeout_s=settings.predict_timeout + settings.stop_timeout,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        logging_config={"enable_access_log": False},  # each box writes a line of its own for each request
+        request_router_config=RequestRouterConfig(
+            request_router_class=router,
+            request_routing_stats_period_s=STATS_SECONDS,
+            request_routing_stats_timeout_s=5,
+        ),
+    )
+    target = RunTarget(deployment(Box).bind(), name=NAME, route_prefix="/", external_scaler_enabled=True)
+    serve.run_many([target])
+
+
+def _scale(places: int) -> None:
+    """So many boxes, those that run included. (Ray tells the same by its dashboard, which does not run here.)"""
+    controller = _get_global_client()._controller
+    ray.get(controller.update_deployment_replicas.remote(DeploymentID(Box.__name__, NAME), places), timeout=RAY_SECONDS)
 
 
 def _http(settings: Settings) -> HTTPOptions:
@@ -91,15 +142,7 @@ def _http(settings: Settings) -> HTTPOptions:
 
 
 def _places() -> int:
-    """At least one: it is waited for until there is."""
-    return max(1, int(ray.cluster_resources().get(PLACE, 0)))
-
-
-def boxes(address: str) -> dict[str, known.Told]:
-    """What each box has told, by its name."""
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    try:
-        serve.get_app_handle(NAME).told.remote().result(timeout_s=30)
-        return dict(known.BOXES)
-    finally:
-        ray.shutdown()
+    """On machines that are to stay. At least one: it is waited for until there is."""
+    leaving = ray_state.get_draining_nodes()
+    staying = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+    return max(1, sum(int(node["Resources"].get(PLACE, 0)) for node in staying))
