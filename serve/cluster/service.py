@@ -6,6 +6,7 @@ import threading
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import Application
 from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
 
@@ -63,24 +64,38 @@ class Service:
 
     def _deploy(self, wait: bool) -> None:
         """wait: until the boxes serve, for which one that is never to have a place would be waited for, too."""
-        settings = self._settings
-        deployment = serve.deployment(
-            num_replicas=self._places,
-            ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}},
-            max_ongoing_requests=REQUESTS,
-            graceful_shutdown_timeout_s=settings.predict_timeout + settings.stop_timeout,
-            graceful_shutdown_wait_loop_s=0.5,
-            health_check_period_s=2,
-            health_check_timeout_s=10,
-            logging_config={"enable_access_log": False},  # each box writes a line of its own for each request
-            request_router_config=RequestRouterConfig(
-                request_router_class=self._router,
-                request_routing_stats_period_s=STATS_SECONDS,
-                request_routing_stats_timeout_s=5,
-            ),
+        boxes = _boxes(self._settings, self._places, self._router)
+        serve.run_many([RunTarget(boxes, name=NAME, route_prefix="/")], wait_for_applications_running=wait)
+
+
+def application(arguments: dict[str, str]) -> Application:
+    """What deploy/ray/serve.yaml imports: one box, unless the file says how many; with the settings that are in the
+    environment. arguments: none.
+    """
+    if arguments:
+        raise ValueError(
+            f"no args are known here, and there are {sorted(arguments)}: settings are PALIMPSEST_* variables"
         )
-        target = RunTarget(deployment(Box).bind(), name=NAME, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=wait)
+    return _boxes(Settings(), 1)
+
+
+def _boxes(settings: Settings, number: int, router: str = ROUTER) -> Application:
+    deployment = serve.deployment(
+        num_replicas=number,
+        ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}},
+        max_ongoing_requests=REQUESTS,
+        graceful_shutdown_timeout_s=settings.predict_timeout + settings.stop_timeout,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        logging_config={"enable_access_log": False},  # each box writes a line of its own for each request
+        request_router_config=RequestRouterConfig(
+            request_router_class=router,
+            request_routing_stats_period_s=STATS_SECONDS,
+            request_routing_stats_timeout_s=5,
+        ),
+    )
+    return deployment(Box).bind()
 
 
 def _http(settings: Settings) -> HTTPOptions:
