@@ -110,7 +110,7 @@ for path in (ours.__file__, other.__file__):
 check_compose() {
     step "compose"
     local profile
-    for profile in cpu tls monitoring; do
+    for profile in cpu tls monitoring pool; do
         compose --profile "$profile" config >"$WORK/config.yaml" || fail "compose.yaml with the profile $profile"
     done
 }

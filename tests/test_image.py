@@ -23,7 +23,8 @@ from serve.settings import Settings
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("palimpsest", "cpu")
+OURS = ("palimpsest", "cpu", "box1", "box2")
+BOXES = ("box1", "box2")
 VARIABLES = re.compile(r"\$\{(\w+)")
 
 
@@ -82,15 +83,28 @@ def test_ports_are_this_machines_alone_but_for_caddy(service: dict[str, Any]) ->
         assert inside.startswith("127.0.0.1:") or service["image"].startswith("caddy:")
 
 
-def test_caddys_address_is_the_only_one_that_is_trusted_and_no_other_can_have_it() -> None:
-    address = SERVICES["caddy"]["networks"]["inner"]["ipv4_address"]
-    assert [environment(name)["PALIMPSEST_PROXIES"] for name in OURS] == [address] * 2
-    (pool,) = COMPOSE["networks"]["inner"]["ipam"]["config"]
-    network, others = ipaddress.ip_network(pool["subnet"]), ipaddress.ip_network(pool["ip_range"])
+def test_a_proxys_address_is_the_only_one_that_is_trusted_and_no_other_can_have_it() -> None:
+    (addresses,) = COMPOSE["networks"]["inner"]["ipam"]["config"]
+    network, others = ipaddress.ip_network(addresses["subnet"]), ipaddress.ip_network(addresses["ip_range"])
     assert others.subnet_of(network)
-    assert ipaddress.ip_address(address) in network
-    assert ipaddress.ip_address(address) not in others
-    assert {name for name, each in SERVICES.items() if "inner" in each["networks"]} == {*OURS, "caddy"}
+    proxies = {name: SERVICES[name]["networks"]["inner"]["ipv4_address"] for name in ("caddy", "pool")}
+    assert len({*proxies.values()}) == 2
+    for address in map(ipaddress.ip_address, proxies.values()):
+        assert address in network
+        assert address not in others
+    for name in OURS:
+        assert environment(name)["PALIMPSEST_PROXIES"] == proxies["pool" if name in BOXES else "caddy"]
+    assert {name for name, each in SERVICES.items() if "inner" in each["networks"]} == {*OURS, *proxies}
+
+
+def test_only_the_pool_reaches_its_boxes_and_each_has_a_gpu_and_a_state_of_its_own() -> None:
+    assert all(SERVICES[name]["ports"] == [] for name in BOXES)
+    assert all("default" not in SERVICES[name]["networks"] for name in BOXES)
+    devices = [SERVICES[name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for name in BOXES]
+    assert devices == [["0"], ["1"]]
+    states = [each for name in BOXES for each in SERVICES[name]["volumes"] if each.endswith(":/state")]
+    assert len({*states}) == len(BOXES)
+    assert {*SERVICES["pool"]["depends_on"]} == {*BOXES}
 
 
 def test_all_variables_are_described() -> None:

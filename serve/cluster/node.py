@@ -27,6 +27,13 @@ START_SECONDS = 120.0
 LEAVE_SECONDS = 10.0  # that a door tells who asks after its health that it is going, before it goes
 END_SECONDS = 60.0  # for boxes to end what they started
 STORE_BYTES = 256 << 20  # of Ray's object store, through which no picture goes
+DOOR = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.cluster.entrance:middlewares",
+    "RAY_SERVE_SESSION_ID_HEADER_KEY": TARGET.decode(),
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # each box finds its GPU itself
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What Ray has to have in its environment on each machine, whoever starts it."""
 _LAST_WORDS = 2000
 _SOCKET = "/ray-12345678/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store"
 _SERVING = ("ray::ServeReplica", "ray::ProxyActor")  # what Ray calls their processes
@@ -59,15 +66,12 @@ def environment(settings: Settings, token: Path) -> dict[str, str]:
         # Ray's doors are open to the network, and who comes in may run anything: only who has the token does.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # each box finds its GPU itself
+        **DOOR,
         "RAY_raylet_start_wait_time_s": f"{START_SECONDS:g}",
         "FORWARDED_ALLOW_IPS": settings.proxies,  # uvicorn believes this machine unless it is told
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": f"{LEAVE_SECONDS:g}",
         "RAY_ROTATION_MAX_BYTES": str(10 << 20),
         "RAY_ROTATION_BACKUP_COUNT": "2",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.cluster.entrance:middlewares",
-        "RAY_SERVE_SESSION_ID_HEADER_KEY": TARGET.decode(),
     }
 
 

@@ -12,6 +12,7 @@ from ray._private.state import state as ray_state
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.exceptions import RayError
+from ray.serve import Application
 from ray.serve._private.common import DeploymentID
 from ray.serve.api import RunTarget
 from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
@@ -107,10 +108,26 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def application(arguments: dict[str, str]) -> Application:
+    """What deploy/ray/serve.yaml imports: one box, unless the file says how many; with the settings that are in the
+    environment. arguments: none.
+    """
+    if arguments:
+        raise ValueError(
+            f"no args are known here, and there are {sorted(arguments)}: settings are PALIMPSEST_* variables"
+        )
+    return _boxes(Settings(), 1)
+
+
 def _deploy(settings: Settings, router: str) -> None:
     """Returns once a box runs at each place. To Ray all that is deployed is new: it replaces boxes that run already."""
+    boxes = _boxes(settings, _places(), router)
+    serve.run_many([RunTarget(boxes, name=NAME, route_prefix="/", external_scaler_enabled=True)])
+
+
+def _boxes(settings: Settings, number: int, router: str = ROUTER) -> Application:
     deployment = serve.deployment(
-        num_replicas=_places(),
+        num_replicas=number,
         ray_actor_options={"num_cpus": 0, "resources": {PLACE: 1}},
         max_ongoing_requests=REQUESTS,
         graceful_shutdown_timeout_s=settings.predict_timeout + settings.stop_timeout,
@@ -124,8 +141,7 @@ def _deploy(settings: Settings, router: str) -> None:
             request_routing_stats_timeout_s=5,
         ),
     )
-    target = RunTarget(deployment(Box).bind(), name=NAME, route_prefix="/", external_scaler_enabled=True)
-    serve.run_many([target])
+    return deployment(Box).bind()
 
 
 def _scale(places: int) -> None:
