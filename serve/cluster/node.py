@@ -18,6 +18,7 @@ from serve.cluster.entrance import TARGET
 from serve.engine import homes, processes
 from serve.preflight import Unusable
 from serve.settings import Settings
+from serve.store_url import StoreUrl
 
 PLACE = "box"  # Ray's resource of which each box takes one
 START_SECONDS = 120.0
@@ -41,6 +42,7 @@ def environment(settings: Settings, token: Path) -> dict[str, str]:
     fields = settings.model_dump(mode="json", exclude_none=True) | {
         "keys": settings.keys.get_secret_value(),
         "key": settings.key.get_secret_value(),
+        "store": settings.store.full if isinstance(settings.store, StoreUrl) else settings.store,
     }
     return {
         **os.environ,
