@@ -112,7 +112,7 @@ def index(
     """Say in a file what packed archives a folder holds: any web server makes a store of it then."""
     with one_message_per_error(folder):
         written, count = indexing.write(folder, _show)
-        console.print(f"{written}: {count} archives")
+        console.print(f"wrote {written} ({count:,} packed archives)")
 
 
 def _find(store: Path, name: str, models: Models) -> Path:
