@@ -19,6 +19,7 @@ PalimpsestError            500
 ├── EngineUnavailable      503  TorchServe is starting, restarting or gone: Retry-After says when to try again
 │   ├── NotReached              and no worker has seen the request: it may be sent again
 │   └── WorkerDied
+├── StoreUnreachable       503  the store on a URL does not answer, and what is wanted of it is not here
 └── DeadlineExceeded       504  TorchServe did not answer in time
 """
 
@@ -137,6 +138,11 @@ class NotReached(EngineUnavailable):
 class WorkerDied(EngineUnavailable):
     code = "worker_died"
     retry_after = 1
+
+
+class StoreUnreachable(PalimpsestError):
+    status, code = 503, "store_unreachable"
+    retry_after = 5
 
 
 class DeadlineExceeded(PalimpsestError):

@@ -1,6 +1,7 @@
 """What must hold before a server starts; every message names the setting and says what to do."""
 
 import errno
+import importlib.util
 import ipaddress
 import os
 import re
@@ -19,6 +20,7 @@ from serve.gateway import origins, proxies, tls
 from serve.gateway.access import keys
 from serve.healthcheck import reached_at
 from serve.settings import OFF, Settings
+from serve.store_url import BUCKETS, shown
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -39,7 +41,7 @@ def _words(error: ErrorDetails) -> str:
     setting = f"PALIMPSEST_{'.'.join(map(str, error['loc'])).upper().removeprefix('PALIMPSEST_')}"
     if error["type"] == "extra_forbidden":
         return f"{setting}: there is no such setting; docs/settings.md lists them"
-    return f"{setting}: {error['msg']}, not {str(error['input'])[:40]!r}"
+    return f"{setting}: {error['msg']}, not {shown(str(error['input']))[:40]!r}"
 
 
 def check(settings: Settings) -> None:
@@ -53,7 +55,7 @@ def check_machine(settings: Settings) -> None:
     _require_folder("STATE", settings.state, "the server keeps logs, downloads and its process id there")
     _require_folder("STATE", settings.state / "logs", "the server's and TorchServe's logs go there")
     require_temporary_folder()
-    _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
+    require_store(settings)
 
 
 def check_door(settings: Settings) -> None:
@@ -117,6 +119,17 @@ def require_readable(setting: str, file: Path) -> None:
         raise Unusable(
             f"PALIMPSEST_{setting}={file} cannot be read ({error.strerror}): name an existing file"
         ) from None
+
+
+def require_store(settings: Settings) -> None:
+    """A store on a URL need not be reached: what is in the cache can be served."""
+    if isinstance(settings.store, Path):
+        _require_folder("STORE", settings.store, "the server looks for archives there", written=False)
+        return
+    module = BUCKETS.get(settings.store.scheme)
+    if module and importlib.util.find_spec(module) is None:
+        raise Unusable(f"PALIMPSEST_STORE={settings.store} needs {module}: pip install {module}")
+    _require_folder("CACHE", settings.cache, "what a store on a URL holds is kept there")
 
 
 def _require_folder(setting: str, folder: Path, use: str, written: bool = True) -> None:

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serve.store_url import StoreUrl
 
 MAX_PREDICT_TIMEOUT = 86_400  # seconds: TorchServe's own limit, in every archive of ours, which must not come first
 OFF = "off"
 """PALIMPSEST_KEYS where there are to be none."""
 SECRETS = (
-    "PALIMPSEST_KEYS", "PALIMPSEST_KEY", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+    "PALIMPSEST_KEYS", "PALIMPSEST_KEY", "PALIMPSEST_STORE",
+    "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
 )  # fmt: skip
 """What no other process is to find in its environment."""
 
@@ -22,7 +25,15 @@ def _absolute(path: Path) -> Path:
         raise ValueError(str(error)) from None
 
 
+def _store(place: object) -> object:
+    """What has a scheme is a URL."""
+    if isinstance(place, StoreUrl):
+        return place
+    return StoreUrl.read(str(place)) if "://" in str(place) else _absolute(Path(str(place)))
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Store = Annotated[Path | StoreUrl, PlainValidator(_store), PlainSerializer(str)]
 NONE_IF_EMPTY = BeforeValidator(lambda text: text or None)
 ModelSet = Literal["auto", "full", "demo"]
 LogFormat = Literal["console", "json"]
@@ -87,7 +98,10 @@ class Settings(BaseSettings):
     models: ModelSet = Field(
         "auto", description="Model set behind the bare names; auto: full with a CUDA GPU or full archives, else demo."
     )
-    store: AbsolutePath = Field(Path("model-store"), description="Folder that holds the archives.")
+    store: Store = Field(
+        Path("model-store"),
+        description="Folder that holds the archives, or a URL of one: https://, s3://, gs:// (docs/scale.md).",
+    )
     state: AbsolutePath = Field(Path(".palimpsest"), description="Folder for logs, downloads and the process id.")
     # In a checkout a link, so that an installed package has the file as well.
     config: AbsolutePath = Field(

@@ -10,12 +10,14 @@ from serve.archives import build
 from serve.archives.commands import ensure_full, one_message_per_error
 from serve.archives.weights import SearchFolders, default_names, read_weights
 from serve.engine.supervisor import Supervisor
+from serve.errors import StoreUnreachable
 from serve.gateway.app import create_app
 from serve.gateway.peers import ALONE, Peers
 from serve.preflight import Unusable
 from serve.residency.memory import Device, Memory, find_device, parse_budget
 from serve.settings import ModelSet, Settings
 from serve.store.catalog import DEMO, Catalog
+from serve.store.mirror import Mirror
 
 Say = Callable[[str], None]
 
@@ -53,11 +55,15 @@ def ready_models(settings: Settings, say: Say) -> ModelSet:
 
     Raises Unusable, and SystemExit where an archive cannot be built.
     """
-    with one_message_per_error(settings.store):
-        demo, reason = _choose_models(settings, say)
+    catalog = Catalog(settings.store, settings.cache, demo=False)
+    with one_message_per_error(catalog.folder):
+        if catalog.mirror:
+            demo, reason = _choose_there(settings, catalog, catalog.mirror, say)
+        else:
+            demo, reason = _choose_models(settings, catalog, say)
         say(f"Models: {DEMO if demo else 'full'} ({reason})")
         if demo:
-            build.ensure_demo(settings.store, say)
+            build.ensure_demo(catalog.folder, say)
     return "demo" if demo else "full"
 
 
@@ -81,16 +87,32 @@ def device_here() -> Device:
         raise Unusable(str(error)) from None
 
 
-def _choose_models(settings: Settings, say: Say) -> tuple[bool, str]:
+def _choose_there(settings: Settings, catalog: Catalog, mirror: Mirror, say: Say) -> tuple[bool, str]:
+    """As _choose_models, of a store on a URL, for which nothing is built."""
+    try:
+        mirror.sync()
+    except StoreUnreachable as error:
+        known = "what is known of it is served" if mirror.is_known else "nothing is known of it yet: requests get 503"
+        say(f"{error.message}; {known}")
+    if settings.models != "auto":
+        return settings.models == DEMO, f"MODELS={settings.models}"
+    full = default_names(read_weights())
+    missing = [name for name in full if name not in catalog.names()]
+    if not mirror.is_known or not missing:
+        return False, f"{', '.join(full)} are looked for in {settings.store}"
+    return True, f"{settings.store} has no {', '.join(missing)}"
+
+
+def _choose_models(settings: Settings, catalog: Catalog, say: Say) -> tuple[bool, str]:
     """Returns (whether to serve the demo set, the reason in words); builds the full set where it is due."""
     if settings.models == DEMO:
         return True, "MODELS=demo"
     full = default_names(read_weights())
-    if set(full) <= set(Catalog(settings.store, settings.cache, demo=False).names()):
-        return False, f"{', '.join(full)} are built in {settings.store}"
+    if set(full) <= set(catalog.names()):
+        return False, f"{', '.join(full)} are built in {catalog.folder}"
     if settings.models == "auto" and device_here().gpu is None:
         return True, "no CUDA GPU and no full-size archives here; MODELS=full would build them"
-    missing = ensure_full(settings.store, SearchFolders(settings.state / "downloads", None))
+    missing = ensure_full(catalog.folder, SearchFolders(settings.state / "downloads", None))
     if missing is None:
         return False, "just built"
     if settings.models == "full":

@@ -22,7 +22,7 @@ from serve.gateway.edit.fields import EraseFields, ReplaceFields, SegmentFields
 from serve.gateway.openai.fields import ImageEditFields
 from serve.residency.versions import MAX_REMEMBERED
 from serve.settings import MAX_PREDICT_TIMEOUT, Settings
-from serve.store import known_versions
+from serve.store import known_versions, mirror, remote
 from serve.store.unpack import UnpackLimits
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
@@ -114,6 +114,12 @@ def render() -> str:
         " archive that is not ours may have a lower `responseTimeout`; the 504 then names it |",
         "| models on a page of `GET /v1/models` | 100; `limit`: up to 1,000 | `next_page_token` leads on |",
         f"| `GET /metrics` | {health.MAX_BYTES:,} bytes | the busiest models by name, the rest as `{OTHER}` |",
+        f"| archives of a store on a URL | {remote.MOST_ARCHIVES:,} | what was known before is served |",
+        f"| time to list it | {mirror.LISTING_SECONDS:g} s | the same |",
+        f"| silence while one is fetched, and tries in a row that bring nothing | {remote.SILENT_SECONDS:g} s,"
+        f" {mirror.TRIES} | 503; the next request goes on |",
+        f"| the pace of a fetch, in the mean | {mirror.PACE >> 10} KiB/s | the same |",
+        f"| until a name that is not known is asked for again | {mirror.ASK_AGAIN:g} s | as before |",
         f"| archives whose hash is remembered | {known_versions.MAX_ENTRIES:,} | others are read again |",
         f"| models remembered that are not in memory | {MAX_REMEMBERED:,} | older ones lose their counts |",
     ]

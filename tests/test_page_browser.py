@@ -382,6 +382,7 @@ SAID = {
     "queue_full": "Try again in a moment",
     "worker_died": "Nothing of yours is lost",
     "unavailable": "starting its models",
+    "store_unreachable": "cannot fetch the model",
     "deadline_exceeded": "took too long",
 }
 

@@ -7,7 +7,7 @@ PalimpsestError          any other: the server's fault (500, code internal, mode
 │   └── TooLarge         413, code too_large
 ├── Busy                 429, code queue_full, model_not_ready, over_share, busy: too many requests
 ├── Cancelled            499, code cancelled: the job was stopped, or the client was closed
-├── Unavailable          503, code unavailable, worker_died: the engine is starting or restarting
+├── Unavailable          503, code unavailable, worker_died, store_unreachable: the engine or the store is not there
 ├── DeadlineExceeded     504, code deadline_exceeded: the model did not answer in time
 ├── NoRoom               507, code out_of_memory, disk_full
 └── Unreachable          nobody answers, or the connection broke

@@ -9,6 +9,7 @@ from palimpsest.errors import PalimpsestError, Unreachable, error_in_event
 
 class Progress(NamedTuple):
     """How far a job is. phase: queued, loading or running. step of steps are done; 0 of 0: the model has not said yet.
+    While it loads they are the MiB of an archive that its server fetches from elsewhere.
 
     model: the archive that is waited for or runs; several in turn, where points are to become a mask first.
 

@@ -1,4 +1,4 @@
-"""`palimpsest archives`: build, list, export."""
+"""`palimpsest archives`: build, list, export, index."""
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from handlers.building.checkpoint import CheckpointError
 from serve.archives import export as exporting
+from serve.archives import index as indexing
 from serve.archives.build import BuildError, build_demo, build_full, demo_names
 from serve.archives.weights import (
     NotAvailable,
@@ -22,6 +23,7 @@ from serve.archives.weights import (
     missing_report,
     read_weights,
 )
+from serve.store_url import shown
 
 SMALL = 16 << 20  # bytes; less than this needs no bar
 
@@ -32,7 +34,17 @@ class Models(StrEnum):
     DEMO = "demo"
 
 
-StoreOption = Annotated[Path, typer.Option(envvar="PALIMPSEST_STORE", help="Folder that holds the archives.")]
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise typer.BadParameter(
+            f"{shown(text)} is on a URL, and this needs a folder: put its archives there as .tar.gz or .mar"
+        )
+    return Path(text)
+
+
+StoreOption = Annotated[
+    Path, typer.Option(envvar="PALIMPSEST_STORE", parser=_folder, metavar="FOLDER", help="It holds the archives.")
+]
 STORE = Path("model-store")
 
 archives_app = typer.Typer(no_args_is_help=True, help="Build archives into the store, list them, export them.")
@@ -93,6 +105,16 @@ def export(
         console.print(exporting.ADVICE)
 
 
+@archives_app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="It holds packed archives.")],
+) -> None:
+    """Say in a file what packed archives a folder holds: any web server makes a store of it then."""
+    with one_message_per_error(folder):
+        written, count = indexing.write(folder, _show)
+        console.print(f"wrote {written} ({count:,} packed archives)")
+
+
 def _find(store: Path, name: str, models: Models) -> Path:
     """Finds an archive as the server does: in the demo set first, or, as long as the full one is not built, too."""
     order = [store / "demo" / name, store / name]
@@ -126,7 +148,7 @@ def one_message_per_error(store: Path) -> Iterator[None]:
     """Turns what can go wrong with archives into one clear line and exit code 1."""
     try:
         yield
-    except (WeightsError, CheckpointError, BuildError, exporting.ExportError) as error:
+    except (WeightsError, CheckpointError, BuildError, exporting.ExportError, indexing.IndexFull) as error:
         _fail(str(error))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -21,11 +21,13 @@ from serve.cluster.entrance import TARGET
 from serve.engine import homes, processes
 from serve.preflight import Unusable
 from serve.settings import Settings
+from serve.store_url import StoreUrl
 
 PLACE = "box"  # Ray's resource of which each box takes one
 START_SECONDS = 120.0
 LEAVE_SECONDS = 10.0  # that a door tells who asks after its health that it is going, before it goes
 END_SECONDS = 60.0  # for boxes to end what they started
+WORKER_PORTS = range(10002, 20000)  # Ray's choice for its processes
 STORE_BYTES = 256 << 20  # of Ray's object store, through which no picture goes
 DOOR = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.cluster.entrance:middlewares",
@@ -59,6 +61,7 @@ def environment(settings: Settings, token: Path) -> dict[str, str]:
     fields = settings.model_dump(mode="json", exclude_none=True) | {
         "keys": settings.keys.get_secret_value(),
         "key": settings.key.get_secret_value(),
+        "store": settings.store.full if isinstance(settings.store, StoreUrl) else settings.store,
     }
     return {
         **os.environ,

@@ -63,7 +63,8 @@ def disks(settings: Settings) -> Findings:
         temporary = {}
     folders = {"STATE": settings.state, "STORE": settings.store, "CACHE": settings.cache} | temporary
     for name, folder in folders.items():
-        yield _disk(name, folder)
+        if isinstance(folder, Path):  # and not on a URL
+            yield _disk(name, folder)
 
 
 def _disk(name: str, folder: Path) -> Finding:

@@ -6,12 +6,15 @@ import zlib
 from gzip import GzipFile
 from pathlib import Path
 
+from serve import preflight
 from serve.archives.build import lost_files
-from serve.doctor.finding import Findings, ok, problem, warning
+from serve.doctor.finding import Finding, Findings, ok, problem, warning
+from serve.errors import StoreUnreachable
 from serve.residency.seed import read_seed
 from serve.settings import Settings
 from serve.store.catalog import DEMO, Archive, Catalog
 from serve.store.digests import RECORD
+from serve.store.mirror import Mirror
 from serve.store.unpack import MANIFEST
 
 READING_SECONDS = 10.0  # for all packed archives together
@@ -20,11 +23,15 @@ LISTED = 20
 
 def archives(settings: Settings) -> Findings:
     catalog = Catalog(settings.store, settings.cache, demo=False)
+    if catalog.mirror:
+        yield _reached(catalog.mirror, settings)
     names = catalog.names()
     deadline = time.monotonic() + READING_SECONDS
     for name in names:
         archive = catalog.find(name)
-        trouble = _damage(archive.path, deadline) if archive.file else _lost(archive)
+        # What is still elsewhere is looked at when it was fetched.
+        packed = None if catalog.mirror else archive.file
+        trouble = _damage(packed, deadline) if packed else _lost(archive)
         advice = f"Build it anew ({_build(name)}), or copy it here again."
         if trouble:
             yield problem("archives", f"{name} is damaged: {trouble}", advice)
@@ -37,6 +44,18 @@ def archives(settings: Settings) -> Findings:
         yield warning("archives", f"none in {settings.store}, and MODELS is full: they are built at the start", advice)
     else:
         yield ok("archives", "none yet: they are built at the start")
+
+
+def _reached(mirror: Mirror, settings: Settings) -> Finding:
+    try:
+        preflight.require_store(settings)
+        mirror.sync()
+    except preflight.Unusable as error:
+        return problem("STORE", f"{mirror.url} cannot be used", str(error))
+    except StoreUnreachable as error:
+        advice = "Look at its address, its credentials and the network; what is in the cache can be served."
+        return problem("STORE", error.message, advice)
+    return ok("STORE", f"{mirror.url} answers")
 
 
 def _build(name: str) -> str:

@@ -167,13 +167,14 @@ def _services(settings: Settings, catalog: Catalog, host: EngineHost, memory: Me
     workers.on_lost, workers.on_footprint = scheduler.on_worker_lost, scheduler.on_footprint
     workers.on_phases = numbers.on_phases
     catalog.in_use, catalog.on_unpacked = lambda: _paths_in_use(scheduler), numbers.on_unpacked
+    catalog.patience = settings.queue_timeout
     transit, wait = settings.transit_mib << 20, settings.queue_timeout
     bodies = Bodies(transit, settings.max_request_mib, wait)
     metrics_need = scopes.OPERATE if settings.metrics == "operate" else scopes.OPEN
     return Services(
         settings, catalog, scheduler, workers, memory, host, numbers, prefetch,
         images=Images(settings.images_mib << 20, settings.images_seconds, peers),
-        jobs=Jobs(peers.box),
+        jobs=Jobs(peers.box, catalog.fetched),
         bodies=bodies,
         guard=Guard(keys.of_settings(settings), bodies, metrics_need),
         fair_use=FairUse(_shares(settings)),
@@ -199,7 +200,7 @@ async def _lifespan(app: FastAPI, services: Services, collected: Traces | None) 
         await services.host.start(on_engine_lost, on_engine_ready)
         await asyncio.to_thread(services.catalog.open)
         app.state.services = services
-        async with _running(services.prefetch.run()):
+        async with _running(services.prefetch.run()), _running(services.catalog.follow()):
             yield
     finally:
         services.catalog.close()

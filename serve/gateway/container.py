@@ -91,7 +91,7 @@ _BINARY = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 )
 async def load(request: Request, services: Injected) -> Done:
     model = await _load_request(request)
-    archive = _archive_at(services, model.url)
+    archive = await _archive_at(services, model.url)
     if _loaded_model(services, model.model_name) is not None:
         raise AlreadyLoaded(f"{model.model_name!r} is loaded: DELETE /models/{model.model_name} first", "model_name")
     await services.scheduler.load(await services.catalog.prepare(archive), services.settings.load_timeout)
@@ -157,14 +157,14 @@ async def _load_request(request: Request) -> LoadRequest:
         raise BadRequest(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; {wanted}", field) from None
 
 
-def _archive_at(services: Services, url: str) -> Archive:
+async def _archive_at(services: Services, url: str) -> Archive:
     """Raises BadRequest, also where the store holds no such archive; the catalog refuses ".." in any form."""
-    path, store = PurePath(url), services.settings.store
+    path, store = PurePath(url), services.catalog.folder
     if path.is_absolute() and not path.is_relative_to(store):
         raise BadRequest(f"url must be a path inside the store {store}, or the name of an archive in it", "url")
     name = str(path.relative_to(store)) if path.is_absolute() else url
     try:
-        archive = services.catalog.find(name)
+        archive = await services.catalog.look_up(name)
     except BadRequest as error:
         raise BadRequest(error.message, "url") from None
     # The catalog may prefer the demo set for a bare name; a path means the archive that lies there.

@@ -75,6 +75,11 @@ def _state(services: Services, cached: int) -> Iterator[Metric]:
     )
     yield _gauge("cache_budget_bytes", "Disk that unpacked archives may take together.", cache_budget)
     yield _gauge("cache_bytes", "Disk that unpacked archives take.", cached)
+    mirror = services.catalog.mirror
+    yield _gauge("store_reached", "Whether a store on a URL answers: 1 or 0.", mirror is None or mirror.reached)
+    yield CounterMetricFamily(
+        "palimpsest_store_fetched_bytes", "Bytes fetched from a store on a URL.", mirror.fetched_bytes if mirror else 0
+    )
     yield _gauge("images_bytes", "Main memory of uploads and results that are kept.", services.images.size)
     yield _gauge("bodies_bytes", "Main memory of requests' bodies.", services.bodies.used)
     yield _gauge("unread_bytes", "Main memory of replies that clients have not read.", services.unread.used)

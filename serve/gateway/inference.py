@@ -23,7 +23,7 @@ async def description(request: Request) -> Response:
 @router.options("/predictions/{model:path}")
 async def options(model: str, request: Request, services: Injected) -> Response:
     """What TorchServe's clients ask before they send; raises ModelNotFound as they expect it."""
-    services.catalog.find(model)
+    await services.catalog.look_up(model)
     return JSONResponse(request.app.openapi(), headers={"Allow": ", ".join(request.app.methods(request.scope["path"]))})
 
 

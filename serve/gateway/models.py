@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from serve.errors import BadRequest, ModelNotFound, OutOfMemory
+from serve.errors import BadRequest, ModelNotFound, OutOfMemory, StoreUnreachable
 from serve.gateway.services import Injected, Services
 from serve.residency.model import AWAY, IN_MEMORY, Model, State
 from serve.store.catalog import Archive, Catalog
@@ -228,8 +228,8 @@ def _page(catalog: Catalog, also: set[str], after: str, limit: int) -> tuple[lis
 async def _archive(services: Services, name: str) -> Archive:
     """The archive that a request of that name would get; else one that is in memory but left the store."""
     try:
-        return await asyncio.to_thread(services.catalog.find, name)
-    except ModelNotFound:
+        return await services.catalog.look_up(name)
+    except (ModelNotFound, StoreUnreachable):
         left = [m.archive for m in services.scheduler.active() if m.archive.name == name and m.state in IN_MEMORY]
         if not left:
             raise

@@ -14,7 +14,7 @@ from contract.ticket import File
 from serve.descriptions import descriptions
 from serve.engine.answer import Answer
 from serve.engine.question import Question, Sent
-from serve.errors import BadRequest, ModelNotFound, NotReached
+from serve.errors import BadRequest, ModelNotFound, NotReached, StoreUnreachable
 from serve.gateway.access.fairuse import share_of
 from serve.gateway.invocation import Invocation
 from serve.gateway.services import Injected, Services
@@ -151,13 +151,13 @@ def headers_of(request: Request) -> dict[str, str]:
 async def _archive(catalog: Catalog, model: str) -> Archive:
     """Finds it by its name, or as TorchServe does by name and version: sam/1.0. Raises ModelNotFound."""
     try:
-        return catalog.find(model)
-    except BadRequest as error:
+        return await catalog.look_up(model)
+    except (BadRequest, StoreUnreachable) as error:
         name, _, version = model.rpartition("/")
         if not _VERSION.fullmatch(version):
             raise
         try:
-            archive = await catalog.prepare(catalog.find(name))
+            archive = await catalog.prepare(await catalog.look_up(name))
         except BadRequest:
             raise error from None
         own = await asyncio.to_thread(archive.model_version)

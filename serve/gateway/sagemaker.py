@@ -248,7 +248,7 @@ async def invoke_endpoint_async(name: EndpointName) -> Response:
 
 
 async def _ask(headers: InvocationHeaders, request: Request, services: Services) -> Answer:
-    archive = services.catalog.find(headers.model())
+    archive = await services.catalog.look_up(headers.model())
     answer = await invoke_as_sent(services, archive, _model_headers(request), request)
     if answer.status >= 400:
         with answer.file:

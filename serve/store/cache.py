@@ -101,17 +101,29 @@ class Cache:
                 self.hold(entry)
         return len(self._holds)
 
-    def stage(self, path: Path) -> Staged:
+    def staged(self, digest: str) -> Staged | None:
+        """As stage() where the cache has the content already; None where it has not. May wait: for a thread."""
+        with ExitStack() as stack:
+            stack.enter_context(self._changing())
+            hold = _hold(self.entry(digest))
+            if hold is None:
+                return None
+            stack.callback(os.close, hold)
+            return Staged(digest, None, hold, self.folder, stack.pop_all())
+
+    def stage(self, path: Path, expected: str = "") -> Staged:
         """Hashes the file and unpacks it, which takes a while and may run in a thread; the caller must end `cleanup`.
 
-        Where another server unpacks the same content, waits for it. Raises InvalidArchive, OSError, Stopped or
-        Stalled, and leaves nothing behind.
+        expected: its sha256, where that is known. Where another server unpacks the same content, waits for it. Raises
+        InvalidArchive, OSError, Stopped or Stalled, and leaves nothing behind.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         with open(path, "rb") as file, ExitStack() as stack:
             before = os.fstat(file.fileno())
             digest = sha256(file, self._stopped)
+            if expected and digest != expected:
+                raise InvalidArchive(f"its sha256 is {digest}, and should be {expected}")
             folder = stack.enter_context(self._unpacking_folder(digest, path.name))
             with self._changing():  # else it might be looked at for removal just now
                 hold = _hold(self.entry(digest))

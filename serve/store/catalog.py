@@ -4,6 +4,8 @@ STORE/<name>/        a folder in TorchServe's no-archive layout, served as it li
 STORE/<name>.tar.gz  unpacked once into CACHE/<start of the file's sha256>/ and served from there
 STORE/<name>.mar     (a folder wins over a file, .tar.gz over .mar)
 
+A store on a URL is looked at through a folder of the cache (serve/store/mirror.py), and holds packed archives only.
+
 Archives come, go and are replaced while the server runs: every look-up asks the disk.
 """
 
@@ -21,14 +23,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound, ModelNotReady
-from serve.store.cache import Cache, CacheFull
+from serve.errors import (
+    BadRequest,
+    DiskFull,
+    EngineUnavailable,
+    ModelLoadFailed,
+    ModelNotFound,
+    ModelNotReady,
+)
+from serve.store.cache import Cache, CacheFull, Staged
 from serve.store.digests import content, is_settled
 from serve.store.identity import file_identity, folder_identity
 from serve.store.known_versions import KnownVersions
 from serve.store.listing import Listing
 from serve.store.locks import Stalled, Stopped
+from serve.store.mirror import Mirror
+from serve.store.remote import RemoteError
 from serve.store.unpack import MANIFEST, SUFFIXES, InvalidArchive, UnpackLimits
+from serve.store_url import StoreUrl
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +57,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _VERSION = 12  # hexadecimal digits
 _TRIES = 3  # for what is replaced while it is read
+_FETCHES = 2  # archives of a store on a URL at a time: a large one does not hold up all others
 
 
 @dataclass(frozen=True)
@@ -101,26 +114,33 @@ class Catalog:
 
     cache: the folder for what is unpacked, which other servers may share; cache_bytes: its bound.
     in_use: asked for the paths of loaded archives, which the cache must keep.
-    on_unpacked: told the seconds that hashing and unpacking a file took.
+    on_unpacked: told the seconds that fetching, hashing and unpacking a file took.
+    patience: seconds that anybody waits for what is fetched from a URL.
     """
 
     def __init__(
         self,
-        store: Path,
+        store: Path | StoreUrl,
         cache: Path,
         demo: bool,
         cache_bytes: int = 64 * 2**30,
         limits: UnpackLimits = UnpackLimits(),  # noqa: B008 - frozen
     ) -> None:
-        self._store, self._demo = store.absolute(), demo
         self._stopped = threading.Event()
         self._cache = Cache(cache.absolute(), cache_bytes, limits, self._stopped)
-        self._listing = Listing(self._store, _is_name)
+        self.mirror: Mirror | None = None
+        if isinstance(store, StoreUrl):
+            self.mirror = Mirror(store, cache.absolute(), _is_name_there, cache_bytes, self._stopped)
+            store = self.mirror.folder
+        self.folder, self._demo = store.absolute(), demo
+        self._listing = Listing(self.folder, _is_name)
         self._unusable: dict[Path, tuple[str, str]] = {}  # packed files: identity, and why they can't be unpacked
         self._known = KnownVersions(cache.absolute() / ".versions")
         self._flights: dict[tuple[Path, str], asyncio.Task[Archive]] = {}
         # Of each kind; what reads gigabytes is not to hold up what is read in milliseconds, so not of both.
-        self._one_file_at_a_time, self._one_folder_at_a_time = asyncio.Lock(), asyncio.Lock()
+        self._files_at_a_time = asyncio.Semaphore(_FETCHES if self.mirror else 1)
+        self._one_folder_at_a_time = asyncio.Lock()
+        self.patience: float | None = None
         self._releasing: asyncio.TimerHandle | None = None
         self.in_use: Callable[[], Collection[Path]] = lambda: ()
         self.on_unpacked: Callable[[Archive, float], None] = lambda archive, seconds: None
@@ -142,6 +162,19 @@ class Catalog:
                 return archive
         raise self._not_found(plain)
 
+    async def look_up(self, name: str) -> Archive:
+        """As find(); where a store on a URL may have got it meanwhile, asks it. Raises StoreUnreachable, too."""
+        try:
+            return self.find(name)
+        except ModelNotFound:
+            if self.mirror is None:
+                raise
+        try:
+            await self.mirror.refresh()
+        except Stopped:
+            raise _stopping() from None
+        return self.find(name)
+
     def names(self) -> list[str]:
         """Every archive in the store, by its path in it, sorted; read only. Asks all folders: not in the event loop."""
         return self._listing.names()
@@ -155,8 +188,9 @@ class Catalog:
 
         Else what it holds is hashed, and unpacked where it is a file; concurrent calls share that. Lease it before
         anything else is awaited: once in_use names the folder, it stays. Raises ModelLoadFailed for what can't be read
-        or unpacked, DiskFull, ModelNotFound where it has gone, ModelNotReady where it is replaced all the time, and
-        EngineUnavailable where the server stops, or another one is stuck in the unpacking of the same file.
+        or unpacked, DiskFull, ModelNotFound where it has gone, ModelNotReady where it is replaced all the time or
+        fetched for longer than anybody waits, StoreUnreachable, and EngineUnavailable where the server stops, or
+        another one is stuck in the unpacking of the same file.
         """
         if archive.file is None:
             if archive.version:
@@ -172,8 +206,12 @@ class Catalog:
         if before == identity:
             raise ModelLoadFailed(error)
         # Whoever leaves does not end it for the others.
-        unpacking = self._unpack(archive.name, archive.file, identity)
-        return await asyncio.shield(self._flight((archive.file, identity), unpacking))
+        unpacking = self._flight((archive.file, identity), self._unpack(archive.name, archive.file, identity))
+        try:
+            async with asyncio.timeout(self.patience if self.mirror else None):
+                return await asyncio.shield(unpacking)
+        except TimeoutError:
+            raise ModelNotReady(f"{archive.name!r} is still being fetched: try again", retry_after=10) from None
 
     def open(self) -> None:
         """Lists the store, so that later look-ups need not, and empties the cache that earlier versions had in it.
@@ -181,12 +219,21 @@ class Catalog:
         Not for the event loop.
         """
         self._listing.names()
-        self._known.get(self._store, "")
-        old = self._store / ".cache"
+        self._known.get(self.folder, "")
+        old = self.folder / ".cache"
         try:
             self._cache.take_over(old)
         except OSError as error:
             logger.warning("%s is no longer used and can be removed; that failed here: %s", old, error)
+
+    async def follow(self) -> None:
+        """Keeps up with a store on a URL until it is cancelled."""
+        if self.mirror:
+            await self.mirror.follow()
+
+    def fetched(self, name: str) -> tuple[int, int]:
+        """Of an archive that is fetched from a URL now: the bytes that are here, and all of them; else 0, 0."""
+        return self.mirror.under_way(name) if self.mirror else (0, 0)
 
     def close(self) -> None:
         """Ends every unpacking and hashing under way: its prepare() raises EngineUnavailable."""
@@ -203,13 +250,13 @@ class Catalog:
             self._releasing = asyncio.get_running_loop().call_later(RELEASE_EVERY, self.release)
 
     def _folder(self, name: str) -> Archive | None:
-        path = self._store / name
+        path = self.folder / name
         identity = folder_identity(path)
         return Archive(name, path, self._known.get(path, identity), identity=identity) if identity else None
 
     def _packed(self, name: str) -> Archive | None:
         for suffix in SUFFIXES:
-            file = self._store / f"{name}{suffix}"
+            file = self.folder / f"{name}{suffix}"
             identity = file_identity(file)
             if identity is None:
                 continue
@@ -267,7 +314,7 @@ class Catalog:
 
     async def _unpack(self, name: str, file: Path, identity: str) -> Archive:
         try:
-            async with self._one_file_at_a_time:
+            async with self._files_at_a_time:
                 began = time.perf_counter()
                 digest = await self._add_to_cache(file)
                 await asyncio.to_thread(self._remember, file, identity, digest)
@@ -284,6 +331,9 @@ class Catalog:
             if error.errno in _DISK_FULL:
                 raise DiskFull(f"{message}: make room there, or lower the cache's bound") from error
             raise ModelLoadFailed(message) from error
+        except RemoteError as error:
+            assert self.mirror is not None
+            raise self.mirror.unreachable(str(error)) from None
         except Stalled as error:
             raise EngineUnavailable(f"{file.name} is not unpacked yet: {error}; try again later") from None
         except Stopped:
@@ -299,7 +349,7 @@ class Catalog:
                 self._known.add(file, identity, digest, keep=is_settled(changed))
 
     async def _add_to_cache(self, file: Path) -> str:
-        staged = await asyncio.to_thread(self._cache.stage, file)
+        staged = await asyncio.to_thread(self._stage, file)
         try:
             self._cache.admit(staged, self.in_use())
             self._release_later()
@@ -307,15 +357,41 @@ class Catalog:
             await asyncio.to_thread(staged.cleanup.close)
         return staged.digest
 
+    def _stage(self, file: Path) -> Staged:
+        """As Cache.stage, of what the file stands for."""
+        if self.mirror is None:
+            return self._cache.stage(file)
+        with self.mirror.copy(file) as copy:
+            while True:
+                if copy.sha256 and (staged := self._cache.staged(copy.sha256)):
+                    return staged
+                begun = copy.begun()
+                try:
+                    copy.fetch()
+                    staged = self._cache.stage(copy.part, copy.sha256)
+                except InvalidArchive:
+                    copy.drop()
+                    if not begun:  # else its beginning, from an earlier try, may have been of something else
+                        raise
+                else:
+                    copy.done(staged.digest)
+                    return staged
+
     def _not_found(self, name: str) -> ModelNotFound:
         names = self._listing.glance()
         known = ", ".join(names[:_LISTED]) + (" and more" if len(names) > _LISTED else "")
-        known = known or f"none; build them with: palimpsest archives build --store {self._store}"
+        if not known:
+            known = "none" if self.mirror else f"none; build them with: palimpsest archives build --store {self.folder}"
         return ModelNotFound(f"there is no model {name!r}; the store holds {known}", "model")
 
 
 def _stopping() -> EngineUnavailable:
     return EngineUnavailable("the server is stopping: try again in a few seconds")
+
+
+def _is_name_there(name: str) -> bool:
+    """Whether an archive of a store on a URL can be called so: the demo archives are each server's own."""
+    return _is_name(name) and not name.startswith(f"{DEMO}/")
 
 
 def _is_name(name: str) -> bool:

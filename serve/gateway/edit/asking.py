@@ -84,7 +84,7 @@ async def ask(
 ) -> Answer:
     """Raises HandlerError where the model refuses or fails, and RequestTooLarge where its result can't be kept."""
     form = Form({**fields, "gen_args": arguments}, accept, keep)
-    answer = await answered(services, client, job, services.catalog.find(model), form)
+    answer = await answered(services, client, job, await services.catalog.look_up(model), form)
     if keep:
         began = time.perf_counter()
         answer = await _kept(services.images, answer)
@@ -133,7 +133,7 @@ async def converter(services: Services) -> Archive:
 
 async def _own(services: Services, model: str) -> Archive | None:
     """The archive, where it is one of ours. Raises ModelNotFound."""
-    archive = await services.catalog.prepare(services.catalog.find(model))
+    archive = await services.catalog.prepare(await services.catalog.look_up(model))
     return archive if services.memory.takes_commands(archive) else None
 
 

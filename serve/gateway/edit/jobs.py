@@ -22,6 +22,7 @@ from serve.residency.model import STARTING, Model
 
 Pointer = tuple[str, str]
 """A client's address, and what it calls its pointer."""
+Fetched = Callable[[str], tuple[int, int]]
 
 
 class Cancelled(PalimpsestError):
@@ -38,7 +39,8 @@ class UnknownJob(PalimpsestError):
 
 @dataclass(frozen=True)
 class JobProgress:
-    """phase: queued, loading or running. model: the one that is waited for or runs. step, steps: of the running one."""
+    """phase: queued, loading or running. model: the one that is waited for or runs. step, steps: of the running one; of
+    one that is fetched from a store on a URL the MiB that are here, and all of them."""
 
     phase: str
     model: str
@@ -60,11 +62,12 @@ class Job:
         files: ExitStack,
         previews: bool = False,
         box: str = "",
+        fetched: Fetched = lambda model: (0, 0),
     ) -> None:
         """files: those that the work needs, and makes; the job closes them. previews: whether anybody looks at them.
-        box: where it runs.
+        box: where it runs. fetched: told a model's name, says how far it is fetched.
         """
-        self.id = marked(uuid4().hex, box)
+        self.id, self._fetched = marked(uuid4().hex, box), fetched
         self.files, self._closed = files, False
         self._shared = files.enter_context(MemoryFile())
         self._shared.write(bytes(progress.SIZE_WITH_PREVIEW if previews else progress.SIZE))
@@ -128,8 +131,13 @@ class Job:
         if self._running:
             done = progress.Progress.read(self._shared.read(0, progress.SIZE))
             return JobProgress("running", self._model, done.step, done.steps)
-        loading = any(m.state in STARTING and m.archive.name == self._model for m in models)
-        return JobProgress("loading" if loading else "queued", self._model)
+        here, size = self._fetched(self._model)
+        loading = size > 0 or any(m.state in STARTING and m.archive.name == self._model for m in models)
+        return JobProgress("loading" if loading else "queued", self._model, here >> 20, size >> 20)
+
+    def has_begun(self) -> bool:
+        """Whether the model that runs has done a step."""
+        return self._running and self.progress([]).step > 0
 
     def preview(self) -> Preview | None:
         """The newest that the worker has shown."""
@@ -143,10 +151,13 @@ class Job:
 
 
 class Jobs:
-    """All that run; of those of one pointer the newest is known by it. box: this server's name among others."""
+    """All that run; of those of one pointer the newest is known by it. box: this server's name among others.
 
-    def __init__(self, box: str = "") -> None:
-        self._box = box
+    fetched: as Job has it.
+    """
+
+    def __init__(self, box: str = "", fetched: Fetched = lambda model: (0, 0)) -> None:
+        self._box, self._fetched = box, fetched
         self._jobs: dict[str, Job] = {}
         self._newest: dict[Pointer, Job] = {}
 
@@ -158,7 +169,7 @@ class Jobs:
         previews: bool = False,
     ) -> Job:
         """Starts a job; work, files and previews are those of Job. pointer: whose earlier job it supersedes."""
-        job = Job(work, files, previews, self._box)
+        job = Job(work, files, previews, self._box, self._fetched)
         self._jobs[job.id] = job
         if pointer is not None:
             if earlier := self._newest.get(pointer):

@@ -94,7 +94,7 @@ async def begun(request: Request, job: Job) -> None:
     """Waits until the job has done its first step, or the client has left. Raises the job's error where it failed."""
     left = asyncio.create_task(_until_client_leaves(request))
     try:
-        while not (job.task.done() or left.done() or job.progress([]).step):
+        while not (job.task.done() or left.done() or job.has_begun()):
             await asyncio.wait({job.task, left}, timeout=POLL, return_when=asyncio.FIRST_COMPLETED)
     finally:
         left.cancel()

@@ -104,7 +104,7 @@ function inWords({ kind, phase, model, step, steps, ahead }) {
   const name = NAMES[model.replace(/^.*\//, "")] ?? model;
   if (phase === "sending") return "Sending…";
   if (phase === "queued") return ahead ? `Waiting: ${ahead} before you…` : "Waiting for a turn…";
-  if (phase === "loading") return `Loading ${name}…`;
+  if (phase === "loading") return steps ? `Fetching ${name}: ${step} of ${steps} MiB` : `Loading ${name}…`;
   if (phase === "stopping") return "Stopping…";
   if (steps) return `${kind === "erase" ? "Erasing" : "Painting"}: step ${step} of ${steps}`;
   return kind === "erase" ? "Erasing…" : "Painting…";

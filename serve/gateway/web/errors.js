@@ -16,6 +16,7 @@ const SAID = {
   busy: "The server is busy. Try again in a moment.",
   not_finite: "The model could not make a picture of this. Try again, with another mask or prompt.",
   worker_died: "The model stopped amid the work. Nothing of yours is lost: try again.",
+  store_unreachable: "The server cannot fetch the model for this just now. Try again in a moment.",
   unavailable: "The server is starting its models. Try again in a moment.",
   deadline_exceeded: "The server took too long. Try again, with fewer steps or a smaller picture.",
   unsupported_media_type: "This is no picture that can be opened. PNG, JPEG, WebP, TIFF, HEIC, AVIF, GIF and BMP can.",
