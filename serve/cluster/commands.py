@@ -41,7 +41,8 @@ def up(
 ) -> None:
     """Serve on this machine, in the foreground, and on all that join, behind PALIMPSEST_HOST and PALIMPSEST_PORT."""
     if port in node.WORKER_PORTS:
-        raise preflight.Unusable(f"--port {port} is one of those that Ray gives to its processes, {node.WORKER_PORTS[0]} to {node.WORKER_PORTS[-1]}: choose another")
+        first, last = node.WORKER_PORTS[0], node.WORKER_PORTS[-1]
+        raise preflight.Unusable(f"--port {port}: Ray gives {first} to {last} to its processes, choose another")
     settings = _ready()
     preflight.check_door(settings)
     token = settings.state / TOKEN

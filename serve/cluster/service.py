@@ -87,9 +87,9 @@ def leave(address: str, machine: str, seconds: float) -> None:
     """
     with _connected(address):
         (node,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeName"] == machine)
-        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        reason, places = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), _places(without=node)
         global_worker.gcs_client.drain_node(node, reason, "it leaves", int(1000 * (time.time() + seconds)))
-        _scale(_places())  # at once, or Serve would look for other places for its boxes
+        _scale(places)  # at once, or Serve would look for other places for its boxes
 
 
 def boxes(address: str) -> dict[str, known.Told]:
@@ -157,8 +157,8 @@ def _http(settings: Settings) -> HTTPOptions:
     return HTTPOptions(host=settings.host, port=settings.port, keep_alive_timeout_s=60, **files)
 
 
-def _places() -> int:
-    """On machines that are to stay. At least one: it is waited for until there is."""
-    leaving = ray_state.get_draining_nodes()
+def _places(without: str = "") -> int:
+    """On machines that are to stay. At least one: it is waited for until there is. without: a node's id."""
+    leaving = {*ray_state.get_draining_nodes(), without}
     staying = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
     return max(1, sum(int(node["Resources"].get(PLACE, 0)) for node in staying))
