@@ -244,7 +244,11 @@ def test_a_secret_is_in_no_other_process(monkeypatch: pytest.MonkeyPatch) -> Non
     ):  # settings are read in any case
         monkeypatch.setenv(name, "marker")
     assert [name for name, value in supervisor.inherited().items() if value == "marker"] == ["PALIMPSEST_HOST"]
-    ours = {f"PALIMPSEST_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field)}
+    ours = {
+        f"PALIMPSEST_{name.upper()}"
+        for name, field in Settings.model_fields.items()
+        if any(secret in str(field) for secret in ("SecretStr", "StoreUrl"))  # which may hold a password
+    }
     assert {name for name in SECRETS if name.startswith("PALIMPSEST_")} == ours
 
 
