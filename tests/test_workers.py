@@ -41,6 +41,7 @@ class Engine:
         self.outcomes, self.end, self.loads = list(outcomes), "", 0
         self.pid: int | None = None
         self.up = True
+        self.looks_in_vain = 0
 
     @property
     def engine(self) -> Any:
@@ -62,6 +63,9 @@ class Engine:
         return self.pid
 
     def take_end(self, archive: Path) -> str:
+        if self.looks_in_vain:
+            self.looks_in_vain -= 1
+            return ""
         end, self.end = self.end, ""
         return end
 
@@ -103,10 +107,12 @@ def workers(engine: Engine, tmp_path: Path, timeout: float = 5) -> Workers:
 def test_a_load_is_tried_again_where_its_worker_was_killed(
     tmp_path: Path,
     archive: Archive,
+    monkeypatch: pytest.MonkeyPatch,
     outcomes: list[tuple[PalimpsestError | None, str]],
     loads: int,
     error: type[PalimpsestError] | None,
 ) -> None:
+    monkeypatch.setattr("serve.residency.workers.END_TOLD", 0.1)
     engine = Engine(*outcomes)
     if error is None:
         assert asyncio.run(workers(engine, tmp_path).load(archive)) == 1 << 20
@@ -115,6 +121,17 @@ def test_a_load_is_tried_again_where_its_worker_was_killed(
             asyncio.run(workers(engine, tmp_path).load(archive))
         assert (raised.value.retry_after is None) == (raised.value.status != 503)
     assert engine.loads == loads
+
+
+@pytest.mark.parametrize(("end", "error"), [("killed", WorkerDied), ("ended", ModelLoadFailed)])
+def test_how_a_worker_ended_may_be_told_after_torchserve_has_lost_it(
+    tmp_path: Path, archive: Archive, end: str, error: type[PalimpsestError]
+) -> None:
+    engine = Engine((FAILED, end), (FAILED, end))
+    engine.looks_in_vain = 4  # the first is before the load
+    with pytest.raises(error):
+        asyncio.run(workers(engine, tmp_path).load(archive))
+    assert engine.loads == (2 if end == "killed" else 1)
 
 
 def test_out_of_memory_where_there_is_little_is_believed(

@@ -38,6 +38,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between looks at a worker that has a request
+END_TOLD = 2.0  # seconds within which it is known how a worker ended that TorchServe has lost
 LOOK_AGAIN = 10.0  # seconds between two measurements of one worker
 SUSPENSION = 30.0  # seconds that the driver may take to suspend or resume a worker: some ten gigabytes
 MEMORY_BACK = 5.0  # seconds that the device gets to report freed memory
@@ -96,13 +97,24 @@ class Workers:
                 await self._host.engine.register(archive.engine_name, archive.path)
                 return
             except (ModelLoadFailed, OutOfMemory) as error:
-                end, seconds = self._host.take_end(archive.path), asyncio.get_running_loop().time() - began
+                seconds = asyncio.get_running_loop().time() - began
+                end = await self._take_end(archive, error, seconds)
                 if last and end == "killed":
                     died = f"the worker of {archive.name!r} was killed while it loaded: try again"
                     raise WorkerDied(died) from error
                 if last or not (end == "killed" or self._may_have_been_killed(archive, error, end, seconds)):
                     raise _cause(archive, error) from error
                 logger.error("the worker of %s was killed while it loaded", archive.name)
+
+    async def _take_end(self, archive: Archive, error: PalimpsestError, seconds: float) -> str:
+        """As the host's: who reaps the worker and TorchServe, which misses it, tell each in their time."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + END_TOLD
+        while not (end := self._host.take_end(archive.path)) and clock() < deadline:
+            if not self._may_have_been_killed(archive, error, end, seconds):
+                break
+            await asyncio.sleep(END_TOLD / 40)
+        return end
 
     def _may_have_been_killed(self, archive: Archive, error: PalimpsestError, end: str, seconds: float) -> bool:
         """Whether nothing else explains the load's end: TorchServe, quick to clear up, may hide what went before."""
