@@ -78,9 +78,7 @@ def join(
 @cluster_app.command()
 def status() -> None:
     """Show the servers of the cluster: where each is, what it has in memory, how busy it is."""
-    settings = preflight.read_settings()
-    address = _address(settings)
-    os.environ |= node.environment(settings, settings.state / TOKEN)
+    _, address = _head()
     from serve.cluster import service
 
     table = Table("server", "machine", "ready", "parked", "runs", "waits")
@@ -97,9 +95,7 @@ def update() -> None:
     Requests go on meanwhile. Install the new version on each machine before. The doors stay as `up` and `join` started
     them.
     """
-    settings = preflight.read_settings()
-    address = _address(settings)
-    os.environ |= node.environment(settings, settings.state / TOKEN)
+    settings, address = _head()
     from serve.cluster import service
 
     _say("Replacing the servers, one after another...")
@@ -174,11 +170,15 @@ def _told(file: Path, text: str) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
-def _address(settings: Settings) -> str:
+def _head() -> tuple[Settings, str]:
+    """The settings, and the address of this machine's cluster, of which this process may ask from then on."""
+    settings = preflight.read_settings()
     try:
-        return (settings.state / ADDRESS).read_text()
+        address = (settings.state / ADDRESS).read_text()
     except OSError:
         raise preflight.Unusable(f"nothing of a cluster runs with PALIMPSEST_STATE={settings.state}") from None
+    os.environ |= node.environment(settings, settings.state / TOKEN)
+    return settings, address
 
 
 def _until_told_to_end(running: node.Node) -> None:

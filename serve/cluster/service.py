@@ -83,19 +83,19 @@ def update(settings: Settings, address: str) -> None:
 def leave(address: str, machine: str, seconds: float) -> None:
     """Has the boxes and the door of a machine, known by its node's name, end once what runs there has finished.
 
-    Returns at once. seconds: until it will be gone in any case. Raises RuntimeError, OSError where the head is gone.
+    Returns at once; the head counts its places no more from its next look. seconds: until it will be gone in any case.
+    Raises RuntimeError, OSError where the head is gone.
     """
     with _connected(address):
         (node,) = (node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeName"] == machine)
-        reason, places = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), _places(without=node)
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         global_worker.gcs_client.drain_node(node, reason, "it leaves", int(1000 * (time.time() + seconds)))
-        _scale(places)  # at once, or Serve would look for other places for its boxes
 
 
 def boxes(address: str) -> dict[str, known.Told]:
     """What each box has told, by its name."""
     with _connected(address):
-        serve.get_app_handle(NAME).told.remote().result(timeout_s=30)
+        serve.get_app_handle(NAME).told.remote().result(timeout_s=RAY_SECONDS)
         return dict(known.BOXES)
 
 
@@ -157,8 +157,8 @@ def _http(settings: Settings) -> HTTPOptions:
     return HTTPOptions(host=settings.host, port=settings.port, keep_alive_timeout_s=60, **files)
 
 
-def _places(without: str = "") -> int:
-    """On machines that are to stay. At least one: it is waited for until there is. without: a node's id."""
-    leaving = {*ray_state.get_draining_nodes(), without}
+def _places() -> int:
+    """On machines that are to stay. At least one: it is waited for until there is."""
+    leaving = ray_state.get_draining_nodes()
     staying = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
     return max(1, sum(int(node["Resources"].get(PLACE, 0)) for node in staying))

@@ -108,12 +108,13 @@ class Workers:
 
     async def _take_end(self, archive: Archive, error: PalimpsestError, seconds: float) -> str:
         """As the host's: who reaps the worker and TorchServe, which misses it, tell each in their time."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + END_TOLD
-        while not (end := self._host.take_end(archive.path)) and clock() < deadline:
-            if not self._may_have_been_killed(archive, error, end, seconds):
-                break
-            await asyncio.sleep(END_TOLD / 40)
+        end = self._host.take_end(archive.path)
+        if not end and self._may_have_been_killed(archive, error, end, seconds):
+            clock = asyncio.get_running_loop().time
+            deadline = clock() + END_TOLD
+            while not end and clock() < deadline:
+                await asyncio.sleep(END_TOLD / 40)
+                end = self._host.take_end(archive.path)
         return end
 
     def _may_have_been_killed(self, archive: Archive, error: PalimpsestError, end: str, seconds: float) -> bool:

@@ -23,14 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serve.errors import (
-    BadRequest,
-    DiskFull,
-    EngineUnavailable,
-    ModelLoadFailed,
-    ModelNotFound,
-    ModelNotReady,
-)
+from serve.errors import BadRequest, DiskFull, EngineUnavailable, ModelLoadFailed, ModelNotFound, ModelNotReady
 from serve.store.cache import Cache, CacheFull, Staged
 from serve.store.digests import content, is_settled
 from serve.store.identity import file_identity, folder_identity
