@@ -86,8 +86,9 @@ async def test_events_tell_the_steps_and_end_with_the_reply(world: World) -> Non
     async def work(job: File) -> Reply:
         seen.extend(world.services.jobs._jobs)
         for step in (1, 2):
-            world.tell(job, step, 2)
+            world.tell(job, step, 3)
             await asyncio.sleep(0.25)  # two looks at the progress
+        world.tell(job, 3, 3)  # and none
         return 200, {"generated_image": "b3V0", "warnings": []}
 
     world.work = work
@@ -96,7 +97,7 @@ async def test_events_tell_the_steps_and_end_with_the_reply(world: World) -> Non
     told = events(answer.text)
     assert told[0] == ("job", {"job": seen[0]})
     steps = [(data["step"], data["steps"]) for name, data in told if name == "progress" and data["phase"] == "running"]
-    assert steps[-2:] == [(1, 2), (2, 2)]
+    assert steps[-3:] == [(1, 3), (2, 3), (3, 3)]
     name, reply = told[-1]
     assert (name, reply["picture"], reply["warnings"]) == ("done", "b3V0", [])
     assert 500 < reply["timings"]["engine"] < 1e5

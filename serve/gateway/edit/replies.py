@@ -167,6 +167,8 @@ async def watched(scheduler: Scheduler, job: Job) -> AsyncIterator[JobProgress |
             shown = preview.number
             yield preview
         await asyncio.wait({job.task}, timeout=POLL)
+    if job.has_begun() and (now := job.progress(scheduler.active())) != last:  # the last step is often seen only now
+        yield now
 
 
 def _described(preview: Preview) -> dict[str, Any]:
