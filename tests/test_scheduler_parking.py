@@ -58,6 +58,29 @@ def test_a_full_host_sends_the_one_parked_longest_to_disk(parking: World) -> Non
     assert parking.events[Reason.HOST_MEMORY] == 1
 
 
+def test_who_leaves_the_host_for_another_victim_is_no_victim_once_more(make_world: MakeWorld) -> None:
+    world = make_world(4, host_budget=1)
+    world.device.predicted = {"a": 1, "b": 2, "c": 2, "d": 4}
+    world.device.parked = {"a": Taken(0, 1), "c": Taken(1, 1)}
+    world.loaded("c")
+    for _ in range(3):
+        world.request("c").finish()  # in more demand than a and b
+    a = world.request("a")
+    world.end("a")
+    b = world.request("b")
+    world.end("c")  # parked: a is busy
+    world.end("b")
+    a.finish()
+    b.finish()
+    world.request("d")  # a is to be parked in place of c, which is to go, too
+    assert world.running() == ["unload b", "unload c"]
+    world.end("c")
+    assert world.running() == ["park a", "unload b"]
+    world.end("a")
+    world.end("b")
+    assert world.running() == ["load d"]
+
+
 def test_without_host_budget_nothing_is_parked(make_world: MakeWorld) -> None:
     world = make_world(1)
     world.parkable(a=1)

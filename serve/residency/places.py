@@ -23,6 +23,7 @@ from serve.residency.limits import SchedulerLimits
 from serve.residency.model import (
     AWAY,
     IN_MEMORY,
+    LEAVING,
     STARTING,
     Arrived,
     Model,
@@ -240,7 +241,8 @@ class Places:
     def _evict(self, victims: list[Resident] | None, reason: Reason, park: bool) -> None:
         for victim in victims or []:
             model = self._models[victim.key]
-            self._drain(model, reason, self._accounting.away(model, park))
+            if model.state not in LEAVING:  # one before it may have needed its host memory
+                self._drain(model, reason, self._accounting.away(model, park))
 
     def _drain(self, model: Model, reason: Reason, away: Taken | None) -> None:
         """Admits nothing new; what runs finishes first."""
