@@ -24,6 +24,7 @@ from handlers.editing import imaging
 from handlers.editing.geometry import bounding_box
 from handlers.sam import network as sam_network
 from serve.memory_file import MemoryFile
+from training import shapes
 
 Open = Callable[[str], HandlerClient]
 SIZE = (1499, 1041)
@@ -357,6 +358,16 @@ def test_sd_says_what_had_no_effect(open_handler: Open, dog: bytes, mask: bytes)
     assert "this had no effect: red" in warnings
     assert "negative_prompt had no effect" in warnings
     assert "stepz" in warnings
+    assert "does not know" not in warnings
+
+
+def test_sd_names_what_the_demo_does_not_know(open_handler: Open, dog: bytes, mask: bytes) -> None:
+    reply = open_handler("sd").json(image=dog, mask_image=mask, prompt="a red hamster", gen_args=QUICK)
+    (warning,) = reply.fields["warnings"]
+    known, words = warning.split(". It knows these words: ")
+    assert known == "prompt: this model does not know hamster"
+    taught = {*shapes.COLOURS, *shapes.THINGS, *shapes.MATERIALS, "empty", "background", "nothing"} - {"plain"}
+    assert set(words.split(", ")) == taught
 
 
 @pytest.mark.slow

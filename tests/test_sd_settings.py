@@ -88,6 +88,29 @@ def test_a_warning_of_syntax_is_short() -> None:
     assert len(request.warnings[0]) < 300
 
 
+WORDS = ["red", "ball", "wooden", "moon"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("a red ball", ""), ("A Photo of the RED, wooden-ball!", ""), ("", ""), ("  ,.  ", ""),
+        ("a ball and a moon", ""), ("a hamster", "hamster"),
+        ("a red hamster on a sofa, red sofa", "hamster, sofa"), ("balls", "balls"),
+        ("eine rote Kugel", "eine, rote, kugel"), ("\u732b", "\u732b"), ("Fußball_red", "fußball"),
+        ("x" * 99, "x" * 40), ("1 2 3 4 5 6 7", "1, 2, 3, 4, 5, ..."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_words_that_the_model_was_not_taught_are_named_with_those_that_it_was(
+    name: str, prompt: str, unknown: str
+) -> None:
+    request = Request({"prompt": ""} | {name: prompt})
+    PaintSettings.parse(request, 7.5).warn_of_unknown(request, WORDS)
+    told = f"{name}: this model does not know {unknown}. It knows these words: red, ball, wooden, moon"
+    assert request.warnings == ([told] if unknown else [])
+
+
 @pytest.mark.parametrize(
     "piece", ["(", "(a", "[:", "<a:", "a", "a:", "((a", "{", " BREAK", "+", "(a: ", "(:1 ", "-", ")."]
 )

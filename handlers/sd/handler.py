@@ -45,6 +45,7 @@ class SdHandler(Handler):
             network.limit_threads(self.pipeline.unet, int(threads))
         self.default_scheduler = self.pipeline.scheduler
         self.default_guidance = float(self.config.get("guidance_scale", DEFAULT_GUIDANCE))
+        self.vocabulary = self.config.get("vocabulary", "").split()
         self.colours: Colours = self.config.get("latent_colours", STABLE_DIFFUSION)
         self.cell = self.pipeline.vae_scale_factor
         self.native = self.pipeline.unet.config.sample_size * self.cell
@@ -62,6 +63,8 @@ class SdHandler(Handler):
         mask = request.mask("mask_image", picture, settings.by_transparency)
         settings.warn_of_syntax(request, self.pipeline.tokenizer)
         settings.warn_of_cut(request, self.pipeline.tokenizer)
+        if self.vocabulary:
+            settings.warn_of_unknown(request, self.vocabulary)
 
         variants = [settings.of_variant(index) for index in range(settings.variants)]
         with self.pipeline.seeing_once():

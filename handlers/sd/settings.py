@@ -1,6 +1,8 @@
 """How to paint: what a request says beside picture and mask, checked and completed."""
 
+import re
 import secrets
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import diffusers
@@ -40,6 +42,11 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 DEFAULT_GUIDANCE = 7.5  # as Stable Diffusion's own; `handler.guidance_scale` in model-config.yaml replaces it
+
+# Words that every prompt may have around what it is about.
+_FILLERS = frozenset(
+    ["a", "an", "the", "one", "some", "of", "and", "with", "in", "on", "at", "photo", "photograph", "picture", "image"]
+)
 
 # What is drawn, and the seeds of all its variants, a float holds exactly: JavaScript reads every number as one.
 _RANDOM_SEEDS = 2**53 - VARIANTS.high
@@ -138,6 +145,15 @@ class PaintSettings(NamedTuple):
                 # The last place is the end-of-text token's.
                 lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
                 request.warnings.append(f"{name} is longer than {limit} tokens; this had no effect: {lost[:300]}")
+
+    def warn_of_unknown(self, request: Request, vocabulary: Collection[str]) -> None:
+        """Says which words have no meaning for a model that was taught these and no others."""
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
+            if unknown := [word for word in words if word not in vocabulary and word not in _FILLERS]:
+                shown = ", ".join(word[:40] for word in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+                known = ", ".join(vocabulary)
+                request.warnings.append(f"{name}: this model does not know {shown}. It knows these words: {known}")
 
     def check_size(self, picture: Picture) -> None:
         """Raises BadRequest where the picture must have another."""
