@@ -15,16 +15,15 @@ class Loads(policy.View):
 
 
 class PowerOfTwo(Loads):
-    """The less busy of two at random, as Ray Serve does by default."""
+    """The less busy of two at random, as Ray Serve does by default: it asks them how many requests they have."""
 
     def __init__(self, routers: int) -> None:
         super().__init__(routers)
         self._draw = random.Random(0)
 
-    def order(self, model: str) -> Iterator[str]:
+    def order(self, model: str) -> Iterator[list[str]]:
         while True:
-            two = self._draw.sample(list(self._boxes.values()), 2)
-            yield min(two, key=lambda box: box.load).id
+            yield self._draw.sample(list(self._boxes), 2)
 
 
 class Ring(Loads):
@@ -37,23 +36,23 @@ class Ring(Loads):
         self._ring: list[tuple[int, str]] = []
         self._of: set[str] = set()
 
-    def order(self, model: str) -> Iterator[str]:
+    def order(self, model: str) -> Iterator[list[str]]:
         if self._of != self._boxes.keys():
             self._of = set(self._boxes)
             points = ((policy._number(f"{id}#{point}"), id) for id in self._of for point in range(self.POINTS))
             self._ring = sorted(points)
         first = bisect(self._ring, (policy._number(model), ""))
         for _, id in self._ring[first:] + self._ring[:first]:
-            yield id
+            yield [id]
 
 
 class Bounded(Loads):
     """Rendezvous hashing: the first box in the model's order whose load is below 1.25 times the mean."""
 
-    def order(self, model: str) -> Iterator[str]:
+    def order(self, model: str) -> Iterator[list[str]]:
         number = policy._number(model)
         loads = self.loads()
         bound = max(1.0, 1.25 * sum(loads.values()) / len(loads))
         if within := [box for box in self._boxes.values() if loads[box.id] < bound]:
-            yield min(within, key=lambda box: policy._rank(number, box)).id
-        yield from sorted(loads, key=lambda id: loads[id])
+            yield [min(within, key=lambda box: policy._rank(number, box)).id]
+        yield from ([id] for id in sorted(loads, key=lambda id: loads[id]))

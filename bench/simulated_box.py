@@ -170,7 +170,7 @@ class Box:
         self.engine = Engine()
         self._gpu = Gpu(loop)
         self._on_change = on_change
-        self._inside: set[asyncio.Task[None]] = set()
+        self._inside: dict[asyncio.Task[None], None] = {}  # a set has another order in each run
         self.scheduler = Scheduler(self.engine, Sizes(), SchedulerLimits(), self._on_event)
 
     async def serve(self, archive: Simulated, work: float) -> float:
@@ -179,7 +179,7 @@ class Box:
         """
         task = asyncio.current_task()
         assert task
-        self._inside.add(task)
+        self._inside[task] = None
         self.load += archive.kind.answer
         self._on_change(self)
         try:
@@ -193,9 +193,13 @@ class Box:
             task.uncancel()
             raise Lost from None
         finally:
-            self._inside.discard(task)
+            del self._inside[task]
             self.load -= archive.kind.answer
             self._on_change(self)
+
+    def count(self) -> int:
+        """Requests that wait or run."""
+        return len(self._inside)
 
     def place(self, archive: Simulated) -> str:
         model = self.scheduler.get(archive)

@@ -154,12 +154,15 @@ class Fleet:
         self.ends["refused: too many tries"] += 1
 
     def _choose(self, router: View, model: str) -> Box:
-        """The first box in the router's order that can be reached."""
+        """The one with the fewest requests among the first in the router's order that can be reached."""
         began = time.thread_time()
         order = router.order(model)
         first = next(order)
         self.choices.append(time.thread_time() - began)
-        return next(self.boxes[id] for id in chain((first,), order) if id in self.boxes)
+        for ids in chain((first,), order):
+            if there := [self.boxes[id] for id in ids if id in self.boxes]:
+                return min(there, key=Box.count)
+        raise AssertionError("the router knows no box that is there")
 
     def _on_change(self, box: Box) -> None:
         if not box.alive:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.cluster.policy import FREE, LEARNED, QUEUE, WAKE, Published, View
+from serve.cluster.policy import ASKED, FREE, LEARNED, QUEUE, WAKE, Published, View
 
 BOXES = [f"box{number}" for number in range(20)]
 MODELS = [f"model{number}" for number in range(300)]
@@ -25,8 +25,13 @@ def seen(*ids: str, **boxes: Published) -> View:
     return view
 
 
+def order(view: View, model: str) -> list[str]:
+    """As it is where all boxes have the same number of requests."""
+    return [id for ids in view.order(model) for id in ids]
+
+
 def first(view: View, model: str = "m") -> str:
-    return next(view.order(model))
+    return order(view, model)[0]
 
 
 # Hashing
@@ -42,13 +47,13 @@ def test_an_idle_fleet_shares_the_models_evenly() -> None:
 @given(st.sampled_from(BOXES))
 def test_a_box_that_leaves_moves_only_its_own_models_and_gets_them_back(id: str) -> None:
     view = seen(*BOXES)
-    before = {model: list(view.order(model)) for model in MODELS[:50]}
+    before = {model: order(view, model) for model in MODELS[:50]}
     view.leave(id)
-    assert {model: list(view.order(model)) for model in before} == {
+    assert {model: order(view, model) for model in before} == {
         model: [other for other in order if other != id] for model, order in before.items()
     }
     view.update(id, Published())
-    assert {model: list(view.order(model)) for model in before} == before
+    assert {model: order(view, model) for model in before} == before
 
 
 @pytest.mark.slow
@@ -58,7 +63,7 @@ from serve.cluster.policy import Published, View
 view = View()
 for id in {BOXES}:
     view.update(id, Published())
-print([next(view.order(model)) for model in {MODELS[:20]}])
+print([next(view.order(model))[0] for model in {MODELS[:20]}])
 """
     said = {
         subprocess.run(
@@ -199,16 +204,28 @@ def play(fleet: dict[str, Published], steps: list[tuple]) -> tuple[View, set[str
 @given(fleets, steps, names)
 def test_every_box_is_offered_once_whatever_the_view(fleet: dict[str, Published], steps: list, model: str) -> None:
     view, there = play(fleet, steps)
-    offered = list(view.order(model))
+    offered = order(view, model)
     assert len(offered) == len(set(offered))
     assert set(offered) == there
-    assert list(view.order(model)) == offered
+    assert order(view, model) == offered
 
 
 @given(fleets, names)
 def test_a_free_box_with_the_model_ready_is_always_taken(fleet: dict[str, Published], model: str) -> None:
     free = {id for id, box in fleet.items() if box.load / 2 < FREE and model in box.ready}
     assert not free or first(seen(**fleet), model) in free
+
+
+@given(fleets, names)
+def test_boxes_of_about_the_same_worth_are_few_and_have_the_model_in_the_same_place(
+    fleet: dict[str, Published], model: str
+) -> None:
+    """So whichever has the fewest requests, none is taken that has to load what another has ready."""
+    view = seen(**fleet)
+    assert all(0 < len(ids) <= ASKED for ids in view.order(model))
+    best = [fleet[id] for id in next(view.order(model), [])]
+    ready, begun = [model in box.ready for box in best], [model in {*box.ready, *box.loading} for box in best]
+    assert all(begun) or all(model in box.parked for box in best) or not any(ready)
 
 
 @given(fleets, names)

@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import nsmallest
 from typing import NamedTuple
 
 # Seconds of work; who publishes cannot tell what a request takes, counts one for each.
 FREE = 0.1  # a box that has less is free
-QUEUE = 2.0  # another copy is wanted where each has so much: what a load takes. With few copies more, see _is_long
+QUEUE = 1.3  # another copy is wanted where each has so much: what a load takes. With few copies more, see _is_long
 LEARNED = 10  # updates of a box until what its own answers say is forgotten, should it not say so itself
 WAKE = 8.0  # a box that has the model parked and less to do is better than a load elsewhere
+ASKED = 3  # boxes of about the same worth, at most
 _MASK = 2**64 - 1
 
 
@@ -143,15 +145,19 @@ class View:
         if not box.asked:
             box.own = 0.0  # no sum of rounding errors
 
-    def order(self, model: str) -> Iterator[str]:
-        """All boxes, each once, the best first; made as it is asked for."""
-        given = set[str]()
-        for box in self._preferred(model):
-            if box.id not in given:
-                given.add(box.id)
-                yield box.id
+    def order(self, model: str) -> Iterator[list[str]]:
+        """All boxes, each once, the best first; made as it is asked for.
 
-    def _preferred(self, model: str) -> Iterator[_Box]:
+        Those in one list are of about the same worth: that one of them is to be taken that has the fewest requests now,
+        of equals the first.
+        """
+        given = set[str]()
+        for boxes in self._preferred(model):
+            if new := [box.id for box in boxes if box.id not in given]:
+                given.update(new)
+                yield new
+
+    def _preferred(self, model: str) -> Iterator[list[_Box]]:
         number = _number(model)
 
         def rank(box: _Box) -> int:
@@ -161,20 +167,23 @@ class View:
             # What is before it in the line, while the device works for others as well.
             return 2 * box.queue(model) + box.load, rank(box)
 
+        def least_busy(box: _Box) -> tuple[float, int]:
+            return box.load, rank(box)
+
         ready, parked = self._ready.get(model, set()), self._parked.get(model, set())
         loading = (self._loading.get(model, set()) | self._asked.get(model, set())) - ready
         if free := [box for box in ready if box.load < FREE]:
-            yield min(free, key=rank)
+            yield nsmallest(ASKED, free, key=rank)
         if ready and not _is_long(min(box.queue(model) for box in ready), len(ready)):
-            yield min(ready, key=soonest)
+            yield nsmallest(ASKED, ready, key=soonest)
         if awake := [box for box in parked - loading if box.load < WAKE]:
-            yield min(awake, key=lambda box: (box.load, rank(box)))
+            yield nsmallest(ASKED, awake, key=least_busy)
         if len(loading) >= max(1, len(ready)):
             # They may double while a load lasts: more at a time would answer a queue that these are about to answer.
-            yield min(ready | loading, key=soonest)
+            yield nsmallest(ASKED, ready | loading, key=soonest)
         if anywhere := [box for box in self._boxes.values() if box.load < FREE]:
-            yield min(anywhere, key=rank)
-        yield from sorted(self._boxes.values(), key=lambda box: (box.load, rank(box)))
+            yield nsmallest(ASKED, anywhere, key=rank)
+        yield from ([box] for box in sorted(self._boxes.values(), key=least_busy))
 
 
 def _is_long(queue: float, copies: int) -> bool:

@@ -1,7 +1,12 @@
 """Ray Serve's side of the policy: which box gets a request. Custom routers are alpha in Ray: its version is pinned."""
 
 import asyncio
+import contextlib
+import math
+from collections.abc import Sequence
+from itertools import chain
 
+from ray.exceptions import RayError
 from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
 
 from serve.cluster import known
@@ -9,6 +14,7 @@ from serve.cluster.policy import Published, View
 from serve.cluster.target import Target
 
 SECONDS = 1.0  # that a request is taken to last where nobody has told
+ANSWER_SECONDS = 0.1  # that a box may take to say how many requests it has
 
 _NOTHING: known.Told = {
     "machine": "", "ready": {}, "loading": {}, "parked": [], "seconds": {}, "leases": 0, "queue": 0
@@ -49,7 +55,9 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         target = _target(pending_request)
         if target.box:
             return [[self._boxes[target.box]]] if target.box in self._boxes else [candidate_replicas]
-        return [[self._boxes[box]] for box in self._view.order(target.model) if box in self._boxes]
+        groups = [[self._boxes[id] for id in ids if id in self._boxes] for ids in self._view.order(target.model)]
+        best = await least_busy_first(groups[0]) if groups else []
+        return [[box] for box in chain(best, *groups[1:])]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
         target, box = _target(pending_request), replica_id.unique_id
@@ -64,6 +72,21 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
     def _forget(self, box: str) -> None:
         known.BOXES.pop(box, None)
         self._view.leave(box)
+
+
+async def least_busy_first(boxes: Sequence[RunningReplica]) -> Sequence[RunningReplica]:
+    """By their numbers of requests, as they say themselves; those that say nothing in time come last."""
+    if len(boxes) < 2:
+        return boxes
+    counts = await asyncio.gather(*(_count(box) for box in boxes))
+    return [box for _, box in sorted(zip(counts, boxes, strict=True), key=lambda pair: pair[0])]
+
+
+async def _count(box: RunningReplica) -> float:
+    with contextlib.suppress(TimeoutError, RayError):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return int(await box.get_queue_len(deadline_s=ANSWER_SECONDS))
+    return math.inf
 
 
 def _target(request: PendingRequest) -> Target:
