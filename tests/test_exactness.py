@@ -45,6 +45,7 @@ class Editor:
             tokenizer = client.handler.pipeline.tokenizer
             patch.setattr(client.handler, "pipeline", _Pipeline(self._sd, vae, tokenizer))
             patch.setattr(client.handler, "native", NATIVE)
+            patch.setattr(client.handler, "seamless", False)
             patch.setattr(client.handler, "cell", 4)
 
     def edit(self, image: bytes, mask: np.ndarray, accept: str = "image/png", **gen_args: Any) -> Picture:
@@ -95,6 +96,15 @@ def editor(request: pytest.FixtureRequest, open_handler: Callable[[str], Handler
 def lama(open_handler: Callable[[str], HandlerClient]) -> Iterator[Editor]:
     with pytest.MonkeyPatch.context() as patch:
         yield Editor(open_handler("lama"), "lama", patch)
+
+
+@pytest.fixture
+def seamless(open_handler: Callable[[str], HandlerClient]) -> Iterator[Editor]:
+    """SD, whose paint is toned to meet what is around it."""
+    with pytest.MonkeyPatch.context() as patch:
+        editor = Editor(open_handler("sd"), "sd", patch)
+        patch.setattr(editor.client.handler, "seamless", True)
+        yield editor
 
 
 def identity(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -236,6 +246,50 @@ def test_grey_gets_grey_paint_and_sixteen_bits_full_range(editor: Editor) -> Non
     assert deep.shape == (40, 40)
     assert set(deep[mask]) == {65535}
     assert set(deep[~mask]) == {1000}
+
+
+# --- paint in tones that meet what is around it ---
+
+
+@pytest.mark.parametrize("side", [NATIVE, 3 * NATIVE])
+def test_seamless_paint_changes_nothing_outside_nor_where_the_model_changes_nothing(
+    seamless: Editor, side: int
+) -> None:
+    rgb = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    mask = np.zeros((side, side), bool)
+    mask[side // 4 : side // 2, side // 3 :] = True
+    for everything in (mask, np.ones_like(mask)):
+        seamless.paint = identity
+        assert np.array_equal(seamless.edit(write_png(rgb), everything).samples, rgb)
+    seamless.paint = negative
+    for feather in (0, 3):
+        painted = seamless.edit(write_png(rgb), mask, feather=feather).samples
+        assert np.array_equal(painted[~mask], rgb[~mask])
+        assert not np.array_equal(painted[mask], rgb[mask])
+
+
+def test_seamless_paint_keeps_its_contrasts_and_loses_its_tone(seamless: Editor) -> None:
+    ramp = np.broadcast_to(np.linspace(40, 120, NATIVE)[:, None, None], (NATIVE, NATIVE, 3)).round().astype(np.uint8)
+    mask, thing = np.zeros((NATIVE, NATIVE), bool), np.zeros((NATIVE, NATIVE, 1), np.uint8)
+    mask[16:48, 16:48], thing[24:40, 24:40] = True, 50
+    seamless.paint = lambda rgb, hole: rgb + np.uint8(30) + thing
+    assert np.array_equal(seamless.edit(write_png(ramp), mask).samples, ramp + thing)
+
+
+def test_seamless_paint_stays_as_it_is_in_thin_strokes(seamless: Editor) -> None:
+    """The network sees cells: around a stroke it paints what it paints within, and not what is there."""
+    grey, mask = np.full((NATIVE, NATIVE, 3), 50, np.uint8), np.zeros((NATIVE, NATIVE), bool)
+    mask[4:36, 4:36] = mask[19:21, 36:60] = True
+    seamless.paint = lambda rgb, hole: np.full_like(rgb, 250)
+    painted = seamless.edit(write_png(grey), mask).samples
+    assert (painted[4:36, 4:36] == 50).all()
+    assert (painted[19:21, 44:60] == 250).all()
+
+
+def test_seamless_paint_stays_as_it_is_where_nothing_is_known(seamless: Editor) -> None:
+    rgb = np.full((NATIVE, NATIVE, 3), 50, np.uint8)
+    seamless.paint = negative
+    assert (seamless.edit(write_png(rgb), np.ones((NATIVE, NATIVE), bool)).samples == 205).all()
 
 
 # --- large pictures, seams ---

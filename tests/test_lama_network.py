@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from handlers.building.checkpoint import CheckpointError
+from handlers.editing.prefill import prefill
 from handlers.lama import network as lama
 from handlers.lama.detail import detail
 from handlers.lama.folding import folded
 from handlers.lama.handler import LamaHandler
-from handlers.lama.prefill import prefill
 from handlers.lama.refinement import refine
 from handlers.pictures.picture import Picture
 from training.lama_network import PublishedLaMa, product_weights

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from handlers.editing.prefill import prefill
 from handlers.lama import network
 from handlers.lama.handler import LamaHandler
-from handlers.lama.prefill import prefill
 from handlers.pictures.picture import Picture
 from training.lama_holes import Holes
 from training.photographs import photographs, read_photograph

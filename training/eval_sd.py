@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -53,11 +54,13 @@ def held_out_cases(count: int) -> list[Case]:
 
 
 class Painter:
-    """The demo's handler with the pipeline in `folder`/pipeline."""
+    """The demo's handler, configured as it is served, with the pipeline in `folder`/pipeline."""
 
     def __init__(self, folder: Path) -> None:
+        config = yaml.safe_load((DEMO / "model-config.yaml").read_text())
+        context = SimpleNamespace(system_properties={"model_dir": str(folder)}, model_yaml_config=config)
         self._handler = SdHandler()
-        self._handler.initialize(SimpleNamespace(system_properties={"model_dir": str(folder)}, model_yaml_config=None))
+        self._handler.initialize(context)
 
     def paint(
         self,

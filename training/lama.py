@@ -1,6 +1,6 @@
 """Train the demo LaMa: `python -m training.lama FOLDER`. Stop it at will; the same command goes on from where it was.
 
-The network learns what a smooth guess (`handlers.lama.prefill`) lacks in wide holes of photographs at many scales.
+The network learns what a smooth guess (`handlers.editing.prefill`) lacks in wide holes of photographs at many scales.
 The same seed on the same machine gives the same weights.
 """
 

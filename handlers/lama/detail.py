@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from handlers.lama.prefill import halved, prefill
+from handlers.editing.prefill import halved, prefill
 
 SEARCH_SIDE = 128  # pixels, the longest side of the picture in which all offsets are tried
 RING = 6  # pixels around a hole, that look alike at a good offset

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from handlers.editing.prefill import prefill
 from handlers.lama.detail import detail
-from handlers.lama.prefill import prefill
 
 # The published models' settings that this network does not vary.
 REQUIRED = {

@@ -21,6 +21,7 @@ from handlers.sd import network
 from handlers.sd.description import PROMPT, STEPS
 from handlers.sd.pipeline import keep_times_on_host
 from handlers.sd.preview import STABLE_DIFFUSION, Colours, Drafts, Place
+from handlers.sd.seamless import cloned
 from handlers.sd.settings import DEFAULT_GUIDANCE, PaintSettings
 from handlers.weights.precision import first_finite, wide_copy
 from handlers.worker.base import Handler
@@ -47,6 +48,7 @@ class SdHandler(Handler):
         self.default_guidance = float(self.config.get("guidance_scale", DEFAULT_GUIDANCE))
         self.vocabulary = self.config.get("vocabulary", "").split()
         self.colours: Colours = self.config.get("latent_colours", STABLE_DIFFUSION)
+        self.seamless = bool(self.config.get("seamless", False))
         self.cell = self.pipeline.vae_scale_factor
         self.native = self.pipeline.unet.config.sample_size * self.cell
 
@@ -100,7 +102,8 @@ class SdHandler(Handler):
 
         def paint(rgb: RGB, hole: Mask) -> RGB:
             drafts = show and Drafts(self.colours, self.cell, Place(box, fit, hole), show)
-            return self._paint(rgb, hole, settings, report, drafts)
+            painted = self._paint(rgb, hole, settings, report, drafts)
+            return cloned(painted, rgb, hole, self.cell) if self.seamless else painted
 
         edit.repaint(Piece(box, box.of(mask)), fit, paint)
         if not settings.embed_parameters:
