@@ -106,7 +106,7 @@ def test_what_the_docs_show_works(url: str, dog: bytes, tmp_path: Path, monkeypa
     shell = [block for block in blocks("docs/client.md", "sh") if "pip" not in block]
     for block in shell:
         subprocess.run(["bash", "-euo", "pipefail", "-c", block], check=True, timeout=120)
-    made = ["empty-bench.jpg", "hamster.png", "cat.png", "hat.webp", "masks/more/b.png", "erased/a.png"]
+    made = ["empty-bench.jpg", "mushroom.png", "cat.png", "hat.webp", "masks/more/b.png", "erased/a.png"]
     assert [name for name in made if pixels((tmp_path / name).read_bytes()).shape[:2] != (1041, 1499)] == []
 
 

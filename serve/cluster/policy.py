@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 # Seconds of work; who publishes cannot tell what a request takes, counts one for each.
 FREE = 0.1  # a box that has less is free
-QUEUE = 1.3  # another copy is wanted where each has so much: what a load takes. With few copies more, see _is_long
+QUEUE, ALONE = 0.6, 4.0  # another copy is wanted where each of many has so much, or one alone
 LEARNED = 10  # updates of a box until what its own answers say is forgotten, should it not say so itself
 WAKE = 8.0  # a box that has the model parked and less to do is better than a load elsewhere
 ASKED = 3  # boxes of about the same worth, at most
@@ -190,7 +190,7 @@ def _is_long(queue: float, copies: int) -> bool:
     """Whether another copy is worth its load and what is evicted for it, where each of so many has this queue or more:
     one of many is soon in use, a second where one nearly suffices is not.
     """
-    return queue >= QUEUE * (1 + 2 / copies)
+    return queue >= QUEUE + (ALONE - QUEUE) / copies
 
 
 def _move(index: dict[str, set[_Box]], box: _Box, before: Iterable[str], now: Iterable[str]) -> None:

@@ -197,7 +197,7 @@ class EraseFields(Painted):
 class Painting(BaseModel):
     """What to paint, and how."""
 
-    prompt: Text = Field(description=sd.PROMPT.help, examples=["a hamster on a bench"])
+    prompt: Text = Field(description=sd.PROMPT.help, examples=["a red mushroom"])
     negative_prompt: Text = Field("", description=sd.NEGATIVE_PROMPT.help, examples=["blurry"])
     steps: Steps | None = Field(sd.STEPS.default, description=sd.STEPS.help, examples=[30])
     guidance: Number | None = like(sd.GUIDANCE, 7.5)
