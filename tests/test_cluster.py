@@ -137,7 +137,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     name_full_set(folder / "store")
     for package in ("contract", "handlers", "serve"):
         copytree(ROOT / package, folder / "tree" / package, ignore=ignore_patterns("__pycache__"))
-    before = set(Path("/tmp").glob("ray-*"))
+    before = set(Path("/tmp").glob("palimpsest-*"))
     running = Cluster(folder)
     try:
         running.says("is ready", running.process)
@@ -150,7 +150,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         _, alive = psutil.wait_procs(family, timeout=30)
     assert running.process.returncode == 0
     assert not alive
-    assert not [*(folder / "tmp").iterdir(), *(set(Path("/tmp").glob("ray-*")) - before)]
+    assert not [*(folder / "tmp").iterdir(), *(set(Path("/tmp").glob("palimpsest-*")) - before)]
 
 
 def test_requests_reach_the_box_that_has_their_model(cluster: Cluster) -> None:

@@ -5,11 +5,9 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +35,7 @@ DOOR = {
 }
 """What Ray has to have in its environment on each machine, whoever starts it."""
 _LAST_WORDS = 2000
-_SOCKET = "/ray-12345678/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store"
+_SOCKET = "/palimpsest-12345678/session_2026-01-01_00-00-00_123456_4194304/sockets/plasma_store"
 _SERVING = ("ray::ServeReplica", "ray::ProxyActor")  # what Ray calls their processes
 _STARTED = "Ray runtime started"
 _ADDRESS = re.compile(r"--address='([^']+)'")
@@ -90,11 +88,13 @@ def running(log: Path, environ: dict[str, str], join: str | None, port: int, pla
 
     places: for boxes on this machine.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=homes.temporary_folder(_SOCKET)))
-    head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder)]
+    homes.sweep(_SOCKET)
+    home = homes.Home(_SOCKET)
+    head = ["--head", "--port", str(port), "--include-dashboard", "false"]
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
     place = ["--node-name", name, *(["--address", join] if join else head)]
-    limits = ["--object-store-memory", str(STORE_BYTES), "--resources", json.dumps({PLACE: places})]
+    place += ["--temp-dir", str(home.path), "--resources", json.dumps({PLACE: places})]
+    limits = ["--object-store-memory", str(STORE_BYTES)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *place, *limits],
@@ -114,7 +114,7 @@ def running(log: Path, environ: dict[str, str], join: str | None, port: int, pla
             process.wait(END_SECONDS)
         process.kill()
         process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        home.remove()
 
 
 def _started(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -1,4 +1,4 @@
-"""The folders that TorchServes live in: made, removed, and those of dead servers swept away.
+"""The folders that TorchServes and Rays live in: made, removed, and those of dead servers swept away.
 
 A home is `palimpsest-XXXXXXXX` in the temporary folder, which others may write to as well. Its file .lock is locked by
 the gateway for as long as that lives: the kernel drops the lock with the process, however that ends.
@@ -23,10 +23,13 @@ _SOCKET = "/palimpsest-12345678/.ts.sock.65535"
 
 
 class Home:
-    """A folder of its own, which only this user may enter. Raises OSError where none can be made."""
+    """A folder of its own, which only this user may enter. Raises OSError where none can be made.
 
-    def __init__(self) -> None:
-        self.path, self._lock = _locked_folder(Path(temporary_folder()))
+    socket: the longest path in it, the folder's name included, that a socket will have; by default TorchServe's.
+    """
+
+    def __init__(self, socket: str = _SOCKET) -> None:
+        self.path, self._lock = _locked_folder(Path(temporary_folder(socket)))
 
     def remove(self) -> None:
         """Ends what still belongs to it, and removes it; a second call does nothing."""
@@ -37,12 +40,12 @@ class Home:
             self._lock = -1
 
 
-def sweep() -> None:
-    """Removes the homes of this user whose gateway has died, and ends what still runs there.
+def sweep(socket: str = _SOCKET) -> None:
+    """Removes the homes of this user whose gateway has died, and ends what still runs there. socket: as Home's.
 
     The temporary folder may be everybody's: a link, a folder of another user or one without a lock file is left alone.
     """
-    for folder in Path(temporary_folder()).glob(f"{PREFIX}*"):
+    for folder in Path(temporary_folder(socket)).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if not _NAME.fullmatch(folder.name) or not _is_own_folder(folder):
                 continue
