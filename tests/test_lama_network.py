@@ -241,6 +241,25 @@ def test_detail_is_copied_from_where_the_surroundings_look_alike() -> None:
     assert (missing - found[:, hole]).square().mean() < 0.3 * missing.square().mean()
 
 
+def test_what_one_place_cannot_give_a_wide_hole_gets_from_others() -> None:
+    """No part of the picture is as wide as the hole."""
+    tile = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(3))
+    image = tile.repeat(1, 5, 12)
+    mask = torch.zeros(1, *image.shape[1:])
+    mask[:, :, 70:170] = 1
+    found = detail(prefill(image[None], mask[None])[0], mask).abs().amax(dim=0)
+    assert (found[:, 75:165] > 0).float().mean() > 0.95
+
+
+def test_detail_begins_at_nothing_at_a_holes_edge() -> None:
+    image = torch.rand(3, 120, 120, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(1, *image.shape[1:])
+    mask[:, 40:80, 40:80] = 1
+    found = detail(prefill(image[None], mask[None])[0], mask).abs().mean(dim=0)
+    edge = torch.cat((found[40, 40:80], found[79, 40:80], found[40:80, 40], found[40:80, 79]))
+    assert edge.mean() < 0.3 * found[45:75, 45:75].mean()
+
+
 @pytest.fixture(scope="module")
 def prefilled() -> lama.LaMa:
     config = lama.load_config(DATA / "config.yaml")

@@ -20,6 +20,7 @@ from handlers.editing.prefill import prefill
 from handlers.lama import network
 from handlers.lama.handler import LamaHandler
 from handlers.pictures.picture import Picture
+from training.eval_sd import seam
 from training.lama_holes import Holes
 from training.photographs import photographs, read_photograph
 
@@ -28,6 +29,7 @@ DOG = Path(__file__).parents[1] / "tests" / "data" / "dog-on-bench.png"
 SEED = 11
 LONGEST = 1536  # pixels
 KINDS = ("strokes", "object")
+AROUND = 8  # pixels from the hole's edge, where the picture's own steps are measured
 RADIUS = 5  # pixels around a hole that OpenCV's fillers look at
 DILATION = 15  # pixels: the dog's mask stops short of its fur
 SHOWN = 5  # held-out pictures beside the dog
@@ -89,18 +91,18 @@ def dog() -> Case:
 
 
 def report(cases: list[Case], fills: dict[str, Fill]) -> None:
-    """Print per kind of hole each filler's mean PSNR in the hole (dB) and its detail, 1 being the truth's."""
-    print(f"{'hole':<10}{'filler':<16}{'PSNR (dB)':>10}{'detail':>8}")
-    figures: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    """Print per kind of hole each filler's mean PSNR in the hole (dB), its detail and its edge, 1 being the truth's."""
+    print(f"{'hole':<10}{'filler':<16}{'PSNR (dB)':>10}{'detail':>8}{'edge':>8}")
+    figures: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for case in cases:
         for name, fill in fills.items():
             filled = fill(case.picture, case.hole)
-            figure = psnr(filled, case.picture, case.hole), detail(filled, case.picture, case.hole)
+            figure = tuple(measure(filled, case.picture, case.hole) for measure in (psnr, detail, edge))
             for kind in (case.kind, "all"):
                 figures.setdefault((kind, name), []).append(figure)
     for (kind, name), values in sorted(figures.items()):
-        mean_psnr, mean_detail = np.mean(values, axis=0)
-        print(f"{kind:<10}{name:<16}{mean_psnr:>10.2f}{mean_detail:>8.2f}")
+        decibels, fine, step = np.mean(values, axis=0)
+        print(f"{kind:<10}{name:<16}{decibels:>10.2f}{fine:>8.2f}{step:>8.2f}")
 
 
 def psnr(filled: np.ndarray, picture: np.ndarray, hole: np.ndarray) -> float:
@@ -113,6 +115,12 @@ def detail(filled: np.ndarray, picture: np.ndarray, hole: np.ndarray) -> float:
     """The hole's mean absolute Laplacian as a share of the true one: far below 1 is smear, above 1 is noise."""
     found, true = (np.abs(cv2.Laplacian(x.astype(np.float32), cv2.CV_32F))[hole].mean() for x in (filled, picture))
     return float(found / max(true, 1e-9))
+
+
+def edge(filled: np.ndarray, picture: np.ndarray, hole: np.ndarray) -> float:
+    """The mean step across the hole's edge over that across a line around it: above 1 the hole's outline shows."""
+    around = cv2.dilate(hole.astype(np.uint8), None, iterations=AROUND).astype(bool)
+    return seam(filled, hole) / max(seam(picture, around), 1e-9)
 
 
 def _product(handler: LamaHandler) -> Fill:

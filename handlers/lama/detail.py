@@ -15,7 +15,9 @@ from handlers.editing.prefill import halved, prefill
 
 SEARCH_SIDE = 128  # pixels, the longest side of the picture in which all offsets are tried
 RING = 6  # pixels around a hole, that look alike at a good offset
+OFFSETS = 3  # in turn for each hole, where those before have led into a hole
 LARGEST = 4  # holes in a picture that get detail; smaller ones are narrow, and smooth is right there
+FADE = 2  # pixels from a hole's edge, over which detail begins: what is copied meets what is there in no line
 BLUR = 8  # pixels; what is wider is no edge
 NEAR = 3  # pixels, over which the strength of detail is averaged
 SAMPLES = 2000  # pixels of a ring that are compared where an offset becomes finer
@@ -35,16 +37,29 @@ def detail(filled: Tensor, mask: Tensor) -> Tensor:
     fine = whole - F.interpolate(halved(filled)[None], size=whole.shape[1:], mode="bilinear")[0]
     strength = _strength(fine, mask)
     expected = prefill(strength[None], mask[None])[0]
-    lacking = torch.zeros_like(whole)
+    lacking, known = torch.zeros_like(whole), 1 - levels[0][1]
     for hole in _largest(mask):
-        offset = _coarse_offset(filled, mask, hole)
-        # No stronger than what is around suggests: bricks have no place in the sky.
-        fits = (expected / _moved(strength, offset).clamp(min=1e-4)).clamp(max=1)
-        for image, holes in reversed(levels[:-1]):
-            hole = _enlarged(hole, holes)
-            offset = _finer_offset(image, holes, hole, (2 * offset[0], 2 * offset[1]))
-        lacking += hole * _moved(fine, offset) * F.interpolate(fits[None], size=whole.shape[1:], mode="bilinear")[0]
-    return lacking
+        covered = torch.zeros_like(known)
+        for _ in range(OFFSETS):
+            offset = _coarse_offset(filled, mask, hole)
+            # No stronger than what is around suggests: bricks have no place in the sky.
+            fits = (expected / _moved(strength, offset).clamp(min=1e-4)).clamp(max=1)
+            part, hole = hole, hole * (1 - _moved(1 - mask, offset))
+            for image, holes in reversed(levels[:-1]):
+                part = _enlarged(part, holes)
+                offset = _finer_offset(image, holes, part, (2 * offset[0], 2 * offset[1]))
+            new = part * _moved(known, offset) * (1 - covered)
+            lacking += new * _moved(fine, offset) * F.interpolate(fits[None], size=whole.shape[1:], mode="bilinear")[0]
+            covered += new
+            if not hole.any():
+                break
+    return lacking * _inner(levels[0][1])
+
+
+def _inner(mask: Tensor) -> Tensor:
+    """1xHxW, how deep in a hole each pixel is: from 0 at its edge to 1 at FADE pixels."""
+    share = F.avg_pool2d(mask, 2 * FADE + 1, stride=1, padding=FADE, count_include_pad=False)
+    return (2 * share - 1).clamp(min=0)
 
 
 def _strength(fine: Tensor, mask: Tensor) -> Tensor:
