@@ -22,14 +22,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # A socket's path is short, and so is the folder's.
     folder = tmp_path / "t"
     folder.mkdir()
-    monkeypatch.setattr(homes, "temporary_folder", lambda: str(folder))
+    monkeypatch.setattr(homes, "temporary_folder", lambda socket: str(folder))
     return folder
 
 
 DIE_WITH_A_HOME = """
 import os, subprocess, sys
 from serve.engine import homes
-homes.temporary_folder = lambda: sys.argv[1]
+homes.temporary_folder = lambda socket: sys.argv[1]
 home = homes.Home()
 environ = {**os.environ, "TMPDIR": str(home.path)}
 left = subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, env=environ, start_new_session=True)
