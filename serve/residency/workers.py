@@ -75,7 +75,7 @@ class Workers:
 
     async def load(self, archive: Archive) -> int:
         """Returns the bytes that the model takes. Raises OutOfMemory, ModelLoadFailed, or what the engine raises;
-        WorkerDied where the worker was killed twice, ModelNotFound and ModelNotReady where the archive has gone or was
+        WorkerDied where the worker was killed once more, ModelNotFound and ModelNotReady where the archive has gone or was
         replaced meanwhile.
         """
         free_before = self._memory.free()
@@ -90,6 +90,7 @@ class Workers:
 
     async def _start(self, archive: Archive) -> None:
         """Starts a worker; again if it was killed: nothing is wrong with the model, and its killer may have gone."""
+        was_killed = False
         for last in (False, True):
             self._host.take_end(archive.path)
             began = asyncio.get_running_loop().time()
@@ -99,11 +100,14 @@ class Workers:
             except (ModelLoadFailed, OutOfMemory) as error:
                 seconds = asyncio.get_running_loop().time() - began
                 end = await self._take_end(archive, error, seconds)
-                if last and end == "killed":
+                may_be = self._may_have_been_killed(archive, error, end, seconds)
+                # Of one that was killed before, it is enough that nobody knows better.
+                if last and (end == "killed" or (was_killed and may_be)):
                     died = f"the worker of {archive.name!r} was killed while it loaded: try again"
                     raise WorkerDied(died) from error
-                if last or not (end == "killed" or self._may_have_been_killed(archive, error, end, seconds)):
+                if last or not (end == "killed" or may_be):
                     raise _cause(archive, error) from error
+                was_killed = end == "killed"
                 logger.error("the worker of %s was killed while it loaded", archive.name)
 
     async def _take_end(self, archive: Archive, error: PalimpsestError, seconds: float) -> str:
