@@ -75,7 +75,7 @@ class Workers:
 
     async def load(self, archive: Archive) -> int:
         """Returns the bytes that the model takes. Raises OutOfMemory, ModelLoadFailed, or what the engine raises;
-        WorkerDied where the worker was killed once more, ModelNotFound and ModelNotReady where the archive has gone or was
+        WorkerDied where the worker was killed again, ModelNotFound and ModelNotReady where the archive has gone or was
         replaced meanwhile.
         """
         free_before = self._memory.free()
