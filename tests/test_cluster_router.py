@@ -29,7 +29,8 @@ class Box:
 
 async def order(*boxes: Box) -> str:
     replicas: Any = boxes
-    return "".join(box.name for box in await router.least_busy_first(replicas))  # type: ignore[attr-defined]
+    ordered: Any = await router.least_busy_first(replicas)
+    return "".join(box.name for box in ordered)
 
 
 async def test_the_box_with_the_fewest_requests_is_first_and_of_equals_the_one_that_was() -> None:

@@ -1,5 +1,7 @@
 """The fleet in virtual time, a small one, and the rules of eviction on short traces."""
 
+from dataclasses import replace
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -24,12 +26,13 @@ def test_every_request_is_answered_though_boxes_are_lost(results: dict[str, dict
         assert ends == {"answered": len(requests(SCENE))}
 
 
-def test_who_knows_the_state_finds_more_models_ready(results: dict[str, dict[str, Any]]) -> None:
+def test_who_knows_the_state_finds_more_models_ready() -> None:
+    """The mean of three seeds: one alone is too small a fleet to tell old views from new ones."""
     fresh, ours, bounded, two = (
-        results[policy]["ready share"]
+        mean(run(replace(SCENE, seed=seed), policy)["ready share"] for seed in range(3))
         for policy in ("ours, views never old", "ours", "bounded hashing", "power of two")
     )
-    assert min(fresh, ours) > bounded > two
+    assert fresh > ours > bounded > two
 
 
 def test_without_the_load_or_the_state_requests_wait_longer(results: dict[str, dict[str, Any]]) -> None:

@@ -106,6 +106,11 @@ class PaintSettings(NamedTuple):
         """Whether the negative prompt is computed beside the prompt, as diffusers decides it."""
         return self.guidance_scale > 1
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Both, by their names in a request."""
+        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
+
     def of_variant(self, index: int) -> "PaintSettings":
         """These settings with the seed of the variant; the one after the largest is 0."""
         return self._replace(seed=(self.seed + index) % (SEED.high + 1))
@@ -131,14 +136,14 @@ class PaintSettings(NamedTuple):
     def warn_of_syntax(self, request: Request, tokenizer: Any) -> None:
         """Says what of the prompts looks like other programs' syntax, which is plain text here."""
         own = tuple(tokenizer.get_added_vocab())
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+        for name, text in self.prompts.items():
             if found := foreign_syntax(text, own):
                 shown = ", ".join(piece if len(piece) <= 40 else piece[:37] + "..." for piece in found[:3])
                 request.warnings.append(f"{name}: weights and the like have no effect; read as plain text: {shown}")
 
     def warn_of_cut(self, request: Request, tokenizer: Any) -> None:
         """Says which words lie past the text encoder's limit and so have no effect."""
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+        for name, text in self.prompts.items():
             ids = tokenizer(text, truncation=False, verbose=False).input_ids
             limit = tokenizer.model_max_length
             if len(ids) > limit:
@@ -148,7 +153,7 @@ class PaintSettings(NamedTuple):
 
     def warn_of_unknown(self, request: Request, vocabulary: Collection[str]) -> None:
         """Says which words have no meaning for a model that was taught these and no others."""
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+        for name, text in self.prompts.items():
             words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
             if unknown := [word for word in words if word not in vocabulary and word not in _FILLERS]:
                 shown = ", ".join(word[:40] for word in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
