@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from botocore.config import Config
 from conftest import DATA, pixels
-from serving import ROOT, Server, serving
+from serving import ROOT, Server, serving, until
+from zoo import write_archive
 
 pytestmark = pytest.mark.torchserve
 
@@ -158,21 +159,20 @@ def test_errors_are_boto3s_typed_exceptions(runtime: Any) -> None:
 
 
 def test_a_model_that_still_loads_is_not_ready_and_the_load_goes_on(
-    tmp_path: Path, demo_store: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No worker starts in a quarter of a second.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    handler = write_archive(tmp_path / "store", "gated") / "handler.py"
+    handler.write_text(f"open({str(gate)!r}).read()\n{handler.read_text()}")
     monkeypatch.setenv("PALIMPSEST_QUEUE_TIMEOUT", "0.25")
-    with serving(tmp_path, demo_store) as server:
+    with serving(tmp_path, tmp_path / "store", "full", cpu_only=True) as server:
         runtime = runtime_client(server)
+        call = {"EndpointName": "any", "TargetModel": "gated", "Body": b"the same"}
         with pytest.raises(runtime.exceptions.ModelNotReadyException) as caught:
-            runtime.invoke_endpoint(EndpointName="any", TargetModel="lama.tar.gz", Body=b"{}")
+            runtime.invoke_endpoint(**call)
         assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"].isdecimal()
-        # Once the load is done the handler answers, here that the request is empty.
-        while True:
-            try:
-                runtime.invoke_endpoint(EndpointName="any", TargetModel="lama.tar.gz", Body=b"{}")
-            except runtime.exceptions.ModelNotReadyException:
-                continue
-            except runtime.exceptions.ModelError:
-                break
+        gate.write_text("")
+        until(lambda: "gated" in server.http.get("/v1/state").json()["ready"])
+        assert runtime.invoke_endpoint(**call)["Body"].read() == b"the same"
         runtime.close()
