@@ -2,9 +2,10 @@
 
 import random
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from serve.cluster import policy
+from serve.cluster.policy import Ask
 
 
 class Loads(policy.View):
@@ -12,6 +13,9 @@ class Loads(policy.View):
 
     def loads(self) -> dict[str, float]:
         return {id: box.load for id, box in self._boxes.items()}
+
+    async def choose(self, model: str, ask: Ask) -> Iterator[str]:
+        return self.order(model)
 
 
 class PowerOfTwo(Loads):
@@ -21,9 +25,11 @@ class PowerOfTwo(Loads):
         super().__init__(routers)
         self._draw = random.Random(0)
 
-    def order(self, model: str) -> Iterator[list[str]]:
-        while True:
-            yield self._draw.sample(list(self._boxes), 2)
+    async def choose(self, model: str, ask: Ask) -> Iterator[str]:
+        two = self._draw.sample(list(self._boxes), 2)
+        silent = await ask(two)
+        loads = {id: self._boxes[id].published.load for id in two if id not in silent}
+        return iter(sorted(loads, key=lambda id: loads[id]) or list(self._boxes))
 
 
 class Ring(Loads):
@@ -36,23 +42,23 @@ class Ring(Loads):
         self._ring: list[tuple[int, str]] = []
         self._of: set[str] = set()
 
-    def order(self, model: str) -> Iterator[list[str]]:
+    def order(self, model: str, last: Collection[str] = ()) -> Iterator[str]:
         if self._of != self._boxes.keys():
             self._of = set(self._boxes)
             points = ((policy._number(f"{id}#{point}"), id) for id in self._of for point in range(self.POINTS))
             self._ring = sorted(points)
         first = bisect(self._ring, (policy._number(model), ""))
         for _, id in self._ring[first:] + self._ring[:first]:
-            yield [id]
+            yield id
 
 
 class Bounded(Loads):
     """Rendezvous hashing: the first box in the model's order whose load is below 1.25 times the mean."""
 
-    def order(self, model: str) -> Iterator[list[str]]:
+    def order(self, model: str, last: Collection[str] = ()) -> Iterator[str]:
         number = policy._number(model)
         loads = self.loads()
         bound = max(1.0, 1.25 * sum(loads.values()) / len(loads))
         if within := [box for box in self._boxes.values() if loads[box.id] < bound]:
-            yield [min(within, key=lambda box: policy._rank(number, box)).id]
-        yield from ([id] for id in sorted(loads, key=lambda id: loads[id]))
+            yield min(within, key=lambda box: policy._rank(number, box)).id
+        yield from sorted(loads, key=lambda id: loads[id])

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import accumulate, chain, pairwise, product
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,10 +102,12 @@ class Fleet:
         self._delays: dict[str, list[float]] = {}
         self._said: dict[str, float] = {}  # when each box last published something
         self._will_say: set[str] = set()
+        self._heard: dict[tuple[View, Box], float] = {}  # when that was so which the router knows of the box
         self._names = (f"box{number}" for number in range(10**9))
         # What happened to the requests: by the state in which they found their model, by how they ended; and seconds.
         self.found: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
+        self.asked = 0  # boxes, by the routers
         self.waits: list[float] = []
         self.choices: list[float] = []
         for _ in range(scene.boxes):
@@ -131,18 +133,18 @@ class Fleet:
         came = self._loop.time()
         router = self._draw.choice(self.routers)
         for _ in range(TRIES):
-            box = self._choose(router, asked.archive.name)
+            box = await self._choose(router, asked.archive.name)
             sent = router.sent(box.id, asked.archive.name, asked.archive.kind.answer)
             if came >= self._scene.start:
                 self.found[box.place(asked.archive)] += 1
             try:
                 began = await box.serve(asked.archive, asked.work)
             except Lost:
-                router.ended(sent, answered=False)
+                router.ended(sent)
                 self.ends["lost with its box"] += 1
                 await asyncio.sleep(1)
             except PalimpsestError as error:
-                router.ended(sent, answered=False)
+                router.ended(sent)
                 self.ends[f"refused: {type(error).__name__}"] += 1
                 return
             else:
@@ -153,16 +155,21 @@ class Fleet:
                 return
         self.ends["refused: too many tries"] += 1
 
-    def _choose(self, router: View, model: str) -> Box:
-        """The one with the fewest requests among the first in the router's order that can be reached."""
+    async def _choose(self, router: View, model: str) -> Box:
+        """The first in the router's order that can be reached."""
+
+        async def ask(boxes: list[str]) -> list[str]:
+            self.asked += len(boxes)
+            for box in boxes:
+                if box in self.boxes:
+                    self._tell(router, self.boxes[box], self.boxes[box].published(), self._loop.time())
+            return [box for box in boxes if box not in self.boxes]
+
         began = time.thread_time()
-        order = router.order(model)
-        first = next(order)
+        order = await router.choose(model, ask)
+        box = next(self.boxes[id] for id in order if id in self.boxes)
         self.choices.append(time.thread_time() - began)
-        for ids in chain((first,), order):
-            if there := [self.boxes[id] for id in ids if id in self.boxes]:
-                return min(there, key=Box.count)
-        raise AssertionError("the router knows no box that is there")
+        return box
 
     def _on_change(self, box: Box) -> None:
         if not box.alive:
@@ -179,10 +186,12 @@ class Fleet:
         self._said[box.id] = self._loop.time()
         published = box.published()
         for router, delay in zip(self.routers, self._delays[box.id], strict=True):
-            self._loop.call_later(delay, self._arrive, router, box, published)
+            self._loop.call_later(delay, self._tell, router, box, published, self._loop.time())
 
-    def _arrive(self, router: View, box: Box, published: Published) -> None:
-        if box.alive:
+    def _tell(self, router: View, box: Box, published: Published, at: float) -> None:
+        """What it published may be older than what it has said meanwhile."""
+        if box.alive and at >= self._heard.get((router, box), 0.0):
+            self._heard[router, box] = at
             router.update(box.id, published)
 
 
@@ -219,6 +228,7 @@ def report(fleet: Fleet, boxes: Sequence[Box]) -> dict[str, Any]:
         "evictions": events["evicted"],
         "read from disk GiB": round(sum(box.engine.moved["disk"] for box in boxes) / 1024),
         "copied from host GiB": round(sum(box.engine.moved["host"] for box in boxes) / 1024),
+        "boxes asked": round(fleet.asked / len(fleet.choices), 2),
         "choice us": quantiles([seconds * 1e6 for seconds in fleet.choices]),
     }
 

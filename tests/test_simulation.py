@@ -32,7 +32,8 @@ def test_who_knows_the_state_finds_more_models_ready() -> None:
         mean(run(replace(SCENE, seed=seed), policy)["ready share"] for seed in range(3))
         for policy in ("ours, views never old", "ours", "bounded hashing", "power of two")
     )
-    assert fresh > ours > bounded > two
+    assert ours > bounded > two
+    assert fresh - ours < 0.03  # old views cost little, since boxes are asked
 
 
 def test_without_the_load_or_the_state_requests_wait_longer(results: dict[str, dict[str, Any]]) -> None:

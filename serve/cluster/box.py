@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 
 from serve import startup
 from serve.cluster import places
-from serve.cluster.known import Told
+from serve.cluster.known import NOTHING, Told
 from serve.cluster.target import Target, routed
 from serve.embedded import Embedded
 from serve.errors import EngineUnavailable
@@ -35,6 +35,7 @@ class Box:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place.number % len(gpus)]
         name = serve.get_replica_context().replica_id.unique_id
         self._server = Embedded(settings.model_copy(update={"state": place.state}), peers=Others(name))
+        self._told: Told = {**NOTHING}
         sys.setswitchinterval(startup.TURN)
 
     def __serve_build_asgi_app__(self) -> Embedded:
@@ -42,12 +43,13 @@ class Box:
         return self._server
 
     def record_routing_stats(self) -> Told:
-        """What routers are told of it, once a second where anything has changed."""
+        """What routers are told of it: once a second where anything has changed, and when they ask."""
         return self.told()
 
     def told(self) -> Told:
         models = self._server.services.scheduler.active()
-        return {
+        told: Told = {
+            "change": self._told["change"],
             "machine": socket.gethostname(),
             "ready": _work(m for m in models if m.state is State.READY and not m.stale),
             "loading": _work(m for m in models if m.state in STARTING),
@@ -56,6 +58,9 @@ class Box:
             "leases": sum(m.leases for m in models),
             "queue": sum(len(m.waiters) for m in models),
         }
+        if told != self._told:
+            self._told = {**told, "change": told["change"] + 1}
+        return self._told
 
     async def picture(self, name: str) -> bytes | None:
         """What is kept here under the name."""

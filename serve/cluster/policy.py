@@ -7,21 +7,24 @@ is taken, else the least busy one. So no request is refused.
 Another copy is loaded where the model's own queue is long at each of its copies: what a box does for other models says
 nothing of that, and where boxes are busy because they load too much, it would have them load even more. Of copies that
 are free the first in the hash's order is used, so that the last ones fall idle when the queue shrinks, and are evicted.
+
+What boxes published is old. So the first few are asked what they have now, and the choice is made anew with that, until
+the first one is one that has just said so.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from heapq import nsmallest
+from itertools import islice
 from typing import NamedTuple
 
 # Seconds of work; who publishes cannot tell what a request takes, counts one for each.
 FREE = 0.1  # a box that has less is free
 QUEUE, ALONE = 0.6, 4.0  # another copy is wanted where each of many has so much, or one alone
-LEARNED = 10  # updates of a box until what its own answers say is forgotten, should it not say so itself
+LOAD = 2.0  # that a model which is being loaded keeps the next one waiting, about
 WAKE = 8.0  # a box that has the model parked and less to do is better than a load elsewhere
-ASKED = 3  # boxes of about the same worth, at most
+ASKED, ROUNDS = 3, 4  # so many boxes are asked at a time, and so many times, at most
 _MASK = 2**64 - 1
 
 
@@ -44,14 +47,14 @@ class Sent(NamedTuple):
     seconds: float
 
 
+Ask = Callable[[list[str]], Awaitable[Collection[str]]]
 _NOTHING = Published()
 
 
 @dataclass(eq=False, slots=True)
 class _Box:
-    """seed: of its place in each model's order. own: seconds of work of the requests that this router has there, asked:
-    how many for each model, seconds: how long these take. learned: models that have answered from there, and for
-    how many updates more that counts as ready.
+    """seed: of its place in each model's order. own: seconds of work of the requests that this router has there. For
+    each model, requests: how many these are, seconds: how long they take.
     """
 
     id: str
@@ -60,18 +63,18 @@ class _Box:
     published: Published = _NOTHING
     parked: frozenset[str] = frozenset()
     own: float = 0.0
-    asked: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
-    learned: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> set[str]:
-        return self.published.ready.keys() | self.learned.keys()
 
     @property
     def load(self) -> float:
         """The mean of two estimates: what it said, perhaps long ago, and this router's own part, times all routers."""
         return (self.published.load + self.own * self.routers) / 2
+
+    @property
+    def before_a_load(self) -> float:
+        """That, and what it loads already: one after another."""
+        return self.load + LOAD * len(self.published.loading)
 
     def queue(self, model: str) -> float:
         """The model's part of that."""
@@ -91,7 +94,7 @@ class View:
         self._ready: dict[str, set[_Box]] = {}
         self._parked: dict[str, set[_Box]] = {}
         self._loading: dict[str, set[_Box]] = {}
-        self._asked: dict[str, set[_Box]] = {}
+        self._requested: dict[str, set[_Box]] = {}
 
     def count_routers(self, routers: int) -> None:
         """There are so many from now on."""
@@ -103,9 +106,7 @@ class View:
         """The box has come, or says this now."""
         box = self._boxes.get(id) or self._boxes.setdefault(id, _Box(id, _number(id), self._routers))
         parked = frozenset(published.parked)
-        before = box.ready
-        box.learned = {model: n - 1 for model, n in box.learned.items() if n > 1 and model not in published.ready}
-        _move(self._ready, box, before, published.ready.keys() | box.learned.keys())
+        _move(self._ready, box, box.published.ready.keys(), published.ready.keys())
         _move(self._loading, box, box.published.loading.keys(), published.loading.keys())
         _move(self._parked, box, box.parked, parked)
         box.published, box.parked = published, parked
@@ -113,9 +114,7 @@ class View:
     def leave(self, id: str) -> None:
         """The box is gone; one that is not known is no error."""
         if box := self._boxes.get(id):
-            _move(self._ready, box, box.learned, ())
-            _move(self._asked, box, box.asked, ())
-            box.learned = {}
+            _move(self._requested, box, box.requests, ())
             self.update(id, _NOTHING)
             del self._boxes[id]
 
@@ -123,41 +122,51 @@ class View:
         """A request is sent to the box; what is returned goes to `ended`."""
         if box := self._boxes.get(id):
             box.own += seconds
-            box.asked[model] += 1
+            box.requests[model] += 1
             box.seconds[model] = box.seconds.get(model, 0.0) + seconds
-            self._asked.setdefault(model, set()).add(box)
+            self._requested.setdefault(model, set()).add(box)
         return Sent(id, model, seconds)
 
-    def ended(self, sent: Sent, answered: bool = True) -> None:
-        """It is over. answered: by the model, which is ready there, then, though the box may not have said so yet."""
+    def ended(self, sent: Sent) -> None:
+        """It is over: answered, or not."""
         box = self._boxes.get(sent.box)
-        if box is None or sent.model not in box.asked:
+        if box is None or sent.model not in box.requests:
             return  # the box left meanwhile
-        if answered and sent.model not in box.ready:
-            box.learned[sent.model] = LEARNED
-            _move(self._ready, box, (), {sent.model})
         box.own -= sent.seconds
-        box.asked[sent.model] -= 1
+        box.requests[sent.model] -= 1
         box.seconds[sent.model] -= sent.seconds
-        if not box.asked[sent.model]:
-            del box.asked[sent.model], box.seconds[sent.model]
-            _move(self._asked, box, {sent.model}, ())
-        if not box.asked:
+        if not box.requests[sent.model]:
+            del box.requests[sent.model], box.seconds[sent.model]
+            _move(self._requested, box, {sent.model}, ())
+        if not box.requests:
             box.own = 0.0  # no sum of rounding errors
 
-    def order(self, model: str) -> Iterator[list[str]]:
-        """All boxes, each once, the best first; made as it is asked for.
+    async def choose(self, model: str, ask: Ask) -> Iterator[str]:
+        """All boxes, as by `order`, once the first ones have been asked.
 
-        Those in one list are of about the same worth: that one of them is to be taken that has the fewest requests now,
-        of equals the first.
+        ask: has boxes say what they would publish now, and gives that to `update`; returns those that say nothing. They
+        come last.
         """
-        given = set[str]()
-        for boxes in self._preferred(model):
-            if new := [box.id for box in boxes if box.id not in given]:
-                given.update(new)
-                yield new
+        asked, silent = set[str](), set[str]()
+        for _ in range(ROUNDS if len(self._boxes) > 1 else 0):
+            first = list(islice(self.order(model, silent), ASKED))
+            if asked.issuperset(first[:1]):
+                break
+            new = [id for id in first if id not in asked]
+            asked.update(new)
+            silent.update(await ask(new))
+        return self.order(model, silent)
 
-    def _preferred(self, model: str) -> Iterator[list[_Box]]:
+    def order(self, model: str, last: Collection[str] = ()) -> Iterator[str]:
+        """All boxes, each once, the best first; made as it is asked for."""
+        given = set(last)
+        for box in self._preferred(model):
+            if box.id not in given:
+                given.add(box.id)
+                yield box.id
+        yield from (id for id in last if id in self._boxes)
+
+    def _preferred(self, model: str) -> Iterator[_Box]:
         number = _number(model)
 
         def rank(box: _Box) -> int:
@@ -168,22 +177,19 @@ class View:
             return 2 * box.queue(model) + box.load, rank(box)
 
         def least_busy(box: _Box) -> tuple[float, int]:
-            return box.load, rank(box)
+            return box.before_a_load, rank(box)
 
         ready, parked = self._ready.get(model, set()), self._parked.get(model, set())
-        loading = (self._loading.get(model, set()) | self._asked.get(model, set())) - ready
-        if free := [box for box in ready if box.load < FREE]:
-            yield nsmallest(ASKED, free, key=rank)
+        loading = (self._loading.get(model, set()) | self._requested.get(model, set())) - ready
+        yield from sorted((box for box in ready if box.load < FREE), key=rank)
         if ready and not _is_long(min(box.queue(model) for box in ready), len(ready)):
-            yield nsmallest(ASKED, ready, key=soonest)
-        if awake := [box for box in parked - loading if box.load < WAKE]:
-            yield nsmallest(ASKED, awake, key=least_busy)
+            yield from sorted(ready, key=soonest)
+        yield from sorted((box for box in parked - loading if box.before_a_load < WAKE), key=least_busy)
         if len(loading) >= max(1, len(ready)):
             # They may double while a load lasts: more at a time would answer a queue that these are about to answer.
-            yield nsmallest(ASKED, ready | loading, key=soonest)
-        if anywhere := [box for box in self._boxes.values() if box.load < FREE]:
-            yield nsmallest(ASKED, anywhere, key=rank)
-        yield from ([box] for box in sorted(self._boxes.values(), key=least_busy))
+            yield from sorted(ready | loading, key=soonest)
+        yield from sorted((box for box in self._boxes.values() if box.before_a_load < FREE), key=rank)
+        yield from sorted(self._boxes.values(), key=least_busy)
 
 
 def _is_long(queue: float, copies: int) -> bool:

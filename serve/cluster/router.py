@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Sequence
-from itertools import chain
+from itertools import islice
 
 from ray.exceptions import RayError
 from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
@@ -14,11 +12,8 @@ from serve.cluster.policy import Published, View
 from serve.cluster.target import Target
 
 SECONDS = 1.0  # that a request is taken to last where nobody has told
-ANSWER_SECONDS = 0.1  # that a box may take to say how many requests it has
-
-_NOTHING: known.Told = {
-    "machine": "", "ready": {}, "loading": {}, "parked": [], "seconds": {}, "leases": 0, "queue": 0
-}  # fmt: skip
+ANSWER_SECONDS = 0.1  # that a box may take to say what it has
+TRIED = 16  # boxes, by Ray one by one, until it has others chosen
 
 
 class ModelRouter(RequestRouter):  # type: ignore[misc]
@@ -35,10 +30,7 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         for box in known.BOXES.keys() - self._boxes.keys():
             self._forget(box)
         for box, replica in self._boxes.items():
-            told: known.Told = {**_NOTHING, **replica.routing_stats}  # which is empty at first
-            if told != known.BOXES.get(box):
-                known.BOXES[box] = told
-                self._view.update(box, _published(told))
+            self._hear(box, {**known.NOTHING, **replica.routing_stats})  # which is empty at first
         self._view.count_routers(len({told["machine"] for told in known.BOXES.values()}))  # each machine has a door
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
@@ -55,38 +47,44 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         target = _target(pending_request)
         if target.box:
             return [[self._boxes[target.box]]] if target.box in self._boxes else [candidate_replicas]
-        groups = [[self._boxes[id] for id in ids if id in self._boxes] for ids in self._view.order(target.model)]
-        best = await least_busy_first(groups[0]) if groups else []
-        return [[box] for box in chain(best, *groups[1:])]
+        order = await self._view.choose(target.model, self._ask)
+        return [[self._boxes[id]] for id in islice(order, TRIED) if id in self._boxes]
+
+    async def _ask(self, boxes: list[str]) -> list[str]:
+        told = await asyncio.gather(*(ask(self._boxes.get(box)) for box in boxes))
+        for box, each in zip(boxes, told, strict=True):
+            if each and box in self._boxes:  # and has not gone meanwhile
+                self._hear(box, each)
+        return [box for box, each in zip(boxes, told, strict=True) if not each]
+
+    def _hear(self, box: str, told: known.Told) -> None:
+        """What a box has published may be older than what it said when it was asked."""
+        if box not in known.BOXES or told["change"] > known.BOXES[box]["change"]:
+            known.BOXES[box] = told
+            self._view.update(box, _published(told))
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
         target, box = _target(pending_request), replica_id.unique_id
         if not target.model:
             return
-        seconds = known.BOXES.get(box, _NOTHING)["seconds"].get(target.model) or SECONDS
+        seconds = known.BOXES.get(box, known.NOTHING)["seconds"].get(target.model) or SECONDS
         sent = self._view.sent(box, target.model, seconds)
         loop = asyncio.get_running_loop()
-        # Ray calls from a thread of its own. What is ready now the box says itself, within a second.
-        result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._view.ended, sent, False))
+        # Ray calls from a thread of its own.
+        result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._view.ended, sent))
 
     def _forget(self, box: str) -> None:
         known.BOXES.pop(box, None)
         self._view.leave(box)
 
 
-async def least_busy_first(boxes: Sequence[RunningReplica]) -> Sequence[RunningReplica]:
-    """By their numbers of requests, as they say themselves; those that say nothing in time come last."""
-    if len(boxes) < 2:
-        return boxes
-    counts = await asyncio.gather(*(_count(box) for box in boxes))
-    return [box for _, box in sorted(zip(counts, boxes, strict=True), key=lambda pair: pair[0])]
-
-
-async def _count(box: RunningReplica) -> float:
+async def ask(box: RunningReplica | None) -> known.Told | None:
+    """What it has to tell now; None where it does not say so in time."""
     with contextlib.suppress(TimeoutError, RayError):
         async with asyncio.timeout(ANSWER_SECONDS):
-            return int(await box.get_queue_len(deadline_s=ANSWER_SECONDS))
-    return math.inf
+            told: known.Told | None = box and await box._actor_handle.record_routing_stats.remote()
+            return told
+    return None
 
 
 def _target(request: PendingRequest) -> Target:
