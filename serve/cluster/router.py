@@ -47,7 +47,8 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         target = _target(pending_request)
         if target.box:
             return [[self._boxes[target.box]]] if target.box in self._boxes else [candidate_replicas]
-        order = await self._view.choose(target.model, self._ask)
+        view = self._view
+        order = await view.choose(target.model, self._ask) if target.model else view.order("")
         return [[self._boxes[id]] for id in islice(order, TRIED) if id in self._boxes]
 
     async def _ask(self, boxes: list[str]) -> list[str]:
