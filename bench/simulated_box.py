@@ -197,10 +197,6 @@ class Box:
             self.load -= archive.kind.answer
             self._on_change(self)
 
-    def count(self) -> int:
-        """Requests that wait or run."""
-        return len(self._inside)
-
     def place(self, archive: Simulated) -> str:
         model = self.scheduler.get(archive)
         return model.state.value if model else State.ABSENT.value
