@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 # Seconds of work; who publishes cannot tell what a request takes, counts one for each.
@@ -149,9 +149,10 @@ class View:
         """
         asked, silent = set[str](), set[str]()
         for _ in range(ROUNDS if len(self._boxes) > 1 else 0):
-            first = list(islice(self.order(model, silent), ASKED))
+            order = self.order(model, silent)
+            first = list(islice(order, ASKED))
             if asked.issuperset(first[:1]):
-                break
+                return chain(first, order)
             new = [id for id in first if id not in asked]
             asked.update(new)
             silent.update(await ask(new))

@@ -52,11 +52,12 @@ class ModelRouter(RequestRouter):  # type: ignore[misc]
         return [[self._boxes[id]] for id in islice(order, TRIED) if id in self._boxes]
 
     async def _ask(self, boxes: list[str]) -> list[str]:
-        told = await asyncio.gather(*(ask(self._boxes.get(box)) for box in boxes))
-        for box, each in zip(boxes, told, strict=True):
+        answers = await asyncio.gather(*(ask(self._boxes.get(box)) for box in boxes))
+        told = dict(zip(boxes, answers, strict=True))
+        for box, each in told.items():
             if each and box in self._boxes:  # and has not gone meanwhile
                 self._hear(box, each)
-        return [box for box, each in zip(boxes, told, strict=True) if not each]
+        return [box for box, each in told.items() if not each]
 
     def _hear(self, box: str, told: known.Told) -> None:
         """What a box has published may be older than what it said when it was asked."""
