@@ -241,7 +241,7 @@ async def test_many_standbys_leave_nothing(tmp_path: Path) -> None:
             else:
                 assert (await warm.run("pass"))[0] == 0
             await until(lambda: not warm.standby)
-            await until(lambda: psutil.Process(warm.zygote_pid).children() == [])
+            await warm.at_rest()
             if count == 3:
                 before = psutil.Process(warm.zygote_pid).num_fds(), psutil.Process().num_fds()
         assert (psutil.Process(warm.zygote_pid).num_fds(), psutil.Process().num_fds()) == before

@@ -8,6 +8,7 @@ import os
 import select
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -23,7 +24,7 @@ import yaml
 from residence import in_huge_pages
 from zoo import write_archive
 
-from serve.engine import launcher, processes, warmstart
+from serve.engine import launcher, processes, warmstart, zygote
 from serve.engine.supervisor import Supervisor
 from serve.engine.warmstart import WarmStarts
 from serve.residency.memory import HostDevice
@@ -95,6 +96,22 @@ class Bench(WarmStarts):
         process = self.launch(script, *arguments, **options)
         output, errors = await asyncio.to_thread(process.communicate, b"from stdin", IN_TIME)
         return process.returncode, output, errors
+
+    async def at_rest(self) -> None:
+        """Until the zygote has no children and has done all that their ends ask for.
+
+        It does one thing at a time: what it hears after the last child is reaped, it hears when it has closed all that
+        the child left open.
+        """
+        await until(lambda: psutil.Process(self.zygote_pid).children() == [])
+        await asyncio.to_thread(self._until_heard)
+
+    def _until_heard(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(IN_TIME)
+            client.connect(str(self.home / "zygote"))
+            client.send(zygote.DISMISS)
+            assert client.recv(1) == b""
 
 
 @asynccontextmanager
@@ -487,9 +504,9 @@ async def test_200_starts_and_ends_leave_nothing(tmp_path: Path) -> None:
                 process.kill()
             process.communicate(b"", IN_TIME)
             if count == 20:
-                await until(lambda: psutil.Process(warm.zygote_pid).children() == [])
+                await warm.at_rest()
                 before, memory_before = _traces(warm, tmp_path)
-        await until(lambda: psutil.Process(warm.zygote_pid).children() == [])
+        await warm.at_rest()
         after, memory_after = _traces(warm, tmp_path)
         assert after == before
         assert memory_after - memory_before < 256 << 10
@@ -502,11 +519,9 @@ def _traces(warm: WarmStarts, folder: Path) -> tuple[list[int], int]:
     Not those that it alone has mapped: a library's file counts among them as soon as no other process has it open.
     """
     assert warm.zygote is not None
-    zygote, me = psutil.Process(warm.zygote.pid), psutil.Process()
+    its, me = psutil.Process(warm.zygote.pid), psutil.Process()
     family, files = me.children(recursive=True), list(folder.rglob("*"))
-    return [zygote.num_fds(), me.num_fds(), len(family), len(files)], sum(
-        mapped.anonymous for mapped in zygote.memory_maps()
-    )
+    return [its.num_fds(), me.num_fds(), len(family), len(files)], sum(mapped.anonymous for mapped in its.memory_maps())
 
 
 def _connections(address: Path) -> list[str]:
