@@ -92,7 +92,7 @@ def test_what_is_kept_has_a_bound_and_the_oldest_goes_first() -> None:
     kept.put(b"4", four)
     one.fill_(9)
     assert kept.get(b"2") is None
-    assert [float(found[0]) for key in (b"1", b"3", b"4") if (found := kept.get(key)) is not None] == [0, 2, 3]
+    assert [float(found[0][0]) for key in (b"1", b"3", b"4") if (found := kept.get(key)) is not None] == [0, 2, 3]
 
 
 @pytest.mark.slow

@@ -50,5 +50,10 @@ def candidates(
 
 def mask_of(sam: Sam, sight: Sight, logits: Tensor) -> Mask:
     """logits: hxw -> the mask at the picture's full resolution."""
-    whole = sam.postprocess_masks(logits[None, None], sight.shown, sight.size[::-1])
-    return np.asarray((whole[0, 0] > sam.mask_threshold).cpu().numpy())
+    return np.asarray((spread(sam, sight, logits) > sam.mask_threshold).cpu().numpy())
+
+
+def spread(sam: Sam, sight: Sight, logits: Tensor) -> Tensor:
+    """logits: hxw -> those of the picture's pixels, without the padding that the encoder saw, at sight.size."""
+    whole: Tensor = sam.postprocess_masks(logits[None, None], sight.shown, sight.size[::-1])
+    return whole[0, 0]

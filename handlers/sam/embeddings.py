@@ -1,4 +1,4 @@
-"""What the image encoder made of pictures, kept for the next click on them."""
+"""What a click needs of a picture, kept for the next one: what the image encoder made of it, and a small copy."""
 
 import hashlib
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from handlers.weights.kept import Kept
 
 MAX_BYTES = 128 << 20
-"""Of all embeddings: 32 pictures at the published networks' 4 MiB each."""
+"""Of all that is kept: 32 pictures at the published networks' 4 MiB each."""
 
 MAX_FILES = 1000
 """Files whose picture is remembered."""
@@ -19,7 +19,7 @@ MAX_FILES = 1000
 class Sight(NamedTuple):
     """A picture as far as a click on it needs it.
 
-    size: (width, height). shown: (height, width) of what the encoder sees. key: its embedding's. notes: a Picture's.
+    size: (width, height). shown: (height, width) of what the encoder sees. key: of what is kept. notes: a Picture's.
     """
 
     size: tuple[int, int]
@@ -29,7 +29,10 @@ class Sight(NamedTuple):
 
 
 class Embeddings(Kept):
-    """The embeddings of one network, and which files they are of. The least recently used go first."""
+    """Of one network, and which files they are of; the least recently used go first.
+
+    Each with the copy in which masks are snapped, uint8 HxWx3, where the network has that.
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
         super().__init__(max_bytes)
@@ -52,8 +55,10 @@ class Embeddings(Kept):
             self._files.popitem(last=False)
 
 
-def key_of(shown: NDArray[np.uint8]) -> bytes:
-    """Hashes what the encoder is shown, HxWx3: equal for pictures that it cannot tell apart, and for no others."""
-    digest = hashlib.sha256(repr(shown.shape).encode())
-    digest.update(np.ascontiguousarray(shown).data)
+def key_of(*copies: NDArray[np.uint8]) -> bytes:
+    """Hashes all that is seen of a picture, each HxWx3: equal for pictures of which that is the same, and no others."""
+    digest = hashlib.sha256()
+    for copy in copies:
+        digest.update(repr(copy.shape).encode())
+        digest.update(np.ascontiguousarray(copy).data)
     return digest.digest()

@@ -1,5 +1,6 @@
 """Segment Anything behind TorchServe: a picture and clicks or a box -> the mask of the object."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from handlers.sam.embeddings import Embeddings, Sight, key_of
 from handlers.sam.prompt import Prompt, parse_prompt
 from handlers.sam.resize import Resize
 from handlers.sam.shaping import Shaping
+from handlers.sam.snapping import small_copy, snapped_mask
 from handlers.weights.precision import first_finite, wide_copy
 from handlers.worker.base import Handler
 
@@ -41,11 +43,12 @@ class SamHandler(Handler):
         shown = np.zeros((side, side, 3), np.uint8)
         sight = Sight((side, side), (side, side), b"", ())
         prompt = Prompt(np.full((1, 2), side / 2), np.ones(1, np.int64), None, None)
-        found = candidates(self.model, self.resize, sight, self._embedded(shown), prompt, multimask=True)
-        mask_of(self.model, sight, found.logits[0, 0])
+        seen = self._seen_first(self._copies(shown))
+        found = candidates(self.model, self.resize, sight, seen[0], prompt, multimask=True)
+        self._mask(sight, found.logits[0, 0], prompt, seen)
 
     def predict(self, request: Request) -> Reply:
-        sight, shown = self._look(request)
+        sight, copies = self._look(request)
         arguments = request.arguments()
         prompt = parse_prompt(arguments, sight.size, self._logits_shape())
         all_masks = arguments.choice(MASKS) == "all"
@@ -54,12 +57,12 @@ class SamHandler(Handler):
         shaping = Shaping.parse(arguments)
         arguments.finish()
 
-        embedding = self._embedding(request, sight, shown)
+        seen = self._seen(request, sight, copies)
         with request.timings.stage("mask"):
-            scores, logits = candidates(self.model, self.resize, sight, embedding, prompt, multimask)
+            scores, logits = candidates(self.model, self.resize, sight, seen[0], prompt, multimask)
             best = int(scores.argmax())
             wanted = range(len(scores)) if all_masks else [best]
-            masks = {each: shaping.applied(mask_of(self.model, sight, logits[0, each])) for each in wanted}
+            masks = {each: shaping.applied(self._mask(sight, logits[0, each], prompt, seen)) for each in wanted}
         mask = masks[best]
         if not mask.any():
             request.warnings.append("nothing was found at this prompt: the mask is empty")
@@ -73,28 +76,42 @@ class SamHandler(Handler):
             fields["logits"] = array_to_text(logits[:, best].cpu().numpy())
         return Reply(mask, fields, request.warnings, masks=list(masks.values()) if all_masks else [])
 
-    def _look(self, request: Request) -> tuple[Sight, RGB | None]:
-        """Returns what is known of a picture that is known; else what the encoder is to be shown, too."""
+    def _mask(self, sight: Sight, logits: Tensor, prompt: Prompt, seen: Sequence[Tensor]) -> Mask:
+        if len(seen) == 1:
+            return mask_of(self.model, sight, logits)
+        return snapped_mask(self.model, sight, logits, prompt, seen[1].numpy())
+
+    def _look(self, request: Request) -> tuple[Sight, list[RGB]]:
+        """Returns what is known of a picture; of one that is not known, its copies, too."""
         content = request.content("image")
         known = self.embeddings.sight(content)
         if known:
             request.note("image", known.notes)
-            return known, None
+            return known, []
         picture = request.picture("image")
         with request.timings.stage("decode"):
-            shown = self.resize.apply_image(picture.rgb)
-            sight = Sight(picture.size, shown.shape[:2], key_of(shown), picture.notes)
+            copies = self._copies(picture.rgb)
+            sight = Sight(picture.size, copies[0].shape[:2], key_of(*copies), picture.notes)
         self.embeddings.remember(content, sight)
-        return sight, shown
+        return sight, copies
 
-    def _embedding(self, request: Request, sight: Sight, shown: RGB | None) -> Tensor:
+    def _copies(self, picture: RGB) -> list[RGB]:
+        """What the encoder is shown; and what masks are snapped in, where they are."""
+        side, shown = self.model.snapped_side, self.resize.apply_image(picture)
+        return [shown, small_copy(picture, side)] if side else [shown]
+
+    def _seen(self, request: Request, sight: Sight, copies: Sequence[RGB]) -> tuple[Tensor, ...]:
+        """The embedding; and the copy in which masks are snapped, where they are."""
         known = self.embeddings.get(sight.key)
-        with request.timings.stage("recall" if known is not None else "embed"):
-            if known is None:
-                assert shown is not None, "what _look knows is kept"
-                known = self._embedded(shown)
-                self.embeddings.put(sight.key, known)
+        with request.timings.stage("recall" if known else "embed"):
+            if not known:
+                known = self._seen_first(copies)  # copies: for what _look knows is kept
+                self.embeddings.put(sight.key, *known)
         return known
+
+    def _seen_first(self, copies: Sequence[RGB]) -> tuple[Tensor, ...]:
+        shown, *others = copies
+        return self._embedded(shown), *(torch.from_numpy(other) for other in others)
 
     def _embedded(self, shown: RGB) -> Tensor:
         """What the encoder makes of a picture of its own size; raises NotFinite."""

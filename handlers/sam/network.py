@@ -28,7 +28,15 @@ def load_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def build(config: Mapping[str, Any]) -> Sam:
+class Network(Sam):
+    """snapped_side: pixels, the longer side of the copy of a picture in which its masks are laid on the picture's edges
+    (snapping.py), as those of a coarse network are; None where they stay as they come.
+    """
+
+    snapped_side: int | None = None
+
+
+def build(config: Mapping[str, Any]) -> Network:
     """A SAM in evaluation mode with fresh parameters on the current default device.
 
     Within `empty_network` this allocates nothing; give it its pixel statistics with `set_pixel_statistics` and its
@@ -37,7 +45,7 @@ def build(config: Mapping[str, Any]) -> Sam:
     image_size, patch_size, dim = config["image_size"], config["patch_size"], config["embedding_dim"]
     grid = (image_size // patch_size, image_size // patch_size)
     decoder = config["mask_decoder"]
-    sam = Sam(
+    sam = Network(
         image_encoder=ImageEncoderViT(
             img_size=image_size,
             patch_size=patch_size,
@@ -60,17 +68,20 @@ def build(config: Mapping[str, Any]) -> Sam:
         ),
     )
     set_pixel_statistics(sam, torch.get_default_device())
+    sam.snapped_side = config.get("snapped_side")
     return sam.eval()
 
 
-def load(config_path: Path, weights_path: Path, encoder_dtype: torch.dtype = torch.float32) -> Sam:
+def load(config_path: Path, weights_path: Path, encoder_dtype: torch.dtype = torch.float32) -> Network:
     """A SAM with the weights of a safetensors file, on the CPU; see `assemble`."""
     device = torch.device("cpu")
     weights = open_weights(weights_path, device, served_dtype(encoder_dtype))
     return assemble(config_path, weights.tensors, device, encoder_dtype)
 
 
-def assemble(config_path: Path, tensors: Mapping[str, Tensor], device: torch.device, encoder_dtype: torch.dtype) -> Sam:
+def assemble(
+    config_path: Path, tensors: Mapping[str, Tensor], device: torch.device, encoder_dtype: torch.dtype
+) -> Network:
     """A SAM of which the tensors, on `device` and in `served_dtype`, are the parameters, without a copy.
 
     The image encoder computes in `encoder_dtype`; prompt encoder and mask decoder stay in float32, and so does the

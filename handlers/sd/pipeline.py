@@ -31,12 +31,12 @@ class Inpainting(StableDiffusionInpaintPipeline):
         Each text by itself: in a batch its rounding could depend on its neighbour.
         """
         key = hashlib.sha256(text.encode()).digest()
-        known = self._embeddings.get(key)
-        if known is None:
-            known, _ = self.encode_prompt([text], self.device, 1, False)
-            if bool(torch.isfinite(known).all()):
-                self._embeddings.put(key, known)
-        return known.to(self.device)
+        if known := self._embeddings.get(key):
+            return known[0].to(self.device)
+        embedding: Tensor = self.encode_prompt([text], self.device, 1, False)[0]
+        if bool(torch.isfinite(embedding).all()):
+            self._embeddings.put(key, embedding)
+        return embedding
 
     @contextmanager
     def seeing_once(self) -> Iterator[None]:
