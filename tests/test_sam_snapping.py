@@ -94,7 +94,7 @@ def test_the_guided_filter_is_kornias() -> None:
     expected = guided_blur(
         torch.from_numpy(guide).permute(2, 0, 1)[None], torch.from_numpy(values)[None, None], 2 * RADIUS + 1, FLAT
     )
-    np.testing.assert_allclose(guided(guide, values), expected[0, 0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(guided(guide.transpose(2, 0, 1), values), expected[0, 0].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (300, 700), (2000, 3000), (100, 60)])

@@ -52,7 +52,10 @@ CUT = 2.0
 """Nats: what GrabCut's word is worth."""
 
 CUT_PIXELS = 25_000
-"""Pixels that GrabCut sees, at most: its time grows faster than they do."""
+"""Pixels that GrabCut sees, at most: its time grows faster than they do, and in what is that large nothing is small."""
+
+SAMPLED_PIXELS = 6_000
+"""Pixels that it learns the colours from, at most."""
 
 SURE = 10.0
 """Nats: the most that a logit counts, and what is certain."""
@@ -68,7 +71,7 @@ def small_copy(picture: RGB, side: int) -> RGB:
     """The picture with its longer side of that many pixels."""
     height, width = Resize.get_preprocess_shape(picture.shape[0], picture.shape[1], side)
     # Of a large picture every so many pixels are enough to average.
-    step = max(1, max(picture.shape[:2]) // (4 * side))
+    step = max(1, max(picture.shape[:2]) // (2 * side))
     picture = np.ascontiguousarray(picture[::step, ::step])
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
 
@@ -97,7 +100,8 @@ def snapped(picture: RGB, logits: Map, clicks: NDArray[np.int64], labels: NDArra
         return None
     nats = TRUST * coarse.clip(-SURE, SURE) + _likelihood(near, inside) + CUT * _cut(near, inside, certain)
     nats[certain != 0] = certain[certain != 0]
-    found = guided(near.astype(np.float32) / np.float32(255), sigmoid(nats))
+    colours = np.ascontiguousarray(np.moveaxis(near, 2, 0)).astype(np.float32) / np.float32(255)
+    found = guided(colours, sigmoid(nats))
     found[certain > 0], found[certain < 0] = 1, 0
     shares = np.zeros_like(logits)
     shares[window] = found
@@ -135,19 +139,27 @@ def _cut(picture: RGB, inside: Mask, certain: Map) -> Map:
     """HxW: 1 where GrabCut finds the object, -1 elsewhere; all 0 where it has next to nothing to go by."""
     known = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     known[certain > 0], known[certain < 0] = cv2.GC_FGD, cv2.GC_BGD
-    height, width = known.shape
-    scale = min(1.0, (CUT_PIXELS / known.size) ** 0.5)
-    small = max(1, round(scale * width)), max(1, round(scale * height))
-    # In what is that large nothing small is looked for.
-    seen = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
-    known = cv2.resize(known, small, interpolation=cv2.INTER_NEAREST)
-    if min(np.count_nonzero(_is_object(known)), np.count_nonzero(~_is_object(known))) < LEAST:
+    seen, known_there = _reduced(picture, known, CUT_PIXELS)
+    sample, known_of_it = _reduced(seen, known_there, SAMPLED_PIXELS)
+    if min(np.count_nonzero(_is_object(known_of_it)), np.count_nonzero(~_is_object(known_of_it))) < LEAST:
         return np.zeros_like(certain)
-    # It draws its first guess at the colours by lot.
+    inner, outer = np.zeros((1, 65)), np.zeros((1, 65))
+    # Its first guess at the colours is drawn by lot, and takes longer than the cut.
     cv2.setRNGSeed(0)
-    cv2.grabCut(seen, known, None, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
-    found = np.where(_is_object(known), np.float32(1), np.float32(-1))
-    return np.asarray(cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR))
+    cv2.grabCut(sample, known_of_it, None, outer, inner, 0, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(seen, known_there, None, outer, inner, 1, cv2.GC_EVAL_FREEZE_MODEL)
+    found = np.where(_is_object(known_there), np.float32(1), np.float32(-1))
+    return np.asarray(cv2.resize(found, known.shape[::-1], interpolation=cv2.INTER_LINEAR))
+
+
+def _reduced(picture: RGB, known: NDArray[np.uint8], pixels: int) -> tuple[RGB, NDArray[np.uint8]]:
+    """Both with about so many pixels, or as they are."""
+    scale = min(1.0, (pixels / known.size) ** 0.5)
+    size = max(1, round(scale * known.shape[1])), max(1, round(scale * known.shape[0]))
+    return (
+        np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)),
+        np.asarray(cv2.resize(known, size, interpolation=cv2.INTER_NEAREST)),
+    )
 
 
 def _is_object(known: NDArray[np.uint8]) -> Mask:
@@ -170,18 +182,20 @@ def _share(picture: RGB, among: Mask) -> NDArray[np.float32]:
 
 
 def guided(guide: NDArray[np.float32], values: Map) -> Map:
-    """The guided filter with a guide of three channels, HxWx3, 0-1: in each window values are linear in the colours."""
+    """The guided filter with a guide of three channels, 3xHxW, 0-1: in each window values are linear in the colours."""
+    windows = (2 * RADIUS + 1, 2 * RADIUS + 1)
 
-    def mean(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(cv2.blur(x, (2 * RADIUS + 1, 2 * RADIUS + 1)))
+    def means(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([cv2.blur(plane, windows) for plane in planes])
 
-    colour, value = mean(guide), mean(values)
-    with_value = mean(guide * values[..., None]) - colour * value[..., None]
+    colour, value = means(guide), cv2.blur(values, windows)
+    with_value = means(guide * values) - colour * value
     # The rows of each window's covariance. It is symmetric: their cross products are its inverse's, but for a factor.
-    rows = [mean(guide * guide[..., c, None]) - colour * colour[..., c, None] for c in range(3)]
+    rows = [means(guide * channel) - colour * mean for channel, mean in zip(guide, colour, strict=True)]
     for c, row in enumerate(rows):
-        row[..., c] += FLAT
-    adjoint = [np.cross(rows[c - 2], rows[c - 1]) for c in range(3)]
-    determinant = (rows[0] * adjoint[0]).sum(2)
-    slopes = np.stack([(with_value * each).sum(2) / determinant for each in adjoint], axis=2)
-    return np.asarray((mean(slopes) * guide).sum(2) + mean(value - (slopes * colour).sum(2)))
+        row[c] += FLAT
+    adjoint = [np.cross(rows[c - 2], rows[c - 1], axis=0) for c in range(3)]
+    determinant = (rows[0] * adjoint[0]).sum(0)
+    slopes = np.stack([(with_value * each).sum(0) / determinant for each in adjoint])
+    offset = value - (slopes * colour).sum(0)
+    return np.asarray((means(slopes) * guide).sum(0) + cv2.blur(offset, windows))
