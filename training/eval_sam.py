@@ -81,7 +81,8 @@ class Looked:
         self._copy = small_copy(picture, side) if side else None
         self._sight = Sight((picture.shape[1], picture.shape[0]), shown.shape[:2], b"", ())
         with torch.inference_mode():
-            self._embedding = sam.image_encoder(sam.preprocess(torch.from_numpy(shown).permute(2, 0, 1)[None]))
+            pixels = torch.from_numpy(shown).to(sam.device).permute(2, 0, 1)[None]
+            self._embedding = sam.image_encoder(sam.preprocess(pixels))
 
     @torch.inference_mode()
     def answer(
@@ -91,7 +92,7 @@ class Looked:
         prompt = Prompt(np.array(points, np.float64), np.array(labels), None, previous)
         found = candidates(self._sam, self._resize, self._sight, self._embedding, prompt, prompt.is_ambiguous)
         masks = [self._mask(logits, prompt) for logits in found.logits[0]]
-        return masks, found.scores, found.logits[0].numpy()
+        return masks, found.scores, found.logits[0].cpu().numpy()
 
     def _mask(self, logits: Tensor, prompt: Prompt) -> np.ndarray:
         if self._copy is None:

@@ -105,7 +105,7 @@ class SamHandler(Handler):
         known = self.embeddings.get(sight.key)
         with request.timings.stage("recall" if known else "embed"):
             if not known:
-                known = self._seen_first(copies)  # copies: for what _look knows is kept
+                known = self._seen_first(copies)  # there are some: what _look knows is kept
                 self.embeddings.put(sight.key, *known)
         return known
 
