@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fakes import FakeTorchServe, application
 from fastapi import FastAPI
+from serving import free_port
 
 from serve.gateway import server as servers
 from serve.settings import Settings
@@ -104,9 +105,7 @@ def closed(line: socket.socket) -> bool:
 @contextlib.contextmanager
 def serving(fake: FakeTorchServe, store: Path, app: FastAPI | None = None, **settings: Any) -> Iterator[Server]:
     """settings: fields of Settings."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     app = app or application(fake, store, **settings)
     server = Server(app, port)
     ready = threading.Event()

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import random
 import re
 import shutil
 import socket
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PALIMPSEST = Path(sys.executable).parent / "palimpsest"
+FIRST_PORT, PORTS_EACH = 20_000, 1_500  # above those that Ray's workers take
 
 
 class Server:
@@ -64,10 +66,28 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
 
 
+def _ports() -> Iterator[int]:
+    """Below those that the system gives away by itself: one that is free stays free until its server takes it.
+
+    A connection to a port of those that nobody listens on may even get that port for its own end, and meet itself.
+    Every process that runs tests has numbers of its own.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    first = FIRST_PORT + PORTS_EACH * process
+    begin = random.randrange(PORTS_EACH)
+    return cycle(first + (begin + each) % PORTS_EACH for each in range(PORTS_EACH))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in islice(_PORTS, PORTS_EACH):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
+_PORTS = _ports()
 
 
 def environment(port: int, folder: Path, store: Path, models: str = "demo") -> dict[str, str]:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +16,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from serving import free_port
 from typer.testing import CliRunner
 
 from handlers.building.checkpoint import CheckpointError
@@ -624,7 +624,7 @@ def exported(demo_store: Path, tmp_path: Path) -> Path:
 def stock_torchserve(model_store: Path, models: str, home: Path) -> Iterator[tuple[str, str]]:
     """`torchserve` as its own documentation starts it, with ports and folders of its own; the two addresses."""
     home.mkdir()
-    *http, grpc_inference, grpc_management = free_ports(5)
+    *http, grpc_inference, grpc_management = (free_port() for _ in range(5))
     inference, management, metrics = (f"http://127.0.0.1:{port}" for port in http)
     (home / "config.properties").write_text(
         f"inference_address={inference}\nmanagement_address={management}\nmetrics_address={metrics}\n"
@@ -649,14 +649,6 @@ def stock_torchserve(model_store: Path, models: str, home: Path) -> Iterator[tup
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=30)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def wait_for_worker(url: str, server: psutil.Popen, log: Path) -> None:
