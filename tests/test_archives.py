@@ -26,7 +26,6 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from serving import free_port
 from typer.testing import CliRunner
 
 from handlers.building.checkpoint import CheckpointError
@@ -39,6 +38,7 @@ from serve.archives.export import ExportError, Format, export
 from serve.archives.weights import File, Published, SearchFolders, read_weights
 from serve.store import digests
 from serve.store import publish as store
+from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent
 LAMA = ROOT / "tests" / "data" / "lama"
