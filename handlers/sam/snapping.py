@@ -93,22 +93,28 @@ def snapped(picture: RGB, logits: Map, clicks: NDArray[np.int64], labels: NDArra
     logits: HxW, of the coarse mask. clicks: Nx2 [x, y] in the picture, labels: N, 1 inside and 0 outside.
     """
     certain = _certain(logits > 0, clicks, labels)
-    window = _window(certain > -SURE, margin=WIDEST)
+    window = _window(certain > -SURE)
     near, coarse, certain = np.ascontiguousarray(picture[window]), logits[window], certain[window]
     inside = coarse > 0
-    if min(np.count_nonzero(inside), np.count_nonzero(~inside)) < LEAST:
+    if _is_one_sided(inside):
         return None
     nats = TRUST * coarse.clip(-SURE, SURE) + _likelihood(near, inside) + CUT * _cut(near, inside, certain)
     nats[certain != 0] = certain[certain != 0]
     colours = np.ascontiguousarray(np.moveaxis(near, 2, 0)).astype(np.float32) / np.float32(255)
-    found = guided(colours, sigmoid(nats))
+    found = guided(colours, _sigmoid(nats))
     found[certain > 0], found[certain < 0] = 1, 0
     shares = np.zeros_like(logits)
     shares[window] = found
     return shares
 
 
-def sigmoid(nats: Map) -> Map:
+def _is_one_sided(inside: Mask) -> bool:
+    """Whether there is next to nothing inside, or outside."""
+    count = np.count_nonzero(inside)
+    return bool(min(count, inside.size - count) < LEAST)
+
+
+def _sigmoid(nats: Map) -> Map:
     return np.asarray(1 / (1 + np.exp(-nats)), np.float32)
 
 
@@ -125,10 +131,10 @@ def _certain(mask: Mask, clicks: NDArray[np.int64], labels: NDArray[np.int64]) -
     return certain
 
 
-def _window(possible: Mask, margin: int) -> tuple[slice, slice]:
+def _window(possible: Mask) -> tuple[slice, slice]:
     """What is possible, and around it half as much again: enough to know the colours outside, and no more work."""
     left, top, width, height = cv2.boundingRect(possible.astype(np.uint8))
-    around = max(margin, max(width, height) // 2)
+    around = max(WIDEST, max(width, height) // 2)
     return (
         slice(max(0, top - around), top + height + around),
         slice(max(0, left - around), left + width + around),
@@ -141,7 +147,7 @@ def _cut(picture: RGB, inside: Mask, certain: Map) -> Map:
     known[certain > 0], known[certain < 0] = cv2.GC_FGD, cv2.GC_BGD
     seen, known_there = _reduced(picture, known, CUT_PIXELS)
     sample, known_of_it = _reduced(seen, known_there, SAMPLED_PIXELS)
-    if min(np.count_nonzero(_is_object(known_of_it)), np.count_nonzero(~_is_object(known_of_it))) < LEAST:
+    if _is_one_sided(_is_object(known_of_it)):
         return np.zeros_like(certain)
     inner, outer = np.zeros((1, 65)), np.zeros((1, 65))
     # Its first guess at the colours is drawn by lot, and takes longer than the cut.
